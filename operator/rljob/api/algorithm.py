@@ -1,0 +1,174 @@
+"""How the policy learns: objective, sampling, warm start, evaluation."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rljob.api.base import Part
+from rljob.api.sources import DataSource
+
+
+class LengthPenalty(Part):
+    """The length reward of Kimi k1.5 §2.3.3, added to the verifier's reward after a warm-up."""
+
+    weight: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Factor of the length reward (which lies in [-0.5, 0.5]); 0 turns it off."""
+    warmup_iterations: Annotated[int, Field(ge=0)] = 0
+    """Iterations without the length reward at the start."""
+
+
+class Sampling(Part):
+    """Which prompts come next (Kimi k1.5 §2.3.4)."""
+
+    strategy: Literal["uniform", "curriculum", "prioritized"] = "uniform"
+    """`uniform` walks the set once, then again; `curriculum` goes from easy to hard by `difficulty`; `prioritized` draws in
+    proportion to 1 - success rate, after each prompt's first visit."""
+    curriculum_iterations: Annotated[int, Field(ge=1)] = 24
+    """Iterations over which the curriculum opens up to the hardest prompts (the paper's transition is at 24)."""
+
+
+class AlgorithmSpec(Part):
+    """Online policy mirror descent (Kimi k1.5 §2.3.2, equation 3)."""
+
+    objective: Literal["mirror-descent"] = "mirror-descent"
+    """The RL objective."""
+    tau: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared log-ratio regulariser. 0 keeps the plain policy gradient with the mean reward as baseline."""
+    prompts_per_iteration: Annotated[int, Field(ge=1)] = 16
+    """Prompts (groups) in one iteration."""
+    samples_per_prompt: Annotated[int, Field(ge=2)] = 8
+    """Answers sampled for each prompt; k of the paper."""
+    steps_per_iteration: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps an iteration; its samples are split evenly among them."""
+    reset_optimizer: bool = True
+    """Start every iteration with a fresh optimizer, as the paper does."""
+    length_penalty: LengthPenalty = LengthPenalty()
+    """The length reward."""
+    sampling: Sampling = Sampling()
+    """Prompt sampling."""
+
+
+class WarmStart(Part):
+    """Supervised fine-tuning before RL, on the `demonstration` of each record."""
+
+    data: DataSource | None = None
+    """Records with a `demonstration`. Default: the training prompts."""
+    steps: Annotated[int, Field(ge=1)] = 32
+    """Optimizer steps."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Demonstrations a step."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    """Peak learning rate; rises linearly over the first `warmupSteps`."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 4
+    """Steps of linear warm-up."""
+
+
+class EvaluationSpec(Part):
+    """Held-out accuracy: greedy answers to prompts that are never trained on."""
+
+    data: DataSource
+    """The held-out prompts."""
+    every: Annotated[int, Field(ge=1)] = 4
+    """Evaluate every so many iterations; the first and the last policy are always evaluated."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Sampling temperature of the evaluation; 0 is greedy."""
+
+
+class OptimizerSpec(Part):
+    """Adam, as in Megatron-core."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-6
+    """Learning rate of RL. With a fresh optimizer each iteration the first step moves every weight by about this much."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+    clip_grad: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0 turns clipping off."""
+
+
+class TrainerSpec(Part):
+    """Megatron-core."""
+
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Worker pods. Data parallel size = nodes × accelerator.perNode / (tensor × pipeline × context parallel)."""
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """Tensor parallel size."""
+    pipeline_parallel: Annotated[int, Field(ge=1)] = 1
+    """Pipeline parallel size."""
+    expert_parallel: Annotated[int, Field(ge=1)] = 1
+    """Expert parallel size (mixture-of-experts models)."""
+    context_parallel: Annotated[int, Field(ge=1)] = 1
+    """Context parallel size (long sequences)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of training; master weights are always fp32. `auto`: bf16 where the hardware has it (on CPU: AVX512-BF16 or AMX)."""
+    micro_batch_tokens: Annotated[int, Field(ge=64)] = 2048
+    """Tokens a micro-batch holds at most (one longer group makes its own); bounds activation memory."""
+    recompute: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    optimizer: OptimizerSpec = OptimizerSpec()
+    """The optimizer."""
+
+
+class Repetition(Part):
+    """Repetition detection (Kimi k1.5 §2.6.2): an answer that loops is ended early and marked."""
+
+    enabled: bool = True
+    """Turn the detector on."""
+    window: Annotated[int, Field(ge=2)] = 16
+    """Length in tokens of the sequence whose repetition is looked for (shorter periods are found too)."""
+    times: Annotated[int, Field(ge=2)] = 4
+    """How often it must stand in a row."""
+    penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Subtracted from the reward of an answer that was ended for repeating itself."""
+
+
+class EngineSpec(Part):
+    """vLLM's own settings."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of generation. `auto`: float32 on CPU (log-probs then agree with an fp32 trainer to 1e-5), bfloat16 on GPUs."""
+    max_sequences: Annotated[int, Field(ge=1)] = 128
+    """Sequences that one engine runs at a time."""
+    kv_cache_memory: Annotated[str, Field(pattern=r"^\d+(Mi|Gi)$")] | None = None
+    """Memory for the KV cache, such as `512Mi`. Default: what maxSequences × maxLength needs on CPU, what is free on a GPU."""
+    enforce_eager: bool | None = None
+    """No CUDA graphs. Default: true on CPU and with `switch.policy: restart`, false else."""
+    extra_args: dict[str, str] = Field(default_factory=dict)
+    """Further vLLM options, name without dashes to value; for what this schema does not name."""
+
+
+class RolloutSpec(Part):
+    """Generation."""
+
+    replicas: Annotated[int, Field(ge=0)] = 0
+    """Rollout-only pods beside the worker pods; may change at any time (`kubectl scale`)."""
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """Tensor parallel size of one engine."""
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Sampling temperature of training answers."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 samples from the policy itself, which the objective assumes."""
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """Longest answer in tokens."""
+    token_budget: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that one answer may grow by in one iteration (partial rollouts, §2.6.2): what is unfinished goes to the replay buffer
+    and on in the next iteration. Default: maxTokens, so nothing is cut."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """A segment written by a policy more than so many versions old is left out of the loss (the answer still counts)."""
+    repetition: Repetition = Repetition()
+    """Repetition detection."""
+    engine: EngineSpec = EngineSpec()
+    """vLLM's own settings."""
+
+    @model_validator(mode="after")
+    def _budget(self) -> "RolloutSpec":
+        if self.token_budget is not None and self.token_budget > self.max_tokens:
+            raise ValueError(
+                f"tokenBudget ({self.token_budget}) is more than maxTokens ({self.max_tokens}); leave tokenBudget out or lower it"
+            )
+        return self

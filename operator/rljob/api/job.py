@@ -1,0 +1,144 @@
+"""RLJob itself: metadata, spec, and the checks that need more than one topic."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from rljob.api.algorithm import AlgorithmSpec, EvaluationSpec, RolloutSpec, TrainerSpec, WarmStart
+from rljob.api.base import Part
+from rljob.api.platform import (
+    AcceleratorSpec,
+    CheckpointSpec,
+    RewardSpec,
+    SandboxSpec,
+    SwitchSpec,
+    TemplateOverrides,
+)
+from rljob.api.sources import DataSpec, ModelSpec
+
+GROUP = "rljob.dev"
+VERSION = "v1alpha1"
+KIND = "RLJob"
+
+
+class Metadata(Part):
+    """Kubernetes object metadata; what this project does not read is passed through."""
+
+    model_config = ConfigDict(**{**Part.model_config, "extra": "allow"})
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$")]
+    """Name of the job: lower-case letters, digits and dashes, at most 52 (children's names are derived from it)."""
+    namespace: str | None = None
+    """Namespace of the job."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations."""
+
+
+class RLJobSpec(Part):
+    """What to train, on what, and how."""
+
+    model: ModelSpec
+    """The policy."""
+    data: DataSpec
+    """The prompts to train on."""
+    iterations: Annotated[int, Field(ge=1)] = 100
+    """Iterations of the loop: rollout, reward, train."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of every random choice of the job."""
+    warm_start: WarmStart | None = None
+    """Supervised fine-tuning before RL."""
+    evaluation: EvaluationSpec | None = None
+    """Held-out evaluation."""
+    algorithm: AlgorithmSpec = AlgorithmSpec()
+    """Objective and sampling."""
+    trainer: TrainerSpec = TrainerSpec()
+    """Megatron-core."""
+    rollout: RolloutSpec = RolloutSpec()
+    """Generation with vLLM."""
+    switch: SwitchSpec = SwitchSpec()
+    """The hand-over between the two."""
+    accelerator: AcceleratorSpec = AcceleratorSpec()
+    """What both run on."""
+    reward: RewardSpec = RewardSpec()
+    """The reward service."""
+    sandbox: SandboxSpec = SandboxSpec()
+    """The code sandbox."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """Checkpoints."""
+    suspend: bool = False
+    """Stop the job's pods and keep its state; set back to false to go on."""
+    backoff_limit: Annotated[int, Field(ge=0)] = 6
+    """Restarts in a row of one container, without progress of the job between them, before the job fails."""
+    active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    """The job fails when it has run for so long."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    """The finished job is deleted after so long."""
+    queue_name: str | None = None
+    """Kueue queue to wait in."""
+    templates: TemplateOverrides = TemplateOverrides()
+    """Pod template overrides per role."""
+
+    @property
+    def world_size(self) -> int:
+        """Trainer processes of the whole job."""
+        return self.trainer.nodes * self.accelerator.per_node
+
+    @property
+    def data_parallel(self) -> int:
+        """Data parallel size of the trainer (derived)."""
+        t = self.trainer
+        return self.world_size // (t.tensor_parallel * t.pipeline_parallel * t.context_parallel)
+
+    @model_validator(mode="after")
+    def _parallel_sizes_fit(self) -> "RLJobSpec":
+        t, per_node = self.trainer, self.accelerator.per_node
+        need = t.tensor_parallel * t.pipeline_parallel * t.context_parallel
+        if self.world_size % need:
+            raise ValueError(
+                f"trainer.tensorParallel ({t.tensor_parallel}) × pipelineParallel ({t.pipeline_parallel}) × contextParallel "
+                f"({t.context_parallel}) = {need} must divide trainer.nodes × accelerator.perNode = {self.world_size}; "
+                f"set accelerator.perNode to a multiple of {max(1, need // t.nodes)}"
+            )
+        if t.tensor_parallel > per_node:
+            raise ValueError(
+                f"trainer.tensorParallel ({t.tensor_parallel}) is more than accelerator.perNode ({per_node}): a tensor parallel "
+                "group stays within one node; lower it or raise perNode"
+            )
+        if self.rollout.tensor_parallel > per_node:
+            raise ValueError(
+                f"rollout.tensorParallel ({self.rollout.tensor_parallel}) is more than accelerator.perNode ({per_node}); "
+                "lower it or raise perNode"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _topics_agree(self) -> "RLJobSpec":
+        if self.model.source.scratch is not None and self.warm_start is None:
+            raise ValueError("model.source.scratch starts from random weights, which earn no reward: set spec.warmStart")
+        length = self.model.max_length
+        if length is not None and self.rollout.max_tokens >= length:
+            raise ValueError(
+                f"rollout.maxTokens ({self.rollout.max_tokens}) leaves no room for a prompt in model.maxLength ({length}); "
+                f"lower maxTokens or raise maxLength"
+            )
+        if self.algorithm.steps_per_iteration > self.algorithm.prompts_per_iteration:
+            raise ValueError(
+                f"algorithm.stepsPerIteration ({self.algorithm.steps_per_iteration}) is more than promptsPerIteration "
+                f"({self.algorithm.prompts_per_iteration}): a step needs at least one prompt; lower stepsPerIteration"
+            )
+        return self
+
+
+class RLJob(Part):
+    """One reinforcement-learning post-training job."""
+
+    api_version: Literal["rljob.dev/v1alpha1"]
+    """`rljob.dev/v1alpha1`."""
+    kind: Literal["RLJob"]
+    """`RLJob`."""
+    metadata: Metadata
+    """Kubernetes object metadata."""
+    spec: RLJobSpec
+    """What the user wants."""

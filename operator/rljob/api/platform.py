@@ -1,0 +1,91 @@
+"""What the job runs on: accelerators, the hand-over, reward and sandbox services, checkpoints, pod overrides."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rljob.api.base import Part
+
+
+class MemoryGate(Part):
+    """The next owner of the accelerator starts only when what is free covers what it will claim."""
+
+    deadline_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long to wait for memory before the hand-over counts as failed."""
+    leak_tolerance: Annotated[str, Field(pattern=r"^\d+(Mi|Gi)$")] = "512Mi"
+    """How much the rest that a sleeping owner keeps may grow over the first hand-over's; more is a leak and restarts that owner."""
+
+
+class SwitchSpec(Part):
+    """The hand-over between Megatron and vLLM."""
+
+    policy: Literal["auto", "restart", "sleep"] = "auto"
+    """`restart` ends vLLM after each rollout (as k1.5 does); `sleep` keeps it (on CPU: paused, memory kept). `auto` sleeps where the
+    engine can and the gate finds the memory free, else restarts; on CPU it restarts."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """How long one step of the cycle (start, load, attest, export, ...) may take before it counts as failed."""
+    memory_gate: MemoryGate = MemoryGate()
+    """The memory gate."""
+
+
+class AcceleratorSpec(Part):
+    """What Megatron and vLLM take turns on."""
+
+    type: Literal["cpu", "nvidia"] = "cpu"
+    """Kind of accelerator."""
+    per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """Devices of a worker pod; on CPU the number of trainer processes."""
+    sharing: Literal["auto", "claim", "single", "visible"] = "auto"
+    """How the two sidecars share the devices in a cluster: one DRA `claim`, one `single` container, or the owner's device list made
+    `visible` to the other. `auto` takes the first that the cluster supports."""
+
+
+class RewardSpec(Part):
+    """The reward service."""
+
+    verifier: Literal["exact", "numeric", "math", "reasoning-gym", "instruction"] | None = None
+    """How answers are judged, unless a record says otherwise. Default: `reasoning-gym` for a generator's prompts, else `exact`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that verifier."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Pods of the Deployment."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Killable worker processes of one pod, for verifiers that can hang."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Hard time limit of one judgement; a verifier that runs longer is killed and the answer counts as wrong only if the verifier's
+    contract says so, else as an infrastructure failure."""
+
+
+class SandboxSpec(Part):
+    """The code-execution service, for `code` verifiers."""
+
+    enabled: bool = False
+    """Start the service."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Pods of the Deployment."""
+
+
+class CheckpointSpec(Part):
+    """Checkpoints. Every iteration is committed atomically: weights, sampler and buffer together or not at all."""
+
+    keep: Annotated[int, Field(ge=1)] = 2
+    """Newest checkpoints kept."""
+    keep_every: Annotated[int, Field(ge=1)] | None = None
+    """Also keep every so many iterations' checkpoint for good."""
+    volume: str | None = None
+    """Name of a PersistentVolumeClaim for state and checkpoints. Default: one is created. Local runs use the job folder."""
+
+
+class TemplateOverrides(Part):
+    """Pod template overrides per role: a partial `PodTemplateSpec` merged over what the operator renders."""
+
+    master: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    """Overrides for the master pod."""
+    worker: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    """Overrides for worker pods."""
+    rollout: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    """Overrides for rollout pods."""
+    reward: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    """Overrides for reward pods."""
+    sandbox: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    """Overrides for sandbox pods."""

@@ -1,0 +1,78 @@
+"""What the master hands to the trainer: token sequences and their weights, as one safetensors blob.
+
+Rows are grouped by prompt, because the answers of one prompt share the computation of it.
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load, save
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer. All arrays have one entry per answer token."""
+
+    tokens: npt.NDArray[np.int32]
+    loss_mask: npt.NDArray[np.uint8]
+    """1 where the token takes part in the loss."""
+    logprobs: npt.NDArray[np.float32]
+    """What the engine said when it sampled the token (for the report of the train/generate gap; the loss's reference is the trainer's own)."""
+    advantage: float
+    """r - mean(r) of its group; 0 for supervised samples."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its answers."""
+
+    prompt: npt.NDArray[np.int32]
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training task consumes."""
+
+    version: int
+    """The version that training on this batch makes."""
+    groups: tuple[Group, ...]
+
+    def encode(self) -> bytes:
+        """Flatten into arrays: no pickle, readable by any safetensors implementation."""
+        samples = [s for g in self.groups for s in g.samples]
+        prompts = [g.prompt for g in self.groups]
+
+        def flat(parts: list[npt.NDArray[np.generic]], dtype: type[np.generic]) -> npt.NDArray[np.generic]:
+            return np.concatenate([np.asarray(p, dtype) for p in parts]) if parts else np.zeros(0, dtype)
+
+        return save(
+            {
+                "prompt_tokens": flat(list(prompts), np.int32),
+                "prompt_lengths": np.array([len(p) for p in prompts], np.int64),
+                "group_sizes": np.array([len(g.samples) for g in self.groups], np.int64),
+                "tokens": flat([s.tokens for s in samples], np.int32),
+                "loss_mask": flat([s.loss_mask for s in samples], np.uint8),
+                "logprobs": flat([s.logprobs for s in samples], np.float32),
+                "lengths": np.array([len(s.tokens) for s in samples], np.int64),
+                "advantages": np.array([s.advantage for s in samples], np.float64),
+            },
+            metadata={"rljob": json.dumps({"version": self.version})},
+        )
+
+    @staticmethod
+    def decode(blob: bytes) -> "Batch":
+        """Inverse of `encode`."""
+        a = load(blob)
+        header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+        ends = np.cumsum(a["lengths"])[:-1]
+        tokens, masks, logprobs = (np.split(a[k], ends) for k in ("tokens", "loss_mask", "logprobs"))
+        prompts = np.split(a["prompt_tokens"], np.cumsum(a["prompt_lengths"])[:-1])
+        groups, at = [], 0
+        for prompt, size in zip(prompts, a["group_sizes"].tolist(), strict=True) if len(a["group_sizes"]) else ():
+            members = range(at, at + size)
+            at += size
+            groups.append(Group(prompt, tuple(Sample(tokens[i], masks[i], logprobs[i], float(a["advantages"][i])) for i in members)))
+        return Batch(json.loads(header["__metadata__"]["rljob"])["version"], tuple(groups))

@@ -1,0 +1,42 @@
+"""Prepared prompts: what `rljob.prepare` writes and the master reads (`train.jsonl`, `heldout.jsonl`, `warmstart.jsonl`)."""
+
+from typing import Any
+
+from rljob.wire.base import Message
+
+
+class PromptRecord(Message):
+    """One prompt, ready to generate from."""
+
+    id: str
+    question: str
+    """What the verifier is shown: the last user message."""
+    tokens: tuple[int, ...]
+    """The whole prompt through the chat template, generation prompt included."""
+    verifier: str
+    options: dict[str, Any] = {}
+    reference: Any = None
+    family: str = ""
+    difficulty: float = 0.0
+    demonstration: tuple[int, ...] | None = None
+    """Tokens of an answer to imitate, end-of-turn token included."""
+
+
+class Prepared(Message):
+    """`prepared.json`: what was found out about model and data."""
+
+    model_type: str
+    """`llama`, `qwen2`, ..."""
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int
+    context_length: int
+    """Longest sequence the model was made for."""
+    max_length: int
+    """Longest sequence of this job: longest prompt + maxTokens, or spec.model.maxLength."""
+    parameters: int
+    train: int
+    heldout: int
+    warmstart: int
+    """Numbers of records."""
+    digest: str
+    """xxh3-128 of the model's weights and the prepared data: a resumed job must find the same."""

@@ -1,0 +1,61 @@
+"""The environment a process of the job is started with; `rljob.plan` writes it, here it is read."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rljob.api import ConfigurationError, RLJob
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Typed view of the `RLJOB_*` variables. A folder or address that the plan does not give this process raises when asked for."""
+
+    variables: Mapping[str, str]
+
+    @staticmethod
+    def current() -> "Environment":
+        return Environment(dict(os.environ))
+
+    def _get(self, name: str) -> str:
+        try:
+            return self.variables[name]
+        except KeyError:
+            raise ConfigurationError(
+                f"environment variable {name} is not set; this process is started by a plan, see `rljob plan`"
+            ) from None
+
+    @property
+    def job(self) -> RLJob:
+        """The job with every default filled in (`RLJOB_JOB` names its JSON file)."""
+        return RLJob.model_validate(json.loads(Path(self._get("RLJOB_JOB")).read_text()))
+
+    @property
+    def node(self) -> str:
+        """Name of the pod, such as `worker-0`."""
+        return self._get("RLJOB_NODE")
+
+    def directory(self, name: str) -> Path:
+        """Folder of a volume: `model` (Hugging Face folder of version 0), `data` (prepared prompts), `state` (the master's), `checkpoints`,
+        `output` (metrics, report, final model), `shm` (shared memory of the pod), `sockets` (unix sockets of the pod), `cache`."""
+        return Path(self._get(f"RLJOB_DIR_{name.upper()}"))
+
+    def socket(self, name: str) -> Path:
+        """Unix socket of a container of this pod: `agent`, `megatron-shim`, `vllm-shim`, `trainer`, `zygote`."""
+        return self.directory("sockets") / f"{name}.sock"
+
+    def url(self, service: str) -> str:
+        """Base address of a service: `master` or `reward`."""
+        return self._get(f"RLJOB_URL_{service.upper()}")
+
+    def listen(self, port: str) -> tuple[str, int]:
+        """Host and port to listen on: `master`, `reward`, `engine`."""
+        host, _, number = self._get(f"RLJOB_LISTEN_{port.upper()}").rpartition(":")
+        return host, int(number)
+
+    @property
+    def advertise_host(self) -> str:
+        """Host under which others reach this pod."""
+        return self._get("RLJOB_ADVERTISE_HOST")
