@@ -19,7 +19,7 @@ class Sample:
     loss_mask: npt.NDArray[np.uint8]
     """1 where the token takes part in the loss."""
     logprobs: npt.NDArray[np.float32]
-    """What the engine said when it sampled the token (for the report of the train/generate gap; the loss's reference is the trainer's own)."""
+    """What the engine said when it sampled the token (for the report of the train/generate gap only)."""
     advantage: float
     """r - mean(r) of its group; 0 for supervised samples."""
 
@@ -48,7 +48,7 @@ class Batch:
         def flat(parts: list[npt.NDArray[np.generic]], dtype: type[np.generic]) -> npt.NDArray[np.generic]:
             return np.concatenate([np.asarray(p, dtype) for p in parts]) if parts else np.zeros(0, dtype)
 
-        return save(
+        blob: bytes = save(
             {
                 "prompt_tokens": flat(list(prompts), np.int32),
                 "prompt_lengths": np.array([len(p) for p in prompts], np.int64),
@@ -61,6 +61,7 @@ class Batch:
             },
             metadata={"rljob": json.dumps({"version": self.version})},
         )
+        return blob
 
     @staticmethod
     def decode(blob: bytes) -> "Batch":

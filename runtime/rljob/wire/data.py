@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import Field
+
 from rljob.wire.base import Message
 
 
@@ -14,7 +16,7 @@ class PromptRecord(Message):
     tokens: tuple[int, ...]
     """The whole prompt through the chat template, generation prompt included."""
     verifier: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     reference: Any = None
     family: str = ""
     difficulty: float = 0.0

@@ -23,9 +23,7 @@ class Environment:
         try:
             return self.variables[name]
         except KeyError:
-            raise ConfigurationError(
-                f"environment variable {name} is not set; this process is started by a plan, see `rljob plan`"
-            ) from None
+            raise ConfigurationError(f"environment variable {name} is not set; a plan starts this process (see `rljob plan`)") from None
 
     @property
     def job(self) -> RLJob:

@@ -6,6 +6,8 @@ from `report.seen_revision`, else after `wait` seconds at the latest (a long pol
 
 from typing import Literal
 
+from pydantic import Field
+
 from rljob.wire.base import Failure, Message
 
 
@@ -93,7 +95,7 @@ class NodeReport(Message):
     """Result of the newest finished training task."""
     checkpointed: int | None = None
     """Newest version whose checkpoint is durable."""
-    timings: dict[str, float] = {}
+    timings: dict[str, float] = Field(default_factory=dict)
     """Seconds of each step since the last change of desired.version or phase, by step name."""
     switch_policy: Literal["restart", "sleep"] | None = None
     """What the last hand-over did, and `switch_reason` why."""

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from rljob.wire.base import Message
 
 
@@ -10,7 +12,7 @@ class ScoreItem(Message):
 
     id: str
     verifier: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     prompt: str
     answer: str
     reference: Any = None
