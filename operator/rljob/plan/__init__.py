@@ -1,0 +1,8 @@
+"""`plan(job) -> Plan`: pods, containers, volumes and services of a job, and an estimate of what they take. Pure."""
+
+from rljob.plan.build import plan
+from rljob.plan.estimate import Estimate, Machine, estimate
+from rljob.plan.shape import ModelShape, read_shape
+from rljob.plan.types import Container, Plan, Pod
+
+__all__ = ["Container", "Estimate", "Machine", "ModelShape", "Plan", "Pod", "estimate", "plan", "read_shape"]

@@ -1,0 +1,206 @@
+"""From a job to its pods. Pure: the same job gives the same plan, here and in a cluster."""
+
+import json
+
+from rljob.api import RLJob
+from rljob.plan.estimate import Estimate, Machine, estimate
+from rljob.plan.shape import ModelShape
+from rljob.plan.types import (
+    AdvertiseHost,
+    Container,
+    HttpProbe,
+    Listen,
+    Mount,
+    Plan,
+    Pod,
+    PodHost,
+    PodName,
+    PodPort,
+    Port,
+    Probe,
+    Resources,
+    Service,
+    ServiceUrl,
+    Threads,
+    Value,
+    Volume,
+    VolumePath,
+)
+
+MASTER, REWARD, ENGINE, RENDEZVOUS = Port("master", 8080), Port("reward", 8081), Port("engine", 8000), Port("rendezvous", 29500)
+
+_WORK = Mount("work", "/rljob/work")
+_CACHE = Mount("cache", "/rljob/cache")
+_JOB = Mount("job", "/rljob/job", read_only=True)
+_SOURCE = Mount("source", "/rljob/source", read_only=True)
+_MEMORY = Mount("shm", "/dev/shm")
+_SOCKETS = Mount("sockets", "/rljob/sockets")
+
+_TINY = 20_000_000
+"""Below so many parameters a second thread costs more than it gives (440 against some 30 tokens/s, vLLM on two busy cores)."""
+
+
+def plan(job: RLJob, shape: ModelShape | None = None) -> Plan:
+    """Pods, volumes and services of a job. `shape` only refines what is asked for: memory and threads."""
+    sizes = estimate(job, shape, Machine(cores=2, bf16=False))
+    pods = [_master(job, sizes), *(_worker(job, sizes, i) for i in range(job.spec.trainer.nodes))]
+    pods += [_rollout(job, sizes, i) for i in range(job.spec.rollout.replicas)]
+    pods.append(_reward(job, sizes))
+    return Plan(
+        job=job.metadata.name,
+        pods=tuple(pods),
+        volumes=_volumes(job, sizes),
+        services=(Service("master", "master", MASTER.name), Service("reward", "reward", REWARD.name)),
+        notes=sizes.notes,
+    )
+
+
+def _volumes(job: RLJob, sizes: Estimate) -> tuple[Volume, ...]:
+    resolved = json.dumps(job.model_dump(mode="json", by_alias=True), indent=1)
+    return (
+        Volume("job", "config", files={"job.json": resolved}),
+        Volume("source", "source"),
+        Volume("work", "state", size=sizes.disk, claim=job.spec.checkpoint.volume),
+        Volume("cache", "cache"),
+        Volume("shm", "memory", size=sizes.arena),
+        Volume("sockets", "sockets"),
+    )
+
+
+_FOLDERS: dict[str, VolumePath] = {
+    "model": VolumePath("work", "source"),
+    "data": VolumePath("work", "data"),
+    "state": VolumePath("work", "state"),
+    "checkpoints": VolumePath("work", "checkpoints"),
+    "output": VolumePath("work"),
+    "cache": VolumePath("cache"),
+    "shm": VolumePath("shm"),
+    "sockets": VolumePath("sockets"),
+}
+
+
+def _env(*folders: str, **more: Value) -> dict[str, Value]:
+    """What every container gets, the folders it may use, and more."""
+    common: dict[str, Value] = {
+        "RLJOB_JOB": VolumePath("job", "job.json"),
+        "RLJOB_NODE": PodName(),
+        "RLJOB_ADVERTISE_HOST": AdvertiseHost(),
+    }
+    return common | {f"RLJOB_DIR_{name.upper()}": _FOLDERS[name] for name in folders} | more
+
+
+def _module(name: str, *arguments: str) -> tuple[str, ...]:
+    return ("python", "-m", f"rljob.{name}", *arguments)
+
+
+def _resources(sizes: Estimate, name: str, cpus: float, accelerators: int = 0) -> Resources:
+    return Resources(sizes.memory[name].total, cpus, accelerators)
+
+
+def _master(job: RLJob, sizes: Estimate) -> Pod:
+    prepare = Container(
+        name="prepare",
+        command=_module("prepare"),
+        env=_env("model", "data", "cache", RLJOB_SOURCE_DIR=VolumePath("source")),
+        mounts=(_JOB, _SOURCE, _WORK, _CACHE),
+        resources=_resources(sizes, "prepare", 1),
+        restart="on-failure",
+    )
+    master = Container(
+        name="master",
+        command=_module("master"),
+        env=_env(
+            "model",
+            "data",
+            "state",
+            "checkpoints",
+            "output",
+            "cache",
+            RLJOB_LISTEN_MASTER=Listen(MASTER.name),
+            RLJOB_URL_MASTER=ServiceUrl("master"),
+            RLJOB_URL_REWARD=ServiceUrl("reward"),
+        ),
+        mounts=(_JOB, _WORK, _CACHE),
+        resources=_resources(sizes, "master", 0.5),
+        restart="on-failure",
+        ports=(MASTER,),
+        probe=Probe(HttpProbe(Listen(MASTER.name), "/v1/status")),
+    )
+    return Pod("master", "master", (master,), init_containers=(prepare,))
+
+
+def _threads(sizes: Estimate, processes: int) -> dict[str, Value]:
+    tiny = sizes.shape is not None and sizes.shape.parameters < _TINY
+    return {"OMP_NUM_THREADS": "1" if tiny else Threads(processes)}
+
+
+def _shim(payload: str, name: str, env: dict[str, Value], sizes: Estimate, job: RLJob, ports: tuple[Port, ...]) -> Container:
+    """A sidecar: the shim is its first process and starts the payload when the node agent says so."""
+    per_node = job.spec.accelerator.per_node
+    devices = per_node if job.spec.accelerator.type != "cpu" else 0
+    return Container(
+        name=name,
+        command=_module("checkpoint_engine.shim", "--payload", payload),
+        env=env,
+        mounts=(_JOB, _WORK, _CACHE, _MEMORY, _SOCKETS),
+        resources=_resources(sizes, name, per_node, devices),
+        restart="always",
+        ports=ports,
+        probe=Probe(HttpProbe(VolumePath("sockets", f"{name}-shim.sock"), "/v1/status")),
+    )
+
+
+def _megatron(job: RLJob, sizes: Estimate, rank: int) -> Container:
+    per_node = job.spec.accelerator.per_node
+    ranks: dict[str, Value] = {"LOCAL_WORLD_SIZE": str(per_node), "NODE_RANK": str(rank)} | _threads(sizes, per_node)
+    ports: tuple[Port, ...] = ()
+    if job.spec.trainer.nodes > 1:
+        # Ranks of one node meet on a port that they find themselves; several nodes need an address that all know.
+        ranks |= {"MASTER_ADDR": PodHost("worker-0"), "MASTER_PORT": PodPort("worker-0", RENDEZVOUS.name)}
+        ports = (RENDEZVOUS,) if rank == 0 else ()
+    folders = ("model", "data", "checkpoints", "cache", "shm", "sockets")
+    return _shim("trainer", "megatron", _env(*folders, RLJOB_URL_MASTER=ServiceUrl("master"), **ranks), sizes, job, ports)
+
+
+def _vllm(job: RLJob, sizes: Estimate) -> Container:
+    folders = ("model", "data", "checkpoints", "cache", "shm", "sockets")
+    env = _env(*folders, RLJOB_LISTEN_ENGINE=Listen(ENGINE.name), **_threads(sizes, job.spec.rollout.tensor_parallel))
+    return _shim("vllm", "vllm", env, sizes, job, (ENGINE,))
+
+
+def _agent(sizes: Estimate) -> Container:
+    folders = ("model", "data", "checkpoints", "cache", "shm", "sockets")
+    return Container(
+        name="checkpoint-engine",
+        command=_module("checkpoint_engine"),
+        env=_env(*folders, RLJOB_URL_MASTER=ServiceUrl("master"), RLJOB_LISTEN_ENGINE=Listen(ENGINE.name)),
+        mounts=(_JOB, _WORK, _CACHE, _MEMORY, _SOCKETS),
+        resources=_resources(sizes, "checkpoint-engine", 0.25),
+        restart="on-failure",
+    )
+
+
+_PREPARED = (VolumePath("work", "data/prepared.json"), VolumePath("work", "source/config.json"))
+
+
+def _worker(job: RLJob, sizes: Estimate, index: int) -> Pod:
+    sidecars = (_megatron(job, sizes, index), _vllm(job, sizes))
+    return Pod("worker", f"worker-{index}", (_agent(sizes),), sidecars=sidecars, waits=_PREPARED)
+
+
+def _rollout(job: RLJob, sizes: Estimate, index: int) -> Pod:
+    return Pod("rollout", f"rollout-{index}", (_agent(sizes),), sidecars=(_vllm(job, sizes),), waits=_PREPARED)
+
+
+def _reward(job: RLJob, sizes: Estimate) -> Pod:
+    reward = Container(
+        name="reward",
+        command=_module("reward"),
+        env=_env("cache", RLJOB_LISTEN_REWARD=Listen(REWARD.name)),
+        mounts=(_JOB, _CACHE),
+        resources=_resources(sizes, "reward", 0.5),
+        restart="always",
+        ports=(REWARD,),
+        probe=Probe(HttpProbe(Listen(REWARD.name), "/v1/health")),
+    )
+    return Pod("reward", "reward", (reward,), replicas=job.spec.reward.replicas)

@@ -1,0 +1,180 @@
+"""How much memory, disk and time a job will take, before anything starts. Rough on purpose, from few measured constants.
+
+The constants were measured with SmolLM2-135M on two AMD EPYC cores (bf16 and fp32) and, for `nvidia`, on one H100 (bf16). Other machines
+differ; the figures are for choosing sizes, not for promises.
+"""
+
+from dataclasses import dataclass
+
+from rljob.api import RLJob
+from rljob.plan.shape import ModelShape
+
+MiB, GiB = 1 << 20, 1 << 30
+
+PROMPT_TOKENS = 96
+"""Length that a prompt is taken to have."""
+ANSWER_SHARE = 0.5
+"""Share of `rollout.maxTokens` that an answer is taken to use."""
+
+_PYTHON = 250 * MiB
+_TORCH = 900 * MiB
+_ENGINE = 1050 * MiB
+_ZYGOTE = 540 * MiB
+_TRAIN_FLOPS = {("cpu", "fp32"): 69e9, ("cpu", "bf16"): 141e9, ("nvidia", "fp32"): 30e12, ("nvidia", "bf16"): 300e12}
+_GENERATE_FLOPS = {"cpu": 32e9, "nvidia": 20e12}
+_LARGEST_RATE = {"cpu": 3000.0, "nvidia": 30000.0}
+"""Tokens per second of one engine that small models come to, whatever their size: the scheduler's share."""
+_SWITCH_SECONDS = {"cpu": 4.0, "nvidia": 2.0}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What time depends on besides the job."""
+
+    cores: int
+    bf16: bool
+    """The hardware has bf16 arithmetic."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of one process, by what it is used for, in bytes."""
+
+    parts: tuple[tuple[str, int], ...]
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(size for _, size in self.parts)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sizes of a job. Bytes and seconds."""
+
+    shape: ModelShape | None
+    memory: dict[str, Memory]
+    """Per process: `master`, `prepare`, `checkpoint-engine`, `megatron` (the whole sidecar), `vllm`, `reward`."""
+    arena: int
+    """Weights in shared memory, per worker pod."""
+    disk: int
+    answer_tokens: int
+    """Generated per iteration."""
+    trained_tokens: int
+    """Through the trainer per iteration, prompts counted once per group."""
+    seconds: dict[str, float]
+    """Per phase of an iteration; empty if the model's shape is unknown."""
+    notes: tuple[str, ...]
+
+
+def sequence_length(job: RLJob) -> int:
+    """Longest sequence, as far as it is known before the prompts are."""
+    return job.spec.model.max_length or PROMPT_TOKENS + job.spec.rollout.max_tokens
+
+
+def engine_bytes(job: RLJob) -> int:
+    """Bytes of one weight in the engine and in the arena."""
+    dtype = job.spec.rollout.engine.dtype
+    if dtype == "auto":
+        return 4 if job.spec.accelerator.type == "cpu" else 2
+    return 4 if dtype == "float32" else 2
+
+
+def parse_size(text: str) -> int:
+    """`512Mi` or `2Gi` in bytes."""
+    return int(text[:-2]) * (MiB if text.endswith("Mi") else GiB)
+
+
+def trainer_memory(job: RLJob, shape: ModelShape) -> Memory:
+    """All ranks of one node: fp32 weights, gradients and Adam's two moments; activations of one micro-batch."""
+    t = job.spec.trainer
+    ranks = job.spec.accelerator.per_node
+    shards = t.tensor_parallel * t.pipeline_parallel
+    low = t.precision != "fp32"
+    state = shape.parameters * (18 if low else 16) // shards
+    tokens = max(t.micro_batch_tokens, sequence_length(job)) // t.context_parallel
+    per_token = shape.layers // t.pipeline_parallel * shape.hidden * (2 if t.recompute else 68)
+    activations = tokens * (per_token + 12 * shape.vocabulary) // t.tensor_parallel
+    return Memory((("interpreter", ranks * _TORCH), ("weights and optimizer", ranks * state), ("activations", ranks * activations)))
+
+
+def engine_memory(job: RLJob, shape: ModelShape) -> Memory:
+    """The zygote and one vLLM server."""
+    r, width = job.spec.rollout, engine_bytes(job)
+    per_token = 2 * shape.layers * shape.kv_heads * shape.head_size * width
+    wanted = r.engine.kv_cache_memory
+    cache = parse_size(wanted) if wanted else r.engine.max_sequences * sequence_length(job) * per_token
+    return Memory((("zygote", _ZYGOTE), ("engine", _ENGINE), ("weights", shape.parameters * width), ("KV cache", cache)))
+
+
+def _unknown(job: RLJob, notes: tuple[str, ...]) -> Estimate:
+    memory = {
+        "prepare": Memory((("interpreter", 2 * _TORCH),)),
+        "master": Memory((("interpreter", 2 * _PYTHON),)),
+        "checkpoint-engine": Memory((("interpreter", _PYTHON),)),
+        "megatron": Memory((("interpreter", job.spec.accelerator.per_node * _TORCH),)),
+        "vllm": Memory((("zygote", _ZYGOTE), ("engine", _ENGINE))),
+        "reward": Memory((("interpreter", (1 + job.spec.reward.workers) * _PYTHON),)),
+    }
+    a, r = job.spec.algorithm, job.spec.rollout
+    answers = int(a.prompts_per_iteration * a.samples_per_prompt * r.max_tokens * ANSWER_SHARE)
+    trained = answers + a.prompts_per_iteration * PROMPT_TOKENS
+    return Estimate(None, memory, 0, 0, answers, trained, {}, notes)
+
+
+def held_out_prompts(job: RLJob) -> int | None:
+    """Size of the held-out set as far as the job says."""
+    evaluation = job.spec.evaluation
+    if evaluation is None:
+        return 0
+    data = evaluation.data
+    return data.limit or (data.reasoning_gym.size if data.reasoning_gym else None)
+
+
+def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trained: int) -> dict[str, float]:
+    kind = job.spec.accelerator.type
+    low = job.spec.trainer.precision == "bf16" or (job.spec.trainer.precision == "auto" and (machine.bf16 or kind == "nvidia"))
+    units = machine.cores if kind == "cpu" else job.spec.world_size
+    engines = job.spec.trainer.nodes + job.spec.rollout.replicas
+
+    def generate(tokens: float) -> float:
+        return max(2 * shape.parameters * tokens / (_GENERATE_FLOPS[kind] * units), tokens / (_LARGEST_RATE[kind] * engines))
+
+    # One step is bounded below by its micro-batches' fixed cost, some 50 ms each.
+    micro_batches = max(job.spec.algorithm.steps_per_iteration, trained // job.spec.trainer.micro_batch_tokens)
+    training = max(6 * shape.parameters * trained / (_TRAIN_FLOPS[kind, "bf16" if low else "fp32"] * units), 0.05 * micro_batches)
+    seconds = {"rollout": generate(answers), "training": training}
+    seconds["switch"] = _SWITCH_SECONDS[kind] + shape.parameters * engine_bytes(job) / 2e9
+    if job.spec.evaluation is not None and (prompts := held_out_prompts(job)):
+        seconds["evaluation"] = generate(prompts * job.spec.rollout.max_tokens * ANSWER_SHARE) / job.spec.evaluation.every
+    return seconds
+
+
+def estimate(job: RLJob, shape: ModelShape | None, machine: Machine) -> Estimate:
+    """Estimate a job. Without a shape only what does not depend on the model is filled in, and `notes` says so."""
+    if shape is None:
+        return _unknown(job, ("the model is not on this machine yet: memory is a lower bound and there is no estimate of time",))
+    base = _unknown(job, ())
+    weights = shape.parameters * engine_bytes(job)
+    peers = job.spec.trainer.nodes + job.spec.rollout.replicas > 1
+    optimizer = 0 if job.spec.algorithm.reset_optimizer else 12 * shape.parameters
+    memory = base.memory | {
+        "prepare": Memory((("interpreter", _TORCH), ("weights", 8 * shape.parameters))),
+        "megatron": trainer_memory(job, shape),
+        "vllm": engine_memory(job, shape),
+    }
+    notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {PROMPT_TOKENS} tokens"]
+    if job.spec.evaluation is not None and held_out_prompts(job) is None:
+        notes.append("the size of the held-out set is not known before the file is read: evaluation is left out of the time")
+    return Estimate(
+        shape=shape,
+        memory=memory,
+        # A second copy exists while peers still read the old version.
+        arena=(2 if peers else 1) * weights,
+        # The starting model, the kept checkpoints and one in the making, the final model.
+        disk=4 * shape.parameters + (job.spec.checkpoint.keep + 1) * (weights + optimizer) + weights,
+        answer_tokens=base.answer_tokens,
+        trained_tokens=base.trained_tokens,
+        seconds=_seconds(job, shape, machine, base.answer_tokens, base.trained_tokens),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,158 @@
+"""What the estimate needs to know of a model, read from a config.json, a GGUF header or the job. Reads headers only, never weights."""
+
+import importlib.util
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rljob.api import RLJob
+from rljob.api.sources import ModelSource, ScratchSource
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder-only transformer."""
+
+    family: str
+    parameters: int
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    context: int
+
+
+def read_shape(job: RLJob, folder: Path) -> ModelShape | None:
+    """The shape of the job's model; None if it is not on this machine or not understood. `folder`: what relative paths start at."""
+    source = job.spec.model.source
+    if source.scratch is not None:
+        return of_scratch(source.scratch)
+    path = locate(source, folder)
+    try:
+        if path is not None and path.suffix == ".gguf" and path.is_file():
+            with path.open("rb") as stream:
+                return of_gguf(stream)
+        if path is not None and (path / "config.json").is_file():
+            return of_config(json.loads((path / "config.json").read_text()))
+    except (KeyError, ValueError, TypeError, struct.error, OSError):
+        return None  # What is wrong with the model is for `rljob.prepare` to say; an estimate only does without.
+    return None
+
+
+def locate(source: ModelSource, folder: Path) -> Path | None:
+    """File or folder of a model that is on this machine; it need not exist."""
+    if source.path is not None:
+        return folder / source.path
+    if source.package is not None:
+        spec = importlib.util.find_spec(source.package.name.partition(".")[0])
+        if spec is not None and spec.submodule_search_locations:
+            return Path(spec.submodule_search_locations[0], *source.package.name.split(".")[1:], source.package.file)
+    return None
+
+
+def count(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, head_size: int, vocabulary: int, tied: bool) -> int:
+    """Parameters of a Llama-like model: gated feed-forward, grouped-query attention, RMS norms, no biases."""
+    attention = hidden * head_size * (2 * heads + 2 * kv_heads)
+    layer = attention + 3 * hidden * ffn + 2 * hidden
+    return layers * layer + hidden + vocabulary * hidden * (1 if tied else 2)
+
+
+def of_scratch(source: ScratchSource) -> ModelShape:
+    """Shape of a model made on the spot; its character vocabulary is padded to 128."""
+    vocabulary, head_size = 128, source.hidden_size // source.heads
+    sizes = (source.layers, source.hidden_size, source.ffn_size, source.heads, source.kv_heads, head_size, vocabulary)
+    return ModelShape("llama", count(*sizes, tied=False), *sizes, source.context_length)
+
+
+def of_config(config: Mapping[str, Any]) -> ModelShape:
+    """Shape from a Hugging Face config.json.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not the configuration of a model of this kind.
+    """
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    sizes = (
+        int(config["num_hidden_layers"]),
+        hidden,
+        int(config["intermediate_size"]),
+        heads,
+        int(config.get("num_key_value_heads") or heads),
+        int(config.get("head_dim") or hidden // heads),
+        int(config["vocab_size"]),
+    )
+    parameters = count(*sizes, tied=bool(config.get("tie_word_embeddings", False)))
+    return ModelShape(str(config["model_type"]), parameters, *sizes, int(config.get("max_position_embeddings", 0)))
+
+
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+
+
+def _scalar(stream: BinaryIO, form: str) -> Any:
+    return struct.unpack(form, stream.read(struct.calcsize(form)))[0]
+
+
+def _text(stream: BinaryIO) -> str:
+    return stream.read(_scalar(stream, "<Q")).decode(errors="replace")
+
+
+def _value(stream: BinaryIO, kind: int) -> Any:
+    """One metadata value; of an array only its length."""
+    if kind == _STRING:
+        return _text(stream)
+    if kind != _ARRAY:
+        return _scalar(stream, _SCALARS[kind])
+    member, length = _scalar(stream, "<I"), int(_scalar(stream, "<Q"))
+    if member == _STRING:
+        for _ in range(length):
+            stream.seek(_scalar(stream, "<Q"), 1)
+    else:
+        stream.seek(struct.calcsize(_SCALARS[member]) * length, 1)
+    return length
+
+
+def of_gguf(stream: BinaryIO) -> ModelShape:
+    """Shape from the header of a GGUF file, version 2 or 3 (layout: ggml's docs/gguf.md).
+
+    Raises:
+        KeyError, ValueError, struct.error: it is no such file, or a key is missing.
+    """
+    if stream.read(4) != b"GGUF" or _scalar(stream, "<I") not in (2, 3):
+        raise ValueError("not a GGUF file of version 2 or 3")
+    tensors, keys = int(_scalar(stream, "<Q")), int(_scalar(stream, "<Q"))
+    meta = {}
+    for _ in range(keys):
+        name = _text(stream)
+        meta[name] = _value(stream, _scalar(stream, "<I"))
+    parameters = 0
+    vocabulary = 0
+    for _ in range(tensors):
+        name, dimensions = _text(stream), int(_scalar(stream, "<I"))
+        sizes = struct.unpack(f"<{dimensions}Q", stream.read(8 * dimensions))
+        stream.read(12)
+        product = 1
+        for size in sizes:
+            product *= size
+        parameters += product
+        if name == "token_embd.weight":
+            vocabulary = sizes[-1]
+    family = str(meta["general.architecture"])
+    hidden, heads = int(meta[f"{family}.embedding_length"]), int(meta[f"{family}.attention.head_count"])
+    return ModelShape(
+        family,
+        parameters,
+        int(meta[f"{family}.block_count"]),
+        hidden,
+        int(meta[f"{family}.feed_forward_length"]),
+        heads,
+        int(meta.get(f"{family}.attention.head_count_kv", heads)),
+        int(meta.get(f"{family}.attention.key_length", hidden // heads)),
+        vocabulary,
+        int(meta.get(f"{family}.context_length", 0)),
+    )
