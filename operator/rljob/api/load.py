@@ -1,0 +1,284 @@
+"""From a YAML file to an RLJob, or to a list of everything that is wrong with it, each with its line and the remedy."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from rljob.api.errors import ConfigurationError
+from rljob.api.job import RLJob
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a job."""
+
+    path: str
+    """Field as it is written in YAML, such as `spec.rollout.maxTokens`."""
+    message: str
+    """What is wrong, with the value, and what to do."""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        return f"{where}{self.path}: {self.message}" if self.path else f"{where}{self.message}"
+
+
+class InvalidJob(ConfigurationError):
+    """The job file cannot be used; `problems` says why."""
+
+    def __init__(self, file: str, problems: Sequence[Problem]) -> None:
+        self.file = file
+        self.problems = tuple(problems)
+        if len(problems) == 1:
+            super().__init__(f"{file}: {problems[0]}")
+        else:
+            super().__init__(f"{file}: {len(problems)} problems\n" + "\n".join(f"  {p}" for p in problems))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as Kubernetes reads it: `1e-5` is a number, `on` and `yes` are words, a key stands once, dates are text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "float", "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _key(node: yaml.Node) -> str:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else ""
+
+
+def _lines(node: yaml.Node | None, at: Path_ = ()) -> Iterator[tuple[Path_, int]]:
+    """Path to line (from 1) of every key and item."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*at, _key(key))
+            yield path, key.start_mark.line + 1
+            yield from _lines(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*at, index), value.start_mark.line + 1
+            yield from _lines(value, (*at, index))
+
+
+def _doubled(node: yaml.Node | None, at: Path_ = ()) -> Iterator[Problem]:
+    """Keys that stand twice; YAML would silently take the second."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = _key(key), key.start_mark.line + 1
+            if name in seen:
+                yield Problem(_dotted((*at, name)), f"stands twice, first in line {seen[name]}; remove one of the two", line)
+            seen.setdefault(name, line)
+            yield from _doubled(value, (*at, name))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _doubled(value, (*at, index))
+
+
+def load(file: Path, overrides: Iterable[str] = ()) -> RLJob:
+    """Read a job; `overrides` are `spec.iterations=3` and the like, applied on top.
+
+    Raises:
+        InvalidJob: it cannot be read, is no RLJob, or fields are wrong; all problems at once.
+    """
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        raise InvalidJob(str(file), [Problem("", "there is no such file; give the path of an RLJob in YAML")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidJob(str(file), [Problem("", f"cannot be read: {error}")]) from error
+    return parse(text, str(file), overrides)
+
+
+def parse(text: str, name: str = "rljob.yaml", overrides: Iterable[str] = ()) -> RLJob:
+    """Like `load`, from text; `name` stands in the messages."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if problems := list(_doubled(node)):
+            raise InvalidJob(name, problems)
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InvalidJob(name, [_of_yaml(error)]) from error
+    if not isinstance(data, dict):
+        raise InvalidJob(name, [Problem("", "holds no RLJob; it begins with `apiVersion: rljob.dev/v1alpha1` and `kind: RLJob`")])
+    for override in overrides:
+        _override(data, override)
+    lines = dict(_lines(node))
+    try:
+        return RLJob.model_validate(data, strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise InvalidJob(name, [_problem(e, data, lines) for e in error.errors(include_url=False)]) from error
+
+
+def _of_yaml(error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return Problem("", f"is not YAML: {what}; mind the indentation and quote text with special characters", mark.line + 1 if mark else None)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Apply `spec.iterations=3`; the value is YAML.
+
+    Raises:
+        ConfigurationError: it has no `=`, or goes below something that is no mapping.
+    """
+    path, equals, text = override.partition("=")
+    names = path.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigurationError(f"--set {override}: expected FIELD=VALUE, such as --set spec.iterations=3")
+    if names[0] not in RLJob.model_fields and names[0] not in ("apiVersion", "spec", "metadata"):
+        raise ConfigurationError(f"--set {override}: a field begins with `spec.` or `metadata.`; try --set spec.{override}")
+    here: Any = data
+    for name in names[:-1]:
+        below = here.get(name)
+        here[name] = below = {} if below is None else below
+        if not isinstance(below, dict):
+            raise ConfigurationError(f"--set {override}: {name} is {below!r}, which has no fields")
+        here = below
+    try:
+        here[names[-1]] = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"--set {override}: the value is not YAML; quote it") from error
+
+
+def _dotted(path: Path_) -> str:
+    """`spec.data.items[3].prompt`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _problem(error: ErrorDetails, data: Any, lines: Mapping[Path_, int]) -> Problem:
+    """One pydantic error in a person's words."""
+    path = tuple(error["loc"])
+    # The nearest thing above that does stand in the file has a line.
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    return Problem(_dotted(path), _message(error, path), line)
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list", "dict": "a mapping"}
+
+
+def _message(error: ErrorDetails, path: Path_) -> str:
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    said = _shown(value)
+    if kind == "extra_forbidden":
+        return _unknown(path)
+    if kind == "missing":
+        return "is missing" + _described(path)
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        choices = [c.strip("'\"") for c in re.split(r", | or ", str(context["expected"]))]
+        near = difflib.get_close_matches(str(value), choices, 1)
+        return f"is {said}; it is one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+    for comparison, words in (
+        ("greater_than_equal", "at least {ge}"),
+        ("greater_than", "more than {gt}"),
+        ("less_than_equal", "at most {le}"),
+        ("less_than", "less than {lt}"),
+    ):
+        if kind == comparison:
+            return f"is {said}; it must be {words.format(**context)}"
+    if kind == "string_pattern_mismatch":
+        return f"is {said}; it must match {context['pattern']}" + _described(path)
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"is {said}, but has fields of its own; write them below it, indented"
+    for prefix, words in _KINDS.items():
+        if kind.startswith(f"{prefix}_"):
+            quotes = "; remove the quotes" if isinstance(value, str) and prefix in ("int", "float", "bool") and _is_plain(value) else ""
+            return f"is {said}; it must be {words}{quotes}"
+    return f"is {said}: {error['msg']}"
+
+
+def _is_plain(text: str) -> bool:
+    return not isinstance(yaml.load(text, Loader=_Loader), str) if text.strip() else False
+
+
+def _shown(value: Any) -> str:
+    text = (
+        repr(value)
+        if isinstance(value, str)
+        else {None: "empty", True: "true", False: "false"}.get(value)
+        if _is_word(value)
+        else str(value)
+    )
+    return text if text is not None and len(text) <= 60 else f"{str(text)[:57]}..."
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field's type names, through `X | None`, `Annotated` and `list`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, UnionType, Annotated, list):
+        for argument in get_args(annotation):
+            yield from models_in(argument)
+
+
+def model_at(path: Path_) -> type[BaseModel] | None:
+    """The model whose fields are at a path written in YAML spelling."""
+    model: type[BaseModel] = RLJob
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = next((f for f in model.model_fields.values() if f.alias == part), None)
+        below = next(models_in(field.annotation), None) if field else None
+        if below is None:
+            return None
+        model = below
+    return model
+
+
+def _described(path: Path_) -> str:
+    """What a field is for, from its own documentation."""
+    model = model_at(path[:-1])
+    field = next((f for f in model.model_fields.values() if f.alias == path[-1]), None) if model else None
+    return f" ({field.description.splitlines()[0].rstrip('.')})" if field and field.description else ""
+
+
+def _all_fields(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, str]]:
+    """(name, path) of every field below a model."""
+    for field in model.model_fields.values():
+        path = f"{at}.{field.alias}" if at else str(field.alias)
+        yield str(field.alias), path
+        for below in models_in(field.annotation):
+            yield from _all_fields(below, path)
+
+
+def _unknown(path: Path_) -> str:
+    """An unknown field: the near name beside it, else where a field of that name does exist."""
+    name = str(path[-1])
+    model = model_at(path[:-1])
+    beside = [str(f.alias) for f in model.model_fields.values()] if model else []
+    spelling = {n.lower().replace("_", ""): n for n in beside}
+    if exact := spelling.get(name.lower().replace("_", "").replace("-", "")):
+        return f"is not a field; did you mean {exact}?"
+    elsewhere = [where for known, where in _all_fields(RLJob) if known == name and where.startswith("spec.")]
+    if elsewhere:
+        return f"is not a field here; there is {' and '.join(elsewhere[:2])}"
+    if near := difflib.get_close_matches(name, beside, 1, 0.7):
+        return f"is not a field; did you mean {near[0]}?"
+    return f"is not a field; {_dotted(path[:-1]) or 'an RLJob'} has {', '.join(beside)}"

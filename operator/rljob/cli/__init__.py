@@ -1,0 +1,5 @@
+"""The `rljob` command."""
+
+from rljob.cli.main import main
+
+__all__ = ["main"]

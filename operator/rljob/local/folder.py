@@ -1,0 +1,235 @@
+"""The job folder: what lies where, who may use it, what a broken run left behind."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rljob.api import ConfigurationError, RLJob
+from rljob.api.status import JobStatus
+from rljob.local.marked import sweep
+
+CONTENTS = ("job.yaml", "state", "source", "data", "checkpoints", "model", "logs", "run", "metrics.jsonl", "report.html", "status.json")
+"""What a job puts into its folder; nothing else in it is ever removed."""
+
+
+@dataclass(frozen=True)
+class Current:
+    """The run that uses the folder, or that did and was killed."""
+
+    run: str
+    pid: int
+    started: float
+    temporary: tuple[str, ...]
+    """Folders outside the job folder."""
+    master: str
+    """Base address of the master."""
+    source: str
+    """The job file."""
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """A folder that holds one job."""
+
+    root: Path
+
+    @property
+    def job_file(self) -> Path:
+        return self.root / "job.yaml"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def log(self, pod: str, container: str) -> Path:
+        """Log of a container."""
+        return self.logs / f"{pod}.{container}.log"
+
+    @property
+    def current_file(self) -> Path:
+        return self.root / "run" / "current.json"
+
+    def job(self) -> RLJob | None:
+        """The job that the folder holds.
+
+        Raises:
+            ConfigurationError: `job.yaml` is there but cannot be read.
+        """
+        try:
+            data = yaml.safe_load(self.job_file.read_text())
+            return RLJob.model_validate(data)
+        except FileNotFoundError:
+            return None
+        except (yaml.YAMLError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise ConfigurationError(
+                f"{self.job_file} was changed or is from another version ({first}); use --fresh or another --workdir"
+            ) from error
+
+    def status(self) -> JobStatus | None:
+        """What the master wrote last; None before its first word."""
+        try:
+            return JobStatus.model_validate_json((self.root / "status.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ConfigurationError(f"{self.root}/status.json is not a job's status: {str(error).splitlines()[0]}") from error
+
+    def current(self) -> Current | None:
+        """The run that is, or was, here."""
+        try:
+            data: dict[str, Any] = json.loads(self.current_file.read_text())
+            return Current(**data | {"temporary": tuple(data["temporary"])})
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
+
+    def write_current(self, current: Current | None) -> None:
+        """Record the run, or that there is none."""
+        if current is None:
+            self.current_file.unlink(missing_ok=True)
+        else:
+            replace_text(self.current_file, json.dumps(asdict(current), indent=1))
+
+    def write_job(self, job: RLJob) -> None:
+        """Record the job with every default filled in."""
+        data = job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        replace_text(self.job_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
+
+    def running(self) -> bool:
+        """Does a supervisor hold the folder?"""
+        try:
+            lock = os.open(self.root / "run" / "lock", os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def foreign(self) -> list[str]:
+        """Names in the folder if it is no job folder; empty if it is one, is empty or does not exist."""
+        if self.job_file.exists() or (self.root / "run" / "lock").exists() or not self.root.is_dir():
+            return []
+        return sorted(entry.name for entry in self.root.iterdir())
+
+    def clear(self) -> None:
+        """Remove what a job put here, except the lock of the one who asks."""
+        for name in CONTENTS:
+            path = self.root / name
+            if name == "run":
+                self.write_current(None)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the folder alone, and clean up after a run that was killed.
+
+        Raises:
+            ConfigurationError: another run holds it, or it is not a job folder, or it cannot be written.
+        """
+        if names := self.foreign():
+            raise ConfigurationError(
+                f"{self.root} is not a job folder (it holds {', '.join(names[:3])}); give an empty or new folder with --workdir"
+            )
+        try:
+            (self.root / "run").mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.root / "run" / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigurationError(f"cannot write to {self.root}: {error.strerror}; give another folder with --workdir") from error
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                current = self.current()
+                who = f" (process {current.pid})" if current else ""
+                raise ConfigurationError(
+                    f"{self.root} is in use by another `rljob run`{who}; stop it with `rljob stop {self.root}` "
+                    "or give another folder with --workdir"
+                ) from None
+            if left := self.current():
+                sweep(left.run, left.temporary)
+                self.write_current(None)
+            yield
+        finally:
+            os.close(lock)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new text, never half."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
+_MAY_CHANGE = (
+    "spec.iterations",
+    "spec.suspend",
+    "spec.backoffLimit",
+    "spec.activeDeadlineSeconds",
+    "spec.ttlSecondsAfterFinished",
+    "spec.queueName",
+    "spec.switch",
+    "spec.checkpoint",
+    "spec.templates",
+    "spec.evaluation.every",
+    "spec.rollout.replicas",
+    "spec.rollout.engine",
+    "spec.reward.replicas",
+    "spec.reward.workers",
+    "spec.reward.timeoutSeconds",
+    "spec.accelerator.sharing",
+    "metadata.labels",
+    "metadata.annotations",
+    "metadata.namespace",
+)
+"""What a job may change between two runs and still be the same training."""
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Fields in which two jobs (as plain data) differ: (path, old value, new value)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [d for n in names for d in differences(old.get(n), new.get(n), f"{path}.{n}" if path else n)]
+    return [] if old == new else [(path, old, new)]
+
+
+def changes_that_break(old: RLJob, new: RLJob) -> list[tuple[str, Any, Any]]:
+    """Changes with which the old state cannot be gone on from."""
+    found = differences(old.model_dump(mode="json", by_alias=True), new.model_dump(mode="json", by_alias=True))
+    return [d for d in found if not any(d[0] == p or d[0].startswith(f"{p}.") for p in _MAY_CHANGE)]
+
+
+def check_same_job(folder: JobFolder, job: RLJob) -> None:
+    """Is the job that the folder holds the one that is to run?
+
+    Raises:
+        ConfigurationError: it is another one, or so changed that it cannot go on.
+    """
+    old = folder.job()
+    if old is None:
+        return
+    if old.metadata.name != job.metadata.name:
+        raise ConfigurationError(
+            f"{folder.root} holds the job {old.metadata.name!r}, not {job.metadata.name!r}; give another folder with --workdir"
+        )
+    if broken := changes_that_break(old, job):
+        path, before, after = broken[0]
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise ConfigurationError(
+            f"{path} was {json.dumps(before)} when the job in {folder.root} began and is {json.dumps(after)} now{more}; "
+            "change it back, start over with --fresh, or give another folder with --workdir"
+        )

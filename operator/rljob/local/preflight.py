@@ -1,0 +1,128 @@
+"""What must hold before anything is spent. The facts are gathered in one place, the judgement of them is pure."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rljob.api import RLJob
+from rljob.api.sources import DataSource
+from rljob.plan import Estimate
+from rljob.plan.shape import locate
+
+MiB = 1 << 20
+
+LIBRARIES = {"libnuma.so.1": "libnuma1", "libgomp.so.1": "libgomp1"}
+"""Shared libraries that vLLM's CPU build links and no Python package brings, and the Debian package of each."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found on this machine."""
+
+    disk_free: int
+    """Bytes free where the job folder is."""
+    memory_free: int
+    """Bytes free in /dev/shm."""
+    memory_total: int
+    """Bytes of memory."""
+    libraries_missing: tuple[str, ...] = ()
+    commands_missing: tuple[str, ...] = ()
+    files_missing: tuple[tuple[str, str, str], ...] = ()
+    """(field, value as written, path that does not exist)."""
+    packages_missing: tuple[tuple[str, str], ...] = ()
+    """(field, package)."""
+    devices: int = 0
+    """Accelerators of the wanted type."""
+
+
+def existing(path: Path) -> Path:
+    """The nearest folder above a path that exists."""
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def gather(job: RLJob, folder: Path, source: Path) -> Facts:
+    """Look at the machine."""
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    files = [(field, data.path, source / data.path) for field, data in _data_sources(job) if data.path is not None]
+    model = job.spec.model.source
+    packages = []
+    if model.package is not None and importlib.util.find_spec(model.package.name.partition(".")[0]) is None:
+        packages.append(("spec.model.source.package", model.package.name))
+    elif model.package is not None and (found := locate(model, source)) is not None:
+        files.append(("spec.model.source.package.file", model.package.file, found))
+    if model.path is not None:
+        files.append(("spec.model.source.path", model.path, source / model.path))
+    return Facts(
+        disk_free=shutil.disk_usage(existing(folder)).free,
+        memory_free=shutil.disk_usage("/dev/shm").free,
+        memory_total=pages * page,
+        libraries_missing=tuple(name for name in LIBRARIES if not _loads(name)),
+        commands_missing=() if shutil.which("lscpu") else ("lscpu",),
+        files_missing=tuple((field, said, str(path)) for field, said, path in files if not path.exists()),
+        packages_missing=tuple(packages),
+        devices=len([p for p in Path("/dev").glob("nvidia*") if p.name.removeprefix("nvidia").isdigit()]),
+    )
+
+
+def _data_sources(job: RLJob) -> list[tuple[str, DataSource]]:
+    found = [("spec.data.train.path", job.spec.data.train)]
+    if job.spec.evaluation is not None:
+        found.append(("spec.evaluation.data.path", job.spec.evaluation.data))
+    if job.spec.warm_start is not None and job.spec.warm_start.data is not None:
+        found.append(("spec.warmStart.data.path", job.spec.warm_start.data))
+    return found
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
+    """Everything that keeps the job from running here; each one line with the remedy."""
+    found = []
+    if facts.libraries_missing:
+        packages = " ".join(LIBRARIES[name] for name in facts.libraries_missing)
+        found.append(f"vLLM needs {', '.join(facts.libraries_missing)}; install with: apt-get install {packages}")
+    if facts.commands_missing:
+        found.append("vLLM needs the command lscpu; install with: apt-get install util-linux")
+    for field, package in facts.packages_missing:
+        found.append(f"{field}.name is {package!r}, which is not installed; install the package that provides it")
+    for field, said, path in facts.files_missing:
+        found.append(f"{field} is {said!r}, but {path} does not exist; correct the path (it starts at the job file's folder)")
+    if facts.disk_free < sizes.disk + 100 * MiB:
+        found.append(
+            f"the job needs about {_mib(sizes.disk)} on the disk of the job folder, {_mib(facts.disk_free)} are free; "
+            "free space, lower spec.checkpoint.keep, or give a folder on another disk with --workdir"
+        )
+    arena = sizes.arena * (job.spec.trainer.nodes + job.spec.rollout.replicas)
+    if facts.memory_free < arena + 16 * MiB:
+        found.append(
+            f"the weights need {_mib(arena)} in /dev/shm, {_mib(facts.memory_free)} are free; "
+            "enlarge it (mount -o remount,size=..., or --shm-size for a container)"
+        )
+    wanted = job.spec.accelerator.per_node
+    if job.spec.accelerator.type == "nvidia" and facts.devices < wanted:
+        found.append(f"spec.accelerator wants {wanted} nvidia device(s), this machine has {facts.devices}; set spec.accelerator.type: cpu")
+    return found
+
+
+def warnings(sizes: Estimate, facts: Facts) -> list[str]:
+    """What may go wrong but need not."""
+    peak = sum(memory.total for name, memory in sizes.memory.items() if name != "prepare") + sizes.arena
+    if peak > facts.memory_total:
+        return [
+            f"the job may need {_mib(peak)} of memory, this machine has {_mib(facts.memory_total)}; "
+            "lower spec.trainer.microBatchTokens or spec.rollout.engine.kvCacheMemory if it runs out"
+        ]
+    return []
+
+
+def _mib(size: int) -> str:
+    return f"{size / MiB:,.0f} MiB"

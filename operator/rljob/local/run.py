@@ -1,0 +1,242 @@
+"""`rljob run`: a job from its file to its end, on this machine."""
+
+import asyncio
+import os
+import random
+import secrets
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from rljob.api import ConfigurationError, InfrastructureError, RLJob
+from rljob.api.load import load
+from rljob.local import preflight, view
+from rljob.local.decide import Limits
+from rljob.local.display import Display, choose
+from rljob.local.folder import Current, JobFolder, check_same_job
+from rljob.local.places import Places, service_url
+from rljob.local.ports import pick
+from rljob.local.supervisor import Guardian, Outcome, Supervisor, last_lines
+from rljob.local.watch import Watcher
+from rljob.plan import Machine, Plan, estimate, plan, read_shape
+
+_PORT_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    file: Path
+    workdir: Path | None = None
+    overrides: tuple[str, ...] = ()
+    mode: Literal["auto", "resume", "fresh"] = "auto"
+
+
+def this_machine() -> Machine:
+    """Cores that this process may use, and whether they have bf16 arithmetic."""
+    flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+    return Machine(len(os.sched_getaffinity(0)), bool({"avx512_bf16", "amx_bf16"} & set(flags)))
+
+
+def run(request: Request, console: Console) -> int:
+    """Run a job to its end. Returns the exit status of the command.
+
+    Raises:
+        ConfigurationError: the job cannot run as it is, here or at all.
+        InfrastructureError: the job failed.
+    """
+    job = load(request.file, request.overrides)
+    if job.spec.suspend:
+        raise ConfigurationError("spec.suspend is true, so there is nothing to run; set it to false")
+    folder = JobFolder((request.workdir or Path("runs") / job.metadata.name).absolute())
+    source = request.file.absolute().parent
+    shape = read_shape(job, source)
+    sizes = estimate(job, shape, this_machine())
+    facts = preflight.gather(job, folder.root, source)
+    if found := preflight.problems(job, sizes, facts):
+        raise ConfigurationError(found[0] if len(found) == 1 else "this cannot run here:\n  " + "\n  ".join(found))
+    with folder.claim():
+        resumed = _take_over(folder, job, request)
+        done = folder.status()
+        if resumed and done is not None and done.phase == "Succeeded" and done.iteration >= job.spec.iterations:
+            _summarize(console, job, folder, 0.0, {})
+            console.print("This job has finished before; [bold]--fresh[/bold] starts over, a larger spec.iterations goes on.")
+            return 0
+        folder.write_job(job)
+        say = f"resuming {job.metadata.name} in {folder.root}" if resumed else f"running {job.metadata.name} in {folder.root}"
+        console.print(say, highlight=False, soft_wrap=True)
+        for warning in preflight.warnings(sizes, facts):
+            console.print(f"[yellow]note:[/yellow] {warning}", highlight=False, soft_wrap=True)
+        return run_plan(plan(job, shape), job, folder, request, console)
+
+
+def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
+    """Make the claimed folder this job's. Is there something to go on from?"""
+    if request.mode == "fresh":
+        old = folder.job()
+        if old is not None and old.metadata.name != job.metadata.name:
+            raise ConfigurationError(
+                f"{folder.root} holds the job {old.metadata.name!r}, which --fresh would remove; give another folder with --workdir"
+            )
+        folder.clear()
+        return False
+    check_same_job(folder, job)
+    begun = folder.job_file.exists() and (folder.root / "state").exists()
+    if request.mode == "resume" and not begun:
+        raise ConfigurationError(f"{folder.root} holds nothing to resume; leave --resume out to start")
+    return begun
+
+
+def run_plan(plan: Plan, job: RLJob, folder: JobFolder, request: Request, console: Console) -> int:
+    """Run a plan in a folder that the caller has claimed; see `run`."""
+    begun = time.monotonic()
+    for _ in range(_PORT_TRIES):
+        places = _places(plan, folder, request)
+        display = choose(console, job.metadata.name)
+        try:
+            outcome, watcher, stopped_by = asyncio.run(_session(plan, places, job, folder, request, display))
+        finally:
+            display.close()
+        if outcome.kind != "port-taken":
+            break
+        console.print("another program took one of the ports; trying again with others")
+    else:
+        raise InfrastructureError(f"ports were taken by other programs {_PORT_TRIES} times in a row; run again")
+    return _conclude(outcome, stopped_by, watcher, job, folder, request, console, time.monotonic() - begun)
+
+
+def _places(plan: Plan, folder: JobFolder, request: Request) -> Places:
+    run_id = secrets.token_hex(4)
+    wanted = [(pod.name, port.name) for pod in plan.pods for container in pod.all_containers for port in container.ports]
+    return Places(
+        run=run_id,
+        folder=folder.root,
+        source=request.file.absolute().parent,
+        cache=Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rljob",
+        memory=Path("/dev/shm") / f"rljob-{run_id}",
+        sockets=Path("/tmp") / f"rljob-{run_id}",
+        ports=pick(wanted, random.SystemRandom()),
+        python=sys.executable,
+        cores=this_machine().cores,
+    )
+
+
+async def _session(
+    plan: Plan, places: Places, job: RLJob, folder: JobFolder, request: Request, display: Display
+) -> tuple[Outcome, Watcher, signal.Signals | None]:
+    """One run of the plan with everything around it: guardian, signals, view."""
+    temporary = (str(places.memory), str(places.sockets))
+    master = service_url(plan, places, "master")
+    folder.write_current(Current(places.run, os.getpid(), time.time(), temporary, master, str(request.file.absolute())))
+    guardian = Guardian(places.run, temporary)
+    watcher = Watcher(master, display.status)
+    limits = Limits(job.spec.backoff_limit, job.spec.active_deadline_seconds)
+    supervisor = Supervisor(plan, places, limits, display.event, watcher.progress)
+    received: list[signal.Signals] = []
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, _stop_on, number, supervisor, received, display)
+    watching = asyncio.create_task(watcher.watch())
+    showing = asyncio.create_task(_show(display, watcher, folder, guardian))
+    try:
+        outcome = await supervisor.run()
+    finally:
+        for task in (watching, showing):
+            task.cancel()
+        await asyncio.gather(watching, showing, return_exceptions=True)
+        await asyncio.to_thread(guardian.release)
+        folder.write_current(None)
+    return outcome, watcher, received[0] if received else None
+
+
+def _stop_on(number: signal.Signals, supervisor: Supervisor, received: list[signal.Signals], display: Display) -> None:
+    first = not received
+    received.append(number)
+    display.say("stopping; once more to kill what is left" if first else "killing what is left")
+    supervisor.stop()
+
+
+async def _show(display: Display, watcher: Watcher, folder: JobFolder, guardian: Guardian) -> None:
+    while True:
+        note = "" if watcher.latest else _newest_line(folder)
+        display.refresh(watcher.latest, note)
+        guardian.check()
+        await asyncio.sleep(0.25)
+
+
+def _newest_line(folder: JobFolder) -> str:
+    """What the preparation says it is doing."""
+    log = folder.log("master", "prepare")
+    lines = last_lines(log, 0, 1) if log.exists() else ()
+    return "" if not lines or lines[0].startswith("---") else lines[0]
+
+
+def _conclude(
+    outcome: Outcome,
+    stopped_by: signal.Signals | None,
+    watcher: Watcher,
+    job: RLJob,
+    folder: JobFolder,
+    request: Request,
+    console: Console,
+    seconds: float,
+) -> int:
+    """Say how it ended. Returns the exit status."""
+    if outcome.kind == "succeeded":
+        _summarize(console, job, folder, seconds, watcher.times.seconds)
+        return 0
+    if outcome.kind == "stopped":
+        status = folder.status()
+        done = f" after {len(status.rewards)} of {status.iterations} iterations" if status else ""
+        console.print(f"stopped cleanly{done}; go on with: {_again(request)}", highlight=False, markup=False, soft_wrap=True)
+        return 128 + (stopped_by or signal.SIGTERM)
+    _show_log(outcome, console)
+    if outcome.kind == "configuration":
+        raise ConfigurationError(outcome.message)
+    raise InfrastructureError(f"{outcome.message}; what was committed is kept, go on with: {_again(request)}")
+
+
+def _show_log(outcome: Outcome, console: Console) -> None:
+    if outcome.log is None:
+        return
+    say: Callable[[str], None] = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    if outcome.lines:
+        say(f"the last lines of {outcome.log}:")
+        for line in outcome.lines:
+            say(f"  {line}")
+    else:
+        say(f"see {outcome.log}")
+
+
+def _again(request: Request) -> str:
+    words = ["rljob", "run", str(request.file)]
+    if request.workdir is not None:
+        words += ["--workdir", str(request.workdir)]
+    for override in request.overrides:
+        words += ["--set", override]
+    return shlex.join(words)
+
+
+def _summarize(console: Console, job: RLJob, folder: JobFolder, seconds: float, phases: dict[str, float]) -> None:
+    status = folder.status()
+    if status is None:
+        console.print(f"{job.metadata.name} has finished; it left no status in {folder.root}", soft_wrap=True)
+        return
+    rows = view.summary(view.Result(job.metadata.name, status, seconds, phases, folder.root))
+    took = f" in {view.span(seconds)}" if seconds else ""
+    console.print()
+    console.print(f"[bold green]{job.metadata.name} has finished[/bold green]: {status.iteration} iterations{took}", highlight=False)
+    width = max((len(label) for label, _ in rows), default=0)
+    for label, text in rows:
+        console.print(f"  {label:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
+    if (folder.root / "model").is_dir():
+        console.print("\nTalk to the model:", highlight=False)
+        console.print(f"  {view.next_step(folder.root / 'model', sys.executable)}", highlight=False, markup=False, soft_wrap=True)

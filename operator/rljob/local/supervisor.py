@@ -1,0 +1,276 @@
+"""Carries out what `rljob.local.decide` says: starts, probes, ends containers. One run of one plan."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from rljob.local import decide
+from rljob.local.decide import Key, Limits, Observed, State
+from rljob.local.folder import JobFolder
+from rljob.local.marked import end_all, of_container
+from rljob.local.places import Places, backoff_text, command, environment, folders, mark, value, volume_path
+from rljob.local.ports import is_free
+from rljob.plan.types import Container, ExecProbe, Plan, Pod, Probe, VolumePath
+
+_TICK = 0.05
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a person may want to know. `kind`: `started`, `ready`, `done`, `restart` (it failed and is to run again), `ended`."""
+
+    kind: Literal["started", "ready", "done", "restart", "ended"]
+    key: Key
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    kind: Literal["succeeded", "stopped", "failed", "configuration", "port-taken"]
+    message: str = ""
+    log: Path | None = None
+    lines: tuple[str, ...] = ()
+    """The last lines of the log of the container that failed."""
+
+
+class Guardian:
+    """The process that cleans up if this one is killed (rljob.local.guardian)."""
+
+    def __init__(self, run: str, temporary: tuple[str, ...]) -> None:
+        self._command = [sys.executable, "-m", "rljob.local.guardian", run, *temporary]
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True, cwd="/")
+
+    def check(self) -> None:
+        """Start another one if it is gone."""
+        if self._process.poll() is not None:
+            self._process = self._start()
+
+    def release(self) -> None:
+        """Let it sweep for the last time, and wait for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class Supervisor:
+    """Runs a plan until the job has ended or `stop` is called."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        places: Places,
+        limits: Limits,
+        listener: Callable[[Event], None],
+        progress: Callable[[], Hashable] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan = plan
+        self.states = {Key(pod.name, c.name): State() for pod in plan.pods for c in pod.all_containers}
+        self._places = places
+        self._folder = JobFolder(places.folder)
+        self._limits = limits
+        self._listener = listener
+        self._progress = progress
+        self._clock = clock
+        self._containers = {Key(pod.name, c.name): (pod, c) for pod in plan.pods for c in pod.all_containers}
+        self._processes: dict[Key, subprocess.Popen[bytes]] = {}
+        self._log_starts: dict[Key, int] = {}
+        self._probes: dict[Key, asyncio.Task[None]] = {}
+        self._waits = frozenset(path for pod in plan.pods for path in pod.waits)
+        self._stopping = False
+        self._hurry = False
+        self._port_taken = False
+
+    def stop(self) -> None:
+        """Begin an ordered stop; a second call kills what is left."""
+        self._hurry = self._stopping
+        self._stopping = True
+
+    async def run(self) -> Outcome:
+        """Start the plan and see it through. Whatever the outcome, no container is left running."""
+        for path in folders(self.plan, self._places):
+            path.mkdir(parents=True, exist_ok=True)
+        self._write_config()
+        try:
+            outcome = await self._until_decided()
+            await self._stop_all()
+        finally:
+            for task in self._probes.values():
+                task.cancel()
+            await asyncio.gather(*self._probes.values(), return_exceptions=True)
+        return outcome
+
+    def _write_config(self) -> None:
+        for volume in self.plan.volumes:
+            for name, text in volume.files.items():
+                volume_path(self.plan, self._places, self.plan.pods[0], VolumePath(volume.name, name)).write_text(text)
+
+    async def _until_decided(self) -> Outcome:
+        begun = self._clock()
+        while not self._stopping:
+            await self._reap()
+            for action in decide.decide(self.plan, self.states, self._limits, self._observe(begun)):
+                match action:
+                    case decide.Succeed():
+                        return Outcome("succeeded")
+                    case decide.Fail():
+                        return self._failure(action)
+                    case decide.Start(key):
+                        self._start(key)
+                    case decide.Kill(key, why):
+                        self._kill(key, why)
+                    case decide.Terminate():
+                        raise AssertionError("a running job terminates nothing")
+            if self._port_taken:
+                return Outcome("port-taken")
+            await asyncio.sleep(_TICK)
+        return Outcome("stopped")
+
+    async def _stop_all(self) -> None:
+        while any(state.phase == "running" for state in self.states.values()):
+            for action in decide.decide_stop(self.plan, self.states, self._clock(), self._hurry):
+                match action:
+                    case decide.Terminate(key):
+                        self.states[key] = replace(self.states[key], signalled=self._clock())
+                        self._processes[key].send_signal(signal.SIGTERM)
+                    case decide.Kill(key, why):
+                        self._kill(key, why)
+                    case _:
+                        raise AssertionError(f"no {action} while stopping")
+            await asyncio.sleep(_TICK)
+            await self._reap(stopping=True)
+
+    def _observe(self, begun: float) -> Observed:
+        present = {path for path in self._waits if volume_path(self.plan, self._places, self.plan.pods[0], path).exists()}
+        return Observed(self._clock(), begun, frozenset(present))
+
+    def _start(self, key: Key) -> None:
+        pod, container = self._containers[key]
+        if not all(is_free(self._places.ports[pod.name, port.name]) for port in container.ports):
+            self._port_taken = True
+            return
+        number = self.states[key].failures + 1
+        with self._folder.log(*key).open("ab") as log:
+            log.write(f"--- start {number} of {key}, {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
+            log.flush()
+            self._log_starts[key] = log.tell()
+            self._processes[key] = subprocess.Popen(
+                command(self._places, container),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(self.plan, self._places, pod, container, os.environ),
+                cwd=self._places.folder / "run",
+                start_new_session=True,
+            )
+        self.states[key] = decide.started(self.states[key], self._clock())
+        self._listener(Event("started", key, f"process {self._processes[key].pid}"))
+        if container.probe is not None:
+            self._probes[key] = asyncio.create_task(self._probe(key, pod, container, container.probe))
+
+    def _kill(self, key: Key, why: str) -> None:
+        self.states[key] = replace(self.states[key], killed=True, why=why)
+        self._processes[key].kill()
+
+    async def _reap(self, stopping: bool = False) -> None:
+        """Take note of containers whose first process has ended, and end what is left of them."""
+        for key, process in list(self._processes.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            pod, container = self._containers[key]
+            await asyncio.to_thread(end_all, of_container(mark(self._places, pod, container)))
+            del self._processes[key]
+            if (task := self._probes.pop(key, None)) is not None:
+                task.cancel()
+            self.states[key] = decide.exited(self.states[key], code, self._clock(), self._progress())
+            self._tell_end(key, container, stopping)
+
+    def _tell_end(self, key: Key, container: Container, stopping: bool) -> None:
+        state = self.states[key]
+        if stopping:
+            self._listener(Event("ended", key, how_it_ended(state)))
+        elif decide.finished(container, state):
+            self._listener(Event("done", key, ""))
+        else:
+            wait = backoff_text(decide.delay(state.failures, self._limits))
+            text = f"{how_it_ended(state)}; failure {state.failures} in a row, next start in {wait}"
+            self._listener(Event("restart", key, text))
+
+    async def _probe(self, key: Key, pod: Pod, container: Container, probe: Probe) -> None:
+        """Ask until the container ends. Quickly until the first good answer, then every `probe.period_seconds`."""
+        while True:
+            good = await self._ask(pod, container, probe)
+            before = self.states[key]
+            self.states[key] = decide.probed(before, good)
+            if good and not before.ready:
+                self._listener(Event("ready", key, f"after {self._clock() - before.since:.1f} s"))
+            await asyncio.sleep(probe.period_seconds if self.states[key].ready else 0.1)
+
+    async def _ask(self, pod: Pod, container: Container, probe: Probe) -> bool:
+        check = probe.check
+        if isinstance(check, ExecProbe):
+            env = environment(self.plan, self._places, pod, container, os.environ)
+            first, *rest = command(self._places, replace(container, command=check.command))
+            process = await asyncio.create_subprocess_exec(first, *rest, env=env, stdin=subprocess.DEVNULL)
+            return await process.wait() == 0
+        if isinstance(check.at, VolumePath):
+            socket = volume_path(self.plan, self._places, pod, check.at)
+            return socket.exists() and await _get("http://localhost" + check.path, httpx.AsyncHTTPTransport(uds=str(socket)))
+        return await _get(f"http://{value(self.plan, self._places, pod, check.at)}{check.path}", httpx.AsyncHTTPTransport())
+
+    def _failure(self, fail: decide.Fail) -> Outcome:
+        if fail.key is None:
+            return Outcome("failed", f"the job ran longer than spec.activeDeadlineSeconds ({self._limits.deadline:.0f} s)")
+        key, state = fail.key, self.states[fail.key]
+        log = self._folder.log(*key)
+        lines = last_lines(log, self._log_starts[key])
+        if fail.cause == "configuration":
+            errors = [line for line in lines if line.startswith("error: ")]
+            message = errors[-1].removeprefix("error: ") if errors else f"{key} cannot work as configured (exit status 2)"
+            return Outcome("configuration", message, log, () if errors else lines)
+        times = f"{state.failures} times in a row without progress of the job" if state.failures > 1 else "and may not be restarted"
+        message = f"{key} failed {times} (spec.backoffLimit is {self._limits.backoff_limit}): {how_it_ended(state)}"
+        return Outcome("failed", message, log, lines)
+
+
+async def _get(url: str, transport: httpx.AsyncHTTPTransport) -> bool:
+    try:
+        async with httpx.AsyncClient(transport=transport, timeout=5.0, trust_env=False) as client:
+            return (await client.get(url)).status_code < 400
+    except httpx.TransportError:
+        return False
+
+
+def how_it_ended(state: State) -> str:
+    """`exited with status 1`, `was killed by SIGKILL (out of memory?)`, or why the supervisor ended it."""
+    if state.why:
+        return state.why
+    if state.code >= 0:
+        return f"exited with status {state.code}"
+    name = signal.Signals(-state.code).name if -state.code in signal.valid_signals() else f"signal {-state.code}"
+    return f"was killed by {name}" + (" (by hand, or the machine ran out of memory)" if name == "SIGKILL" else "")
+
+
+def last_lines(log: Path, start: int, count: int = 15) -> tuple[str, ...]:
+    """The last lines that a container wrote since byte `start` of its log."""
+    with log.open("rb") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(start, end - 64 * 1024))
+        text = stream.read().decode(errors="replace")
+    return tuple(line for line in text.splitlines() if line.strip())[-count:]
