@@ -125,7 +125,8 @@ def parse(text: str, name: str = "rljob.yaml", overrides: Iterable[str] = ()) ->
     try:
         return RLJob.model_validate(data, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise InvalidJob(name, [_problem(e, data, lines) for e in error.errors(include_url=False)]) from error
+        problems = [_problem(e, lines) for e in error.errors(include_url=False)]
+        raise InvalidJob(name, sorted(problems, key=lambda p: p.line or 0)) from error
 
 
 def _of_yaml(error: yaml.YAMLError) -> Problem:
@@ -167,7 +168,7 @@ def _dotted(path: Path_) -> str:
     return text
 
 
-def _problem(error: ErrorDetails, data: Any, lines: Mapping[Path_, int]) -> Problem:
+def _problem(error: ErrorDetails, lines: Mapping[Path_, int]) -> Problem:
     """One pydantic error in a person's words."""
     path = tuple(error["loc"])
     # The nearest thing above that does stand in the file has a line.

@@ -1,16 +1,25 @@
 """The commands. Each is a thin layer over a function that says what it does in its own package."""
 
+import json
 import sys
+import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+import yaml
 from rich.console import Console
 
 from rljob.api import ConfigurationError, RLJobError
+from rljob.api.crd import crd_yaml
 from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.api.explain import explain
 from rljob.api.load import load
-from rljob.local.run import Request, run
+from rljob.cli.show_plan import document, show
+from rljob.local import inspect
+from rljob.local.run import Request, run, this_machine
+from rljob.plan import estimate, plan, read_shape
 
 app = typer.Typer(
     name="rljob",
@@ -50,6 +59,50 @@ def validate_command(
         raise typer.Exit(EXIT_CONFIGURATION)
 
 
+@app.command("crd")
+def crd_command() -> None:
+    """Print the CustomResourceDefinition, for `kubectl apply -f -`."""
+    print(crd_yaml(), end="")
+
+
+@app.command("explain")
+def explain_command(field: Annotated[str, typer.Argument(help="Such as spec.rollout.")] = "spec") -> None:
+    """Say what a field is for, and what is below it."""
+    for depth, name, kind, text in explain(field):
+        indent = "  " * depth
+        print(f"{indent}{name}  <{kind}>")
+        for line in text.splitlines():
+            print(f"{indent}    {line}")
+
+
+class Output(StrEnum):
+    """How a plan is printed."""
+
+    table = "table"
+    yaml = "yaml"
+    json = "json"
+
+
+@app.command("plan")
+def plan_command(
+    file: File,
+    set_: Set = None,
+    output: Annotated[Output, typer.Option("--output", "-o", help="What to print.")] = Output.table,
+    env: Annotated[bool, typer.Option("--env", help="Show the environment of each container.")] = False,
+) -> None:
+    """Show what a job would run, with its memory and time, without starting anything."""
+    job = load(file, set_ or ())
+    shape = read_shape(job, file.absolute().parent)
+    planned, sizes = plan(job, shape), estimate(job, shape, this_machine())
+    match output:
+        case Output.table:
+            show(Console(), job, planned, sizes, env)
+        case Output.yaml:
+            print(yaml.safe_dump(document(planned, sizes), sort_keys=False, allow_unicode=True, width=140), end="")
+        case Output.json:
+            print(json.dumps(document(planned, sizes), indent=1, ensure_ascii=False))
+
+
 @app.command("run")
 def run_command(
     file: File,
@@ -67,6 +120,49 @@ def run_command(
     raise typer.Exit(run(Request(file, workdir, tuple(set_ or ()), mode), Console()))
 
 
+Folder = Annotated[Path, typer.Argument(help="Job folder, such as runs/tiny.", show_default=False)]
+
+
+@app.command("status")
+def status_command(
+    folder: Folder,
+    output: Annotated[Output, typer.Option("--output", "-o", help="What to print.")] = Output.table,
+) -> None:
+    """Say how far a job is."""
+    job = inspect.open_folder(folder)
+    if output is not Output.table:
+        status = job.status()
+        data = status.model_dump(mode="json", by_alias=True) if status else {}
+        print(json.dumps(data, indent=1) if output is Output.json else yaml.safe_dump(data, sort_keys=False), end="")
+        return
+    rows = inspect.describe(job, time.time())
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        print(f"{label:<{width}}  {text}")
+
+
+@app.command("logs")
+def logs_command(
+    folder: Folder,
+    which: Annotated[str | None, typer.Argument(help="POD or POD/CONTAINER; default all.", show_default=False)] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as long as the job runs.")] = False,
+) -> None:
+    """Print what a job's containers wrote."""
+    job = inspect.open_folder(folder)
+    for line in inspect.read_logs(inspect.logs(job, which), follow, job.running):
+        print(line, flush=follow)
+
+
+@app.command("stop")
+def stop_command(
+    folder: Folder,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 60.0,
+) -> None:
+    """Stop a running job cleanly; `rljob run` goes on later."""
+    stopped = inspect.stop(inspect.open_folder(folder), timeout)
+    print(f"{folder}: stopped" if stopped else f"{folder}: was not running")
+
+
 def main() -> None:
     """Entry point: errors made for people become one line and an exit status."""
     try:
@@ -74,6 +170,10 @@ def main() -> None:
     except RLJobError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
     except OSError as error:
         # Disk full, no permission: the file system's word with the file's name is what helps.
         print(f"error: {error}", file=sys.stderr)

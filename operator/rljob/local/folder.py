@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -151,21 +152,31 @@ class JobFolder:
         except OSError as error:
             raise ConfigurationError(f"cannot write to {self.root}: {error.strerror}; give another folder with --workdir") from error
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(lock):
                 current = self.current()
                 who = f" (process {current.pid})" if current else ""
                 raise ConfigurationError(
                     f"{self.root} is in use by another `rljob run`{who}; stop it with `rljob stop {self.root}` "
                     "or give another folder with --workdir"
-                ) from None
+                )
             if left := self.current():
                 sweep(left.run, left.temporary)
                 self.write_current(None)
             yield
         finally:
             os.close(lock)
+
+
+def _lock(file: int, tries: int = 10) -> bool:
+    """Take the lock. Tried for half a second, because `running` holds it for an instant when it looks."""
+    for attempt in range(tries):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if attempt + 1 < tries:
+                time.sleep(0.05)
+    return False
 
 
 def replace_text(path: Path, text: str) -> None:

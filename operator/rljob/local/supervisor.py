@@ -14,6 +14,7 @@ from typing import Literal
 
 import httpx
 
+from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.local import decide
 from rljob.local.decide import Key, Limits, Observed, State
 from rljob.local.folder import JobFolder
@@ -203,10 +204,11 @@ class Supervisor:
 
     def _tell_end(self, key: Key, container: Container, stopping: bool) -> None:
         state = self.states[key]
-        if stopping:
-            self._listener(Event("ended", key, how_it_ended(state)))
-        elif decide.finished(container, state):
+        final = state.code == EXIT_CONFIGURATION or state.failures > self._limits.backoff_limit
+        if decide.finished(container, state) and not stopping:
             self._listener(Event("done", key, ""))
+        elif stopping or final:
+            self._listener(Event("ended", key, how_it_ended(state)))
         else:
             wait = backoff_text(decide.delay(state.failures, self._limits))
             text = f"{how_it_ended(state)}; failure {state.failures} in a row, next start in {wait}"

@@ -1,0 +1,246 @@
+"""The CustomResourceDefinition, made from the models: structural schema, defaults, rules, subresources, printer columns."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, create_model
+
+from rljob.api.base import Part
+from rljob.api.job import GROUP, KIND, VERSION, RLJobSpec
+from rljob.api.status import JobStatus
+
+Schema = dict[str, Any]
+
+
+class Condition(Part):
+    """One aspect of the job's state, as kstatus reads it."""
+
+    type: str
+    """`Ready`, `Reconciling`, `Stalled`, `Suspended`, `Succeeded` or `Failed`."""
+    status: Literal["True", "False", "Unknown"]
+    """Does it hold?"""
+    reason: str = ""
+    """One CamelCase word for machines."""
+    message: str = ""
+    """One line for people."""
+    observed_generation: int = 0
+    """Generation of the spec that it speaks of."""
+    last_transition_time: str = Field(default="", json_schema_extra={"format": "date-time"})
+    """When `status` last changed."""
+
+
+class RolloutStatus(Part):
+    """What the scale subresource reads."""
+
+    replicas: int = 0
+    """Rollout-only pods."""
+    ready_replicas: int = 0
+    """Of them, ready ones."""
+    selector: str = ""
+    """Label selector of those pods."""
+
+
+class ClusterStatus(Part):
+    """What the operator adds to the job's own status."""
+
+    observed_generation: int = 0
+    """Generation of the spec that the operator acted on last."""
+    conditions: list[Condition] = Field(default_factory=list)
+    """Conditions; tools that know kstatus read `Ready`, `Reconciling` and `Stalled`."""
+    rollout: RolloutStatus = RolloutStatus()
+    """Rollout-only pods."""
+
+
+_EXACTLY_ONE = "[{}].filter(x, x).size() == 1"
+
+
+def _one_of(*names: str) -> str:
+    return _EXACTLY_ONE.format(", ".join(f"has(self.{name})" for name in names))
+
+
+_DATA_RULE = (_one_of("path", "hub", "reasoningGym"), "a data source needs exactly one of path, hub, reasoningGym")
+_NEED = "self.trainer.tensorParallel * self.trainer.pipelineParallel * self.trainer.contextParallel"
+RULES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "spec.model.source": ((_one_of("path", "hub", "package", "url", "scratch"), "needs exactly one of path, hub, package, url, scratch"),),
+    "spec.model.source.scratch": (
+        ("self.hiddenSize % self.heads == 0 && self.heads % self.kvHeads == 0", "hiddenSize must be a multiple of heads, heads of kvHeads"),
+        ("self.hiddenSize / self.heads in [32, 64, 80, 96, 112, 128]", "hiddenSize / heads must be 32, 64, 80, 96, 112 or 128"),
+    ),
+    "spec.data.train": (_DATA_RULE,),
+    "spec.evaluation.data": (_DATA_RULE,),
+    "spec.warmStart.data": (_DATA_RULE,),
+    "spec.rollout": (("!has(self.tokenBudget) || self.tokenBudget <= self.maxTokens", "tokenBudget must not be more than maxTokens"),),
+    "spec": (
+        (
+            f"(self.trainer.nodes * self.accelerator.perNode) % ({_NEED}) == 0",
+            "trainer.tensorParallel × pipelineParallel × contextParallel must divide trainer.nodes × accelerator.perNode",
+        ),
+        ("self.trainer.tensorParallel <= self.accelerator.perNode", "trainer.tensorParallel must not be more than accelerator.perNode"),
+        ("self.rollout.tensorParallel <= self.accelerator.perNode", "rollout.tensorParallel must not be more than accelerator.perNode"),
+        (
+            "!has(self.model.source.scratch) || has(self.warmStart)",
+            "model.source.scratch starts from random weights, which earn no reward: set warmStart",
+        ),
+        (
+            "!has(self.model.maxLength) || self.rollout.maxTokens < self.model.maxLength",
+            "rollout.maxTokens leaves no room for a prompt in model.maxLength",
+        ),
+        (
+            "self.algorithm.stepsPerIteration <= self.algorithm.promptsPerIteration",
+            "algorithm.stepsPerIteration must not be more than promptsPerIteration",
+        ),
+    ),
+}
+"""CEL for what a schema cannot say: field to (rule, message). The same checks as the models' validators."""
+
+_COLUMNS = (
+    ("Phase", "string", ".status.phase", "What the job is doing."),
+    ("Iteration", "integer", ".status.iteration", "Iteration in progress."),
+    ("Reward", "number", ".status.reward", "Mean reward of the last finished iteration."),
+    ("Rollouts", "integer", ".status.rollout.readyReplicas", "Ready rollout-only pods."),
+    ("Age", "date", ".metadata.creationTimestamp", ""),
+)
+
+
+def structural(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """JSON Schema as pydantic writes it to the structural OpenAPI v3 that Kubernetes takes: references inlined, `X | null` is an X that may
+    be left out, closed by pruning instead of `additionalProperties: false`, exclusive bounds as flags."""
+    if "$ref" in schema:
+        name = schema["$ref"].removeprefix("#/$defs/")
+        return structural({**definitions[name], **{k: v for k, v in schema.items() if k != "$ref"}}, definitions)
+    if "anyOf" in schema:
+        (only,) = [s for s in schema["anyOf"] if s.get("type") != "null"]
+        rest = {k: v for k, v in schema.items() if k not in ("anyOf", "default") or (k == "default" and v is not None)}
+        return structural({**only, **rest}, definitions)
+    out: Schema = {k: schema[k] for k in _COPIED if k in schema}
+    if "const" in schema:
+        out["enum"] = [schema["const"]]
+    for bound, flag in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if bound in schema:
+            out |= {flag: schema[bound], bound: True}
+    if schema.get("type") == "array":
+        out["items"] = structural(schema["items"], definitions)
+    if schema.get("type") == "object":
+        out |= _object(schema, definitions)
+    if "default" in schema:
+        # Defaults below an object fill themselves in once the object is there.
+        out["default"] = {} if out.get("properties") else schema["default"]
+    if not out.get("type"):
+        out = {k: v for k, v in out.items() if k in ("description", "default")} | {"x-kubernetes-preserve-unknown-fields": True}
+    return out
+
+
+_COPIED = (
+    "type",
+    "description",
+    "enum",
+    "pattern",
+    "format",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "x-kubernetes-preserve-unknown-fields",
+)
+
+
+def _object(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    if "properties" in schema:
+        out: Schema = {"properties": {name: structural(s, definitions) for name, s in schema["properties"].items()}}
+        return out | ({"required": schema["required"]} if schema.get("required") else {})
+    values = schema.get("additionalProperties")
+    if isinstance(values, dict) and values.get("type"):
+        return {"additionalProperties": structural(values, definitions)}
+    return {"x-kubernetes-preserve-unknown-fields": True}
+
+
+def spec_schema() -> Schema:
+    """Structural schema of the spec, with its rules."""
+    raw = RLJobSpec.model_json_schema(by_alias=True)
+    schema = structural(raw, raw.get("$defs", {}))
+    for path, rules in RULES.items():
+        here = schema
+        for name in path.split(".")[1:]:
+            here = here["properties"][name]
+        here["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in rules]
+    return schema
+
+
+def status_schema() -> Schema:
+    """Structural schema of the status; nothing in it is required or defaulted, the operator writes it piece by piece."""
+    merged = create_model("Status", __base__=(JobStatus, ClusterStatus))
+    raw = merged.model_json_schema(by_alias=True)
+    schema = _free(structural(raw, raw.get("$defs", {})))
+    # In a cluster a job can also wait for its turn or be suspended: the words are the operator's.
+    schema["properties"]["phase"].pop("enum")
+    schema["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    schema["properties"]["conditions"]["items"]["required"] = ["type", "status"]
+    return schema | {"description": "What the job says of itself. Written by the operator."}
+
+
+def _free(schema: Schema) -> Schema:
+    out = {k: v for k, v in schema.items() if k not in ("required", "default")}
+    if "properties" in out:
+        out["properties"] = {name: _free(s) for name, s in out["properties"].items()}
+    if "items" in out:
+        out["items"] = _free(out["items"])
+    return out
+
+
+def job_schema() -> Schema:
+    """Structural schema of the whole object."""
+    return {
+        "type": "object",
+        "description": "One reinforcement-learning post-training job.",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": f"`{GROUP}/{VERSION}`."},
+            "kind": {"type": "string", "description": f"`{KIND}`."},
+            "metadata": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 52}}},
+            "spec": spec_schema(),
+            "status": status_schema(),
+        },
+    }
+
+
+def custom_resource_definition() -> Schema:
+    """The CustomResourceDefinition of RLJob."""
+    columns = [
+        {"name": name, "type": kind, "jsonPath": path} | ({"description": text} if text else {}) for name, kind, path, text in _COLUMNS
+    ]
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": job_schema()},
+        "subresources": {
+            "status": {},
+            "scale": {
+                "specReplicasPath": ".spec.rollout.replicas",
+                "statusReplicasPath": ".status.rollout.replicas",
+                "labelSelectorPath": ".status.rollout.selector",
+            },
+        },
+        "additionalPrinterColumns": columns,
+    }
+    names = {"kind": KIND, "listKind": f"{KIND}List", "plural": "rljobs", "singular": "rljob", "shortNames": ["rlj"], "categories": ["all"]}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"rljobs.{GROUP}"},
+        "spec": {"group": GROUP, "names": names, "scope": "Namespaced", "versions": [version]},
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """No anchors: kubectl's reader takes them, people do not."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def crd_yaml() -> str:
+    """`rljob crd`."""
+    head = "# Made by `rljob crd`; do not edit.\n"
+    return head + yaml.dump(custom_resource_definition(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)

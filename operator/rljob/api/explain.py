@@ -1,0 +1,60 @@
+"""`rljob explain spec.rollout`: what a field is for, from the same schema that the cluster gets."""
+
+import difflib
+from typing import Any
+
+from rljob.api.crd import job_schema
+from rljob.api.errors import ConfigurationError
+
+
+def field_schema(path: str) -> dict[str, Any]:
+    """Schema of a field such as `spec.rollout.maxTokens`.
+
+    Raises:
+        ConfigurationError: there is no such field; names the near one.
+    """
+    here: dict[str, Any] = job_schema()
+    walked: list[str] = []
+    for name in path.removeprefix("rljob.").split("."):
+        fields = here.get("properties") or here.get("items", {}).get("properties", {})
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"; did you mean {'.'.join([*walked, near[0]])}?" if near else f"; it has {', '.join(fields)}" if fields else ""
+            raise ConfigurationError(f"{'.'.join(walked) or 'RLJob'} has no field {name!r}{hint}")
+        here = fields[name]
+        walked.append(name)
+    return here
+
+
+def kind_of(schema: dict[str, Any]) -> str:
+    """`integer >= 1 = 16`: type, bounds and default in a few signs."""
+    kind = schema.get("type", "any")
+    if kind == "array":
+        kind = f"[]{kind_of({k: v for k, v in schema['items'].items() if k != 'default'})}"
+    elif "additionalProperties" in schema:
+        kind = f"map[string]{schema['additionalProperties'].get('type', 'any')}"
+    text = "|".join(str(v) for v in schema["enum"]) if "enum" in schema else str(kind)
+    if "minimum" in schema:
+        text += f" {'>' if schema.get('exclusiveMinimum') else '>='} {schema['minimum']:g}"
+    if "maximum" in schema:
+        text += f" {'<' if schema.get('exclusiveMaximum') else '<='} {schema['maximum']:g}"
+    default = schema.get("default")
+    if default not in (None, {}, [], ""):
+        text += f", default {str(default).lower() if isinstance(default, bool) else default}"
+    return text
+
+
+def explain(path: str) -> list[tuple[int, str, str, str]]:
+    """(indentation, name, kind, description) of a field and of the fields directly below it.
+
+    Raises:
+        ConfigurationError: there is no such field.
+    """
+    schema = field_schema(path)
+    rows = [(0, path, kind_of(schema), str(schema.get("description", "")))]
+    below = schema.get("properties") or schema.get("items", {}).get("properties", {})
+    required = schema.get("required", [])
+    for name, field in below.items():
+        kind = kind_of(field) + (", required" if name in required else "")
+        rows.append((1, name, kind, str(field.get("description", ""))))
+    return rows

@@ -1,0 +1,153 @@
+"""`rljob plan`: a plan and its estimate as tables, YAML or JSON."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rljob.api import RLJob
+from rljob.plan import Container, Estimate, Plan, Pod
+from rljob.plan.types import AdvertiseHost, ExecProbe, Listen, PodHost, PodName, PodPort, Probe, ServiceUrl, Threads, VolumePath
+
+MiB = 1 << 20
+
+
+def reference(value: Any) -> str:
+    """An environment variable's value as people read it."""
+    match value:
+        case VolumePath(volume, sub):
+            return f"<{volume}>/{sub}" if sub else f"<{volume}>"
+        case ServiceUrl(name):
+            return f"<address of {name}>"
+        case Listen(port):
+            return f"<listen on {port}>"
+        case PodName():
+            return "<pod name>"
+        case AdvertiseHost():
+            return "<host of this pod>"
+        case PodHost(pod):
+            return f"<host of {pod}>"
+        case PodPort(pod, port):
+            return f"<port {port} of {pod}>"
+        case Threads(processes):
+            return "<cores>" if processes == 1 else f"<cores / {processes}>"
+    return str(value)
+
+
+def plain(thing: Any) -> Any:
+    """A plan as plain data, references as text."""
+    if isinstance(thing, VolumePath | ServiceUrl | Listen | PodName | AdvertiseHost | PodHost | PodPort | Threads):
+        return reference(thing)
+    if dataclasses.is_dataclass(thing):
+        return {f.name: plain(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+    if isinstance(thing, Mapping):
+        return {name: plain(value) for name, value in thing.items()}
+    if isinstance(thing, tuple | list):
+        return [plain(value) for value in thing]
+    return thing
+
+
+def document(plan: Plan, sizes: Estimate) -> dict[str, Any]:
+    """What `--output yaml|json` prints."""
+    estimate = plain(sizes)
+    estimate["memory"] = {name: {"total": m.total, **dict(m.parts)} for name, m in sizes.memory.items()}
+    return {"plan": plain(plan), "estimate": estimate}
+
+
+def _size(size: int) -> str:
+    return f"{size / MiB:,.0f} MiB" if size < 10 * 1024 * MiB else f"{size / MiB / 1024:,.1f} GiB"
+
+
+def _probe(probe: Probe | None) -> str:
+    if probe is None:
+        return ""
+    if isinstance(probe.check, ExecProbe):
+        return " ".join(probe.check.command)
+    return f"GET {probe.check.path} on {reference(probe.check.at)}"
+
+
+def show(console: Console, job: RLJob, plan: Plan, sizes: Estimate, env: bool) -> None:
+    """Print a plan for people."""
+    spec, t = job.spec, job.spec.trainer
+    shape = sizes.shape
+    model = f"{shape.family}, {shape.parameters / 1e6:,.1f} M parameters" if shape else "not on this machine yet"
+    parallel = f"data {spec.data_parallel} × tensor {t.tensor_parallel} × pipeline {t.pipeline_parallel} × context {t.context_parallel}"
+    console.print(f"[bold]{plan.job}[/bold]  {model}  {spec.accelerator.type}, trainer: {parallel}", highlight=False)
+    _containers(console, plan)
+    if env:
+        _environment(console, plan)
+    _volumes(console, plan)
+    _memory(console, sizes)
+    _time(console, job, sizes)
+    for note in plan.notes:
+        console.print(f"[dim]note: {note}[/dim]", highlight=False)
+
+
+def _containers(console: Console, plan: Plan) -> None:
+    table = Table(title="Pods", title_justify="left", box=None, pad_edge=False)
+    for column in ("pod", "container", "command", "ports", "restart", "probe"):
+        table.add_column(column, overflow="fold")
+    for pod in plan.pods:
+        name = pod.name if pod.replicas == 1 else f"{pod.name} × {pod.replicas}"
+        for kind, container in _kinds(pod):
+            ports = ", ".join(f"{p.name} {p.number}" for p in container.ports)
+            label = f"{container.name} ({kind})" if kind else container.name
+            table.add_row(name, label, " ".join(container.command), ports, container.restart, _probe(container.probe))
+            name = ""
+        if pod.waits:
+            table.add_row("", "", f"[dim]waits for {', '.join(reference(w) for w in pod.waits)}[/dim]")
+    console.print(table)
+
+
+def _kinds(pod: Pod) -> list[tuple[str, Container]]:
+    init = [("init", c) for c in pod.init_containers]
+    return init + [("sidecar", c) for c in pod.sidecars] + [("", c) for c in pod.containers]
+
+
+def _environment(console: Console, plan: Plan) -> None:
+    for pod in plan.pods:
+        for container in pod.all_containers:
+            table = Table(title=f"{pod.name}/{container.name}", title_justify="left", box=None, show_header=False, pad_edge=False)
+            for name, value in container.env.items():
+                table.add_row(f"  {name}", reference(value))
+            console.print(table)
+
+
+def _volumes(console: Console, plan: Plan) -> None:
+    table = Table(title="Volumes", title_justify="left", box=None, pad_edge=False)
+    for column in ("volume", "kind", "needs", "used by"):
+        table.add_column(column)
+    for volume in plan.volumes:
+        users = [c.name for pod in plan.pods for c in pod.all_containers if any(m.volume == volume.name for m in c.mounts)]
+        kind = f"{volume.kind} (claim {volume.claim})" if volume.claim else volume.kind
+        table.add_row(volume.name, kind, _size(volume.size) if volume.size else "", ", ".join(dict.fromkeys(users)))
+    console.print(table)
+
+
+def _memory(console: Console, sizes: Estimate) -> None:
+    table = Table(title="Memory, at most (estimate)", title_justify="left", box=None, pad_edge=False)
+    for column in ("process", "total", "of which"):
+        table.add_column(column, justify="right" if column == "total" else "left")
+    for name, memory in sizes.memory.items():
+        table.add_row(name, _size(memory.total), ", ".join(f"{part} {_size(size)}" for part, size in memory.parts))
+    if sizes.arena:
+        table.add_row("shared weights", _size(sizes.arena), "in /dev/shm of every worker pod")
+    console.print(table)
+
+
+def _time(console: Console, job: RLJob, sizes: Estimate) -> None:
+    a = job.spec.algorithm
+    console.print(
+        f"One iteration: {a.prompts_per_iteration} prompts × {a.samples_per_prompt} answers, about {sizes.answer_tokens:,} generated and "
+        f"{sizes.trained_tokens:,} trained tokens.",
+        highlight=False,
+    )
+    if sizes.seconds:
+        total = sum(sizes.seconds.values())
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sizes.seconds.items())
+        whole = total * job.spec.iterations / 60
+        console.print(
+            f"Time, roughly: {total:.1f} s an iteration ({parts}); {job.spec.iterations} iterations in {whole:.1f} min.", highlight=False
+        )

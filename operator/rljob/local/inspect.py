@@ -1,0 +1,117 @@
+"""Looks at a job folder from outside: `rljob status`, `rljob logs`, `rljob stop`."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rljob.api import ConfigurationError, InfrastructureError
+from rljob.api.status import JobStatus
+from rljob.local import view
+from rljob.local.folder import JobFolder
+
+_POLL = 0.1
+
+
+def open_folder(root: Path) -> JobFolder:
+    """The job folder at a path.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    folder = JobFolder(root.absolute())
+    if not folder.job_file.exists():
+        raise ConfigurationError(f"{root} is not a job folder (it has no job.yaml); give the folder of an `rljob run`, such as runs/tiny")
+    return folder
+
+
+def describe(folder: JobFolder, now: float) -> list[tuple[str, str]]:
+    """Label and text of every line of `rljob status`."""
+    job, status, running = folder.job(), folder.status(), folder.running()
+    assert job is not None
+    rows = [("job", job.metadata.name), ("folder", str(folder.root))]
+    current = folder.current()
+    if running:
+        rows.append(("running", f"process {current.pid}, for {view.clock(now - current.started)}" if current else "starting"))
+    else:
+        rows.append(("running", "no"))
+    return rows + (_of_status(status, running) if status else [("phase", "nothing done yet")])
+
+
+def _of_status(status: JobStatus, running: bool) -> list[tuple[str, str]]:
+    ended = status.phase in ("Succeeded", "Failed")
+    phase = status.phase if running or ended else f"{status.phase}, when it was stopped"
+    rows = [
+        ("phase", phase),
+        ("iterations", f"{len(status.rewards)} of {status.iterations} done"),
+        ("policy version", str(status.policy_version)),
+    ]
+    if running and status.progress is not None:
+        rows.append(("progress", f"{status.progress.done:,} of {status.progress.total:,} {status.progress.unit}"))
+    if running:
+        rows += [(node.name, f"{node.step} {view.span(node.step_seconds)}  {node.failure}".rstrip()) for node in status.nodes]
+    if status.rewards:
+        rows.append(("reward", f"{view.sparkline(status.rewards)}  {status.rewards[0]:.3f} → {status.rewards[-1]:.3f}"))
+    for held_out in status.held_out:
+        rows.append((f"held-out, it. {held_out.iteration}", view.percent(held_out.accuracy)))
+    if status.timings:
+        rows.append(("last iteration", ", ".join(f"{name} {view.span(seconds)}" for name, seconds in status.timings.items())))
+    if (failure := status.last_failure) is not None:
+        rows.append(("last failure", f"{failure.pod}, {failure.stage}: {failure.message}"))
+    return rows
+
+
+def logs(folder: JobFolder, which: str | None) -> list[Path]:
+    """Log files: all, a pod's, or a container's.
+
+    Raises:
+        ConfigurationError: there is none of that name; lists those there are.
+    """
+    found = sorted(folder.logs.glob("*.log")) if folder.logs.is_dir() else []
+    if which is None:
+        return found
+    pod, _, container = which.partition("/")
+    chosen = [f for f in found if f.name == f"{pod}.{container}.log" or (not container and f.name.startswith(f"{pod}."))]
+    if not chosen:
+        names = ", ".join(sorted(f.name.removesuffix(".log").replace(".", "/", 1) for f in found)) or "none yet"
+        raise ConfigurationError(f"{folder.root} has no log of {which!r}; there are: {names}")
+    return chosen
+
+
+def read_logs(files: list[Path], follow: bool, going_on: Callable[[], bool], wait: Callable[[float], None] = time.sleep) -> Iterator[str]:
+    """Lines of log files; several get their name in front. With `follow` new ones too, until nothing is `going_on`."""
+    places = dict.fromkeys(files, 0)
+    while True:
+        alive = follow and going_on()
+        for file in files:
+            with file.open("rb") as stream:
+                stream.seek(places[file])
+                text = stream.read()
+            whole = text if not alive else text[: text.rfind(b"\n") + 1]
+            places[file] += len(whole)
+            name = f"{file.name.removesuffix('.log')}: " if len(files) > 1 else ""
+            for line in whole.decode(errors="replace").splitlines():
+                yield name + line
+        if not alive:
+            return
+        wait(_POLL)
+
+
+def stop(folder: JobFolder, timeout: float, wait: Callable[[float], None] = time.sleep) -> bool:
+    """Ask the run on this folder to stop cleanly, and wait for it. False: none was running.
+
+    Raises:
+        InfrastructureError: it has not ended within `timeout` seconds.
+    """
+    if not folder.running():
+        return False
+    current = folder.current()
+    if current is None:
+        raise InfrastructureError(f"the run on {folder.root} is only just starting; try again in a second")
+    os.kill(current.pid, signal.SIGTERM)
+    for _ in range(int(timeout / _POLL)):
+        if not folder.running():
+            return True
+        wait(_POLL)
+    raise InfrastructureError(f"process {current.pid} has not ended within {timeout:.0f} s; see {folder.logs}")

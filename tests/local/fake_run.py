@@ -1,0 +1,36 @@
+"""`python fake_run.py FOLDER CODE`: what `rljob run` does, for a plan of which CODE is the master and a sidecar leaves a grandchild."""
+
+import sys
+from pathlib import Path
+
+from fakes import JOB, SLEEP, container, master, plan_of
+from rich.console import Console
+
+from rljob.api import RLJobError
+from rljob.local.folder import JobFolder
+from rljob.local.run import Request, run_plan
+from rljob.plan.types import Pod
+
+# A payload in a session of its own, with a file in shared memory, as a shim makes one.
+PAYLOAD = (
+    "import os, subprocess, sys\n"
+    "open(os.environ['RLJOB_DIR_SHM'] + '/arena', 'w').close()\n"
+    f"subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)\n" + SLEEP
+)
+
+
+def main(folder: Path, code: str) -> int:
+    """Run it."""
+    worker = Pod("worker", "worker-0", (container("agent", SLEEP),), sidecars=(container("shim", PAYLOAD, "always"),))
+    job_folder = JobFolder(folder)
+    try:
+        with job_folder.claim():
+            job_folder.write_job(JOB)
+            return run_plan(plan_of(master(code), worker), JOB, job_folder, Request(folder / "rljob.yaml", folder), Console(width=200))
+    except RLJobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
