@@ -105,6 +105,8 @@ class ReasoningGymSource(Part):
     """Seed of the split."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the generator, such as `{min_terms: 2, max_terms: 2}`."""
+    demonstration: str | None = None
+    """Answer to imitate in the warm start: this text with `{answer}` and `{question}` replaced, such as `\\boxed{{answer}}`."""
 
 
 class DataSource(Part):
@@ -121,6 +123,9 @@ class DataSource(Part):
     """A file of a data set on the Hugging Face hub."""
     reasoning_gym: ReasoningGymSource | None = None
     """A reasoning-gym generator."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Field of a record to column of the file, for files made by others, such as `{prompt: question, reference: answer}`. Columns not
+    named here are then ignored; without `columns`, an unknown field is an error."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many records."""
 

@@ -1,0 +1,35 @@
+"""The init container's process. Exit status 0: done; 2: the user has to change something; 1: try again."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from rljob.api import ConfigurationError, InfrastructureError
+from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.prepare.preparation import Folders, prepare
+from rljob.wire.environment import Environment
+
+
+def main(environment: Environment) -> None:
+    """Prepare the job that the environment names."""
+    folders = Folders(
+        model=environment.directory("model"),
+        data=environment.directory("data"),
+        cache=environment.directory("cache"),
+        source=Path(environment.variables.get("RLJOB_SOURCE_DIR", ".")),
+    )
+    prepare(environment.job.spec, folders, lambda line: print(f"prepare: {line}", file=sys.stderr, flush=True))
+
+
+if __name__ == "__main__":
+    try:
+        main(Environment.current())
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
+    except (InfrastructureError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,160 @@
+"""Records out of a JSONL or Parquet file, a file on the hub, or a reasoning-gym generator."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rljob.api import ConfigurationError
+from rljob.api.sources import DataSource, ReasoningGymSource
+from rljob.prepare.download import hub_data_file
+from rljob.prepare.records import Located, check_columns, parse
+
+SEED_STRIDE = 1_000_003
+"""reasoning-gym draws item i from seed + i, so neighbouring seeds give the same list shifted by one. More than the largest size."""
+
+
+def load(source: DataSource, field: str, base: Path, cache: Path) -> list[Located]:
+    """All records of a source, each checked.
+
+    Args:
+        field: where the source stands in the job, for messages, such as `spec.data.train`.
+        base: folder that a relative `path` starts from.
+        cache: folder for downloads.
+
+    Raises:
+        ConfigurationError: the source is missing, empty, or holds a malformed record.
+    """
+    check_columns(source.columns, field)
+    rows = _rows(source, field, base, cache)
+    records = [Located(where, parse(row, where, source.columns)) for where, row in islice(rows, source.limit)]
+    if not records:
+        raise ConfigurationError(f"{field} holds no records; a data set needs at least one")
+    _refuse_duplicate_ids(records)
+    return records
+
+
+def _rows(source: DataSource, field: str, base: Path, cache: Path) -> Iterator[tuple[str, Any]]:
+    if source.reasoning_gym is not None:
+        return generated(source.reasoning_gym, field)
+    if source.hub is not None:
+        return _file(hub_data_file(source.hub.repo, source.hub.revision, source.hub.file, cache), f"{field}.hub.file")
+    assert source.path is not None  # DataSource has exactly one
+    return _file(base / source.path, f"{field}.path")
+
+
+def _file(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+    if not path.is_file():
+        raise ConfigurationError(f"{field}: {path} does not exist; name a .jsonl or .parquet file")
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _jsonl(path)
+    if path.suffix == ".parquet":
+        return _parquet(path, field)
+    raise ConfigurationError(f"{field}: {path} is neither .jsonl nor .parquet; convert it")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{path.name} line {number}"
+            if not line.strip():
+                continue
+            try:
+                yield where, json.loads(line)
+            except UnicodeDecodeError as error:
+                raise ConfigurationError(f"{where}: not UTF-8 (byte {error.start} of the line); save the file as UTF-8") from None
+            except ValueError as error:
+                raise ConfigurationError(f"{where}: not JSON ({error}); one JSON object per line is expected") from None
+
+
+def _parquet(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows):
+            yield f"{path.name} row {number}", row
+    except ArrowException as error:
+        raise ConfigurationError(f"{field}: {path} is not a readable Parquet file ({error})") from error
+
+
+def generated(source: ReasoningGymSource, field: str) -> Iterator[tuple[str, Any]]:
+    """Prompts of a generator, each question once.
+
+    The record's reference is the whole entry, which the data set's own scorer needs.
+
+    Raises:
+        ConfigurationError: no such generator or parameter, or its entries cannot be scored once they were stored.
+    """
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    if source.dataset not in DATASETS:
+        near = get_close_matches(source.dataset, DATASETS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(DATASETS))}"
+        raise ConfigurationError(f"{field}.reasoningGym.dataset: no generator {source.dataset!r}; {hint}")
+    try:
+        dataset = create_dataset(source.dataset, size=source.size, seed=source.seed * SEED_STRIDE, **source.parameters)
+    except TypeError as error:
+        known = ", ".join(n for n in DATASETS[source.dataset][1].__dataclass_fields__ if n not in ("seed", "size"))
+        raise ConfigurationError(f"{field}.reasoningGym.parameters: {error}; {source.dataset} takes {known}") from None
+    except (AssertionError, ValueError) as error:
+        raise ConfigurationError(f"{field}.reasoningGym.parameters: {source.dataset} refuses {source.parameters}: {error}") from None
+    asked: set[str] = set()
+    for index in range(source.size):
+        entry = stored(dataset[index])
+        if not asked:
+            _refuse_unscorable(dataset, entry, field, source.dataset)
+        if entry["question"] in asked:
+            continue
+        asked.add(entry["question"])
+        yield f"{source.dataset} item {index}", _generated_row(source, index, entry)
+
+
+def stored(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry as it comes back from JSON, in which records are kept."""
+    copy: dict[str, Any] = json.loads(json.dumps(entry, default=_plain))
+    return copy
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _generated_row(source: ReasoningGymSource, index: int, entry: dict[str, Any]) -> dict[str, Any]:
+    row = {
+        "id": f"{source.dataset}-{source.seed}-{index}",
+        "prompt": entry["question"],
+        "reference": {"dataset": source.dataset, "parameters": source.parameters, "entry": entry},
+        "family": source.dataset,
+    }
+    if source.demonstration is not None:
+        answer = entry["answer"] or ""
+        row["demonstration"] = source.demonstration.replace("{question}", entry["question"]).replace("{answer}", answer)
+    return row
+
+
+def _refuse_unscorable(dataset: Any, entry: dict[str, Any], field: str, name: str) -> None:
+    if entry["answer"] is None:
+        return  # The generator knows no answer, only how to check one.
+    if dataset.score_answer(entry["answer"], entry) < 1.0:
+        raise ConfigurationError(
+            f"{field}.reasoningGym.dataset: {name} does not recognise its own answers once they were stored as JSON; "
+            "choose another generator"
+        )
+
+
+def _refuse_duplicate_ids(records: list[Located]) -> None:
+    first: dict[str, str] = {}
+    for located in records:
+        name = located.record.id
+        if name is None:
+            continue
+        if name in first:
+            raise ConfigurationError(f"{located.where}: id {name!r} stands already in {first[name]}; ids must be unique, or leave them out")
+        first[name] = located.where

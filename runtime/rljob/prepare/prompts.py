@@ -1,0 +1,150 @@
+"""Records become tokenized prompts: chat template, lengths checked, held-out questions kept out of training."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from rljob.api import ConfigurationError, RLJobSpec
+from rljob.api.sources import DataSource
+from rljob.prepare.records import Located
+from rljob.reward.registry import VERIFIERS, check
+from rljob.wire.data import PromptRecord
+
+
+@dataclass(frozen=True)
+class PromptTokenizer:
+    """The model's tokenizer and what is put before every question."""
+
+    tokenizer: Any
+    system: str | None
+
+    def prompts(self, records: Sequence[Located]) -> list[tuple[int, ...]]:
+        """Tokens up to where the answer begins."""
+        texts = [self.tokenizer.apply_chat_template(self._chat(r), tokenize=False, add_generation_prompt=True) for r in records]
+        return [tuple(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+    def answers(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Tokens of answers, the end of the turn included."""
+        ends = (self.tokenizer.eos_token_id,)
+        return [(*ids, *ends) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    @property
+    def highest_token(self) -> int:
+        return max(self.tokenizer.get_vocab().values())
+
+    def _chat(self, located: Located) -> list[dict[str, str]]:
+        chat = [{"role": m.role, "content": m.content} for m in located.record.chat]
+        if self.system is not None and chat[0]["role"] != "system":
+            chat.insert(0, {"role": "system", "content": self.system})
+        return chat
+
+
+def open_tokenizer(folder: Path, system: str | None) -> PromptTokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ConfigurationError: there is none, it has no chat template, or it names no end-of-turn token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigurationError(f"{folder} has no usable tokenizer ({reason}); add tokenizer.json and tokenizer_config.json") from error
+    if not tokenizer.chat_template:
+        raise ConfigurationError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja or use an instruction-tuned model")
+    if tokenizer.eos_token_id is None:
+        raise ConfigurationError(f"{folder}: the tokenizer names no eos_token, so no answer could end; add it to tokenizer_config.json")
+    return PromptTokenizer(tokenizer, system)
+
+
+def without_heldout(train: Iterable[Located], heldout: Iterable[Located]) -> list[Located]:
+    """The records whose question does not stand in the held-out set.
+
+    Raises:
+        ConfigurationError: none is left.
+    """
+    asked = {located.record.fingerprint for located in heldout}
+    left = [located for located in train if located.record.fingerprint not in asked]
+    if not left:
+        raise ConfigurationError("spec.data.train: every question also stands in spec.evaluation.data; use another split or seed for one")
+    return left
+
+
+def prompt_records(
+    records: Sequence[Located], split: str, source: DataSource, spec: RLJobSpec, tokens: PromptTokenizer
+) -> list[PromptRecord]:
+    """What the master reads.
+
+    Raises:
+        ConfigurationError: a verifier that does not exist, options or a reference that it cannot use, a duplicate id.
+    """
+    demonstrated = [r for r in records if r.record.demonstration is not None]
+    answers = tokens.answers([r.record.demonstration or "" for r in demonstrated])
+    demonstrations = dict(zip((id(r) for r in demonstrated), answers, strict=True))
+    made = []
+    for number, (located, prompt) in enumerate(zip(records, tokens.prompts(records), strict=True)):
+        record = located.record
+        verifier, options = verifier_of(located, source, spec)
+        made.append(
+            PromptRecord(
+                id=record.id if record.id is not None else f"{split}-{number:06d}",
+                question=record.question,
+                tokens=prompt,
+                verifier=verifier,
+                options=options,
+                reference=record.reference,
+                family=record.family,
+                difficulty=record.difficulty,
+                demonstration=demonstrations.get(id(located)),
+            )
+        )
+    return made
+
+
+def verifier_of(located: Located, source: DataSource, spec: RLJobSpec) -> tuple[str, dict[str, Any]]:
+    """Who judges the answers to a record, and how: the record's own choice, else the job's, else by the kind of source.
+
+    Raises:
+        ConfigurationError: there is no such verifier, or it cannot use these options or this reference.
+    """
+    record = located.record
+    default = spec.reward.verifier or ("reasoning-gym" if source.reasoning_gym is not None else "exact")
+    verifier = record.verifier or default
+    options = (spec.reward.options if verifier == default else {}) | (record.options or {})
+    if verifier not in VERIFIERS:
+        near = get_close_matches(verifier, VERIFIERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(VERIFIERS)}"
+        raise ConfigurationError(f"{located.where}: no verifier {verifier!r}; {hint}")
+    try:
+        check(verifier, options, record.reference)
+    except ValueError as error:
+        raise ConfigurationError(f"{located.where}: verifier {verifier}: {error}") from None
+    return verifier, options
+
+
+def check_lengths(records: Sequence[PromptRecord], context: int, max_tokens: int, context_name: str) -> int:
+    """Longest sequence that these records can make.
+
+    Raises:
+        ConfigurationError: it is more than `context`; the message names the record.
+    """
+    longest = 0
+    for record in records:
+        prompt = len(record.tokens)
+        if prompt + max_tokens > context:
+            raise ConfigurationError(
+                f"prompt {record.id!r} has {prompt} tokens; with rollout.maxTokens ({max_tokens}) that is {prompt + max_tokens}, more than "
+                f"{context_name} ({context}): shorten it or lower maxTokens"
+            )
+        answer = len(record.demonstration or ())
+        if prompt + answer > context:
+            raise ConfigurationError(
+                f"demonstration of {record.id!r} has {answer} tokens after a prompt of {prompt}, more than {context_name} ({context}): "
+                "shorten it"
+            )
+        longest = max(longest, prompt + max(max_tokens, answer))
+    return longest

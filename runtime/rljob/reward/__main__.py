@@ -1,0 +1,29 @@
+"""The reward service's process: `python -m rljob.reward`."""
+
+import os
+import sys
+
+import uvicorn
+
+from rljob.api import ConfigurationError
+from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.reward.app import create_app
+from rljob.reward.pool import WorkerPool
+from rljob.wire.environment import Environment
+
+
+def main(environment: Environment) -> None:
+    """Serve until told to stop."""
+    reward = environment.job.spec.reward
+    host, port = environment.listen("reward")
+    pool = WorkerPool(reward.workers, dict(os.environ))
+    app = create_app(pool, reward.timeout_seconds, warm=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+
+
+if __name__ == "__main__":
+    try:
+        main(Environment.current())
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)

@@ -1,0 +1,74 @@
+"""HTTP of the reward service: `POST /v1/score`, `GET /healthz`, `GET /metrics`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from rljob.reward.judge import standard_judge
+from rljob.reward.pool import WorkerPool
+from rljob.reward.registry import VERIFIERS
+from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
+
+
+def create_app(pool: WorkerPool, seconds: float, warm: bool) -> Starlette:
+    """The service.
+
+    Args:
+        pool: workers for killable verifiers; stopped with the service.
+        seconds: hard limit of one judgement.
+        warm: start the workers before the first question.
+    """
+    judge = standard_judge(pool, seconds)
+    metrics = _Metrics()
+
+    async def score(request: Request) -> Response:
+        try:
+            asked = ScoreRequest.model_validate_json(await request.body())
+        except ValidationError as error:
+            return JSONResponse({"error": f"not a ScoreRequest: {error.errors()[0]['msg']} at {error.errors()[0]['loc']}"}, 422)
+        results = await asyncio.gather(*(judge.score(item) for item in asked.items))
+        for item, result in zip(asked.items, results, strict=True):
+            metrics.count(item.verifier, result)
+        return Response(ScoreResponse(results=tuple(results)).model_dump_json(), media_type="application/json")
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok", "verifiers": list(VERIFIERS)})
+
+    async def show_metrics(request: Request) -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        if warm:
+            await pool.start()
+        yield
+        await pool.stop()
+
+    routes = [
+        Route("/v1/score", score, methods=["POST"]),
+        Route("/healthz", health),
+        Route("/v1/health", health),
+        Route("/metrics", show_metrics),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+class _Metrics:
+    """Counters of this service, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._judgements = Counter("rljob_reward_judgements", "Answers judged", ["verifier", "verdict"], registry=self.registry)
+        self._seconds = Histogram("rljob_reward_seconds", "Time of one judgement", ["verifier"], registry=self.registry)
+
+    def count(self, verifier: str, result: ScoreResult) -> None:
+        known = verifier if verifier in VERIFIERS else "unknown"
+        self._judgements.labels(known, result.verdict).inc()
+        self._seconds.labels(known).observe(result.seconds)

@@ -1,0 +1,34 @@
+"""The whole answer equals the reference."""
+
+from typing import Any
+
+from rljob.reward.verifier import Judgement, Options, Verifier
+from rljob.wire.reward import ScoreItem
+
+
+class ExactOptions(Options):
+    """Options of `exact`."""
+
+    ignore_case: bool = False
+    """`Yes` equals `yes`."""
+
+
+def _check_reference(reference: Any, options: ExactOptions) -> None:
+    texts = reference if isinstance(reference, list) and reference else [reference]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`reference` must be a text or a list of texts, not {reference!r:.60}")
+
+
+def _judge(item: ScoreItem, options: ExactOptions) -> Judgement:
+    texts = item.reference if isinstance(item.reference, list) else [item.reference]
+    if _even(item.answer, options) in {_even(text, options) for text in texts}:
+        return Judgement(True)
+    return Judgement(False, "differs from the reference")
+
+
+def _even(text: str, options: ExactOptions) -> str:
+    """Surrounding white space never counts: it cannot be seen."""
+    return text.strip().casefold() if options.ignore_case else text.strip()
+
+
+VERIFIER = Verifier("exact", ExactOptions, _judge, _check_reference)

@@ -1,0 +1,62 @@
+"""Mathematical equality by math-verify: `1/2`, `0.5` and `\\frac{1}{2}` are the same answer."""
+
+from functools import lru_cache
+from typing import Any
+
+from rljob.reward.verifier import Judgement, Options, Verifier
+from rljob.reward.verifiers.extraction import Place, extract
+from rljob.wire.reward import ScoreItem
+
+_LONGEST = 2000
+"""Characters of a result that are looked at; a longer one is no result."""
+
+
+class MathOptions(Options):
+    """Options of `math`."""
+
+    place: Place = "auto"
+    """Where in the answer to look: `boxed`, `whole`, or `auto` (boxed if there is a box)."""
+
+
+def _check_reference(reference: Any, options: MathOptions) -> None:
+    if isinstance(reference, bool) or not isinstance(reference, int | float | str) or not str(reference).strip():
+        raise ValueError(f"`reference` must be a number or an expression, not {reference!r:.60}")
+
+
+@lru_cache(maxsize=4096)
+def _gold(reference: str) -> tuple[Any, ...]:
+    from math_verify import parse
+
+    # Without time limits of its own: they are alarms, and the process around is limited from outside.
+    found = parse(reference if "\\boxed" in reference else f"\\boxed{{{reference}}}", parsing_timeout=None)
+    if not found:
+        raise ValueError(f"reference {reference!r:.60} cannot be read as mathematics")
+    return tuple(found)
+
+
+def _judge(item: ScoreItem, options: MathOptions) -> Judgement:
+    from math_verify import parse, verify
+
+    place = extract(item.answer, options.place)
+    if place is None:
+        return Judgement(False, "no \\boxed{} in the answer")
+    if len(place) > _LONGEST:
+        return Judgement(False, "the result is too long")
+    boxed = options.place != "whole" and "\\boxed{" in item.answer
+    found = parse(f"\\boxed{{{place}}}" if boxed else place, parsing_timeout=None)
+    if not found:
+        return Judgement(False, "no mathematics in the answer")
+    right = verify(list(_gold(str(item.reference))), found, timeout_seconds=None)
+    return Judgement(True) if right else Judgement(False, "another result")
+
+
+def _warm(item: ScoreItem, options: MathOptions) -> None:
+    _gold(str(item.reference))
+
+
+def _probe(item: ScoreItem) -> str:
+    reference = str(item.reference)
+    return reference if "\\boxed" in reference else f"\\boxed{{{reference}}}"
+
+
+VERIFIER = Verifier("math", MathOptions, _judge, _check_reference, killable=True, warm=_warm, probe=_probe)

@@ -1,0 +1,128 @@
+"""The worker process: keeps verifiers' libraries warm and forks one child for every judgement.
+
+Covers: an answer that runs without end, eats memory, crashes the interpreter, or changes the libraries it is judged with; each costs one
+child. Does not cover: an answer whose evaluation is code written to escape the child; that is a sandbox's work.
+
+Frames on stdin and stdout: four bytes of length, then JSON. Single-threaded, so that forking is safe.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from typing import Any, BinaryIO
+
+from rljob.reward.registry import VERIFIERS, parse_options
+from rljob.wire.reward import ScoreItem
+
+EXTRA_MEMORY = 1 << 30
+"""Bytes that a judgement may claim on top of what the worker has mapped."""
+_PR_SET_PDEATHSIG = 1
+_LONGEST_REASON = 300
+
+
+def serve(source: BinaryIO, sink: BinaryIO) -> None:
+    """Answer requests `{"item": ScoreItem, "seconds": float}` until the end of the input."""
+    while (request := read_frame(source)) is not None:
+        write_frame(sink, handle(ScoreItem.model_validate(request["item"]), request["seconds"]))
+
+
+def handle(item: ScoreItem, seconds: float) -> dict[str, Any]:
+    """One judgement: `judged`, `raised`, `timeout` or `died`, or `unready` if not even the reference could be read."""
+    verifier = VERIFIERS[item.verifier]
+    try:
+        options = parse_options(verifier, item.options)
+        verifier.warm(item, options)
+    except Exception as error:  # noqa: BLE001 - process boundary: libraries raise what they like, the service must hear of it
+        return {"outcome": "unready", "reason": _reason(error)}
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _be_child(item, writer)
+    os.close(writer)
+    try:
+        return _await_child(pid, reader, seconds)
+    finally:
+        os.close(reader)
+
+
+def _be_child(item: ScoreItem, writer: int) -> None:
+    die_with_parent()
+    mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + EXTRA_MEMORY, mapped + EXTRA_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    verifier = VERIFIERS[item.verifier]
+    try:
+        judgement = verifier.judge(item, parse_options(verifier, item.options))
+        said: dict[str, Any] = {"outcome": "judged", "right": judgement.right, "reason": judgement.reason[:_LONGEST_REASON]}
+    except BaseException as error:  # noqa: BLE001 - process boundary: the child has nobody to raise to
+        said = {"outcome": "raised", "reason": _reason(error)}
+    os.write(writer, json.dumps(said).encode())
+    os._exit(0)
+
+
+def _await_child(pid: int, reader: int, seconds: float) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds
+    ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
+    if not ready:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return {"outcome": "timeout", "reason": f"not judged within {seconds:g} s"}
+    said = os.read(reader, 1 << 16)
+    _, status = os.waitpid(pid, 0)
+    if said:
+        found: dict[str, Any] = json.loads(said)
+        return found
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    return {"outcome": "died", "signal": number, "reason": f"the verifier's process died of signal {number}"}
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+
+
+def die_with_parent() -> None:
+    """The kernel kills this process when the one that started it ends, however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def read_frame(source: BinaryIO) -> Any:
+    """The next message; None at the end."""
+    size = source.read(4)
+    return json.loads(source.read(int.from_bytes(size, "big"))) if len(size) == 4 else None
+
+
+def write_frame(sink: BinaryIO, message: Any) -> None:
+    """Send one message."""
+    sink.write(frame(message))
+    sink.flush()
+
+
+def frame(message: Any) -> bytes:
+    """A message as bytes."""
+    body = json.dumps(message).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+def main() -> None:
+    """`python -m rljob.reward.worker PARENT`"""
+    die_with_parent()
+    if os.getppid() != int(sys.argv[1]):
+        return  # the parent ended before the kernel was told to watch it
+    # Libraries that print must not garble the frames.
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    # It warns at every answer that its own time limits are off.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    write_frame(sink, {"outcome": "ready"})
+    serve(sys.stdin.buffer, sink)
+
+
+if __name__ == "__main__":
+    main()
