@@ -1,0 +1,58 @@
+"""`python -m rljob.master`. Exit status 0: the job succeeded, 2: the user has to change something, 1: anything else."""
+
+import asyncio
+import errno
+import logging
+import signal
+import sqlite3
+import sys
+import time
+
+from rljob.api import ConfigurationError, RLJobError
+from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.master.app import main
+from rljob.wire.environment import Environment
+
+
+def _line(error: BaseException) -> str:
+    """One line for a person."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the device ({error.filename or 'state or output volume'}): free some, then resume; nothing is lost"
+    if isinstance(error, sqlite3.OperationalError):
+        return f"the state database cannot be written ({error}): check space and permissions of the state volume, then resume"
+    return str(error) if isinstance(error, RLJobError) else f"{type(error).__name__}: {error}"
+
+
+async def _interruptible() -> None:
+    """Run until the job ends or a signal asks to stop. A stopped master has lost nothing but unfinished answers."""
+    work = asyncio.create_task(main(Environment.current(), time.time))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+    await work
+
+
+def run() -> int:
+    """The process; this is the boundary where every error becomes an exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        asyncio.run(_interruptible())
+    except asyncio.CancelledError:
+        print("stopped; start again on the same state to go on", file=sys.stderr)
+        return 1
+    except BaseExceptionGroup as group:
+        return _failed(group)
+    except (RLJobError, OSError, sqlite3.Error) as error:
+        return _failed(error)
+    return 0
+
+
+def _failed(error: BaseException) -> int:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    print(f"error: {_line(error)}", file=sys.stderr)
+    return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run())

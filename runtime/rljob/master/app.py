@@ -1,0 +1,227 @@
+"""Puts the master together and runs it: the loop, HTTP, engine polling, scoring, status files."""
+
+import asyncio
+import logging
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import uvicorn
+
+from rljob.api import ConfigurationError, InfrastructureError, RLJob, RLJobError
+from rljob.master.activity import Activity
+from rljob.master.decisions.identity import differences, identity
+from rljob.master.engines import Engine, EnginePool
+from rljob.master.inputs import Inputs, read_inputs, read_tokenizer
+from rljob.master.loop import Loop
+from rljob.master.nodes import Nodes
+from rljob.master.parts import Folders, Parts, State
+from rljob.master.report import report_page
+from rljob.master.scoring import Decode, HttpRewardService, RewardService, Scorer
+from rljob.master.service import Service
+from rljob.master.state import Buffer, Database, History, Versions
+from rljob.master.status import job_status, replace_file, write_metrics, write_status
+from rljob.master.timing import Clock, Stopwatch
+from rljob.master.watch import Watch
+from rljob.rollout.client import EngineClient
+from rljob.wire.environment import Environment
+
+log = logging.getLogger(__name__)
+
+STATUS_SECONDS = 1.0
+"""Between two writings of status.json."""
+REVISIONS_PER_START = 1 << 20
+"""Each start of the master numbers its wishes from a multiple of this, so that no node mistakes a new wish for an old one."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """The world as the master meets it; tests bring their own."""
+
+    connect: Callable[[str], Engine]
+    reward: RewardService
+    clock: Clock
+
+
+def open_state(database: Database, job: RLJob, inputs: Inputs, now: float) -> State:
+    """The durable state, made at the job's first start.
+
+    Raises:
+        ConfigurationError: it belongs to another job.
+    """
+    state = State(database, Buffer(database, {p.id: p for p in inputs.train}), Versions(database), History(database))
+    current, stored = identity(job, inputs.prepared.digest), database.get("identity")
+    if stored is not None and (found := differences(stored, current)):
+        raise ConfigurationError(
+            f"the state in {database.path.parent} is of another job: {'; '.join(found)}. "
+            "Undo these changes to go on, or start afresh in an empty folder"
+        )
+    with database.transaction("start"):
+        if stored is None:
+            database.put("started", now)
+            state.versions.start(now)
+        database.put("identity", current)
+        database.put("starts", (database.get("starts") or 0) + 1)
+    return state
+
+
+def assemble(job: RLJob, folders: Folders, inputs: Inputs, decode: Decode, database: Database, outside: Outside) -> Parts:
+    """All parts, wired; within a running event loop."""
+    spec, clock = job.spec, outside.clock
+    state = open_state(database, job, inputs, clock())
+    starts = int(database.get("starts"))
+    nodes, watch = Nodes(starts * REVISIONS_PER_START, clock), Watch(spec.backoff_limit)
+    pool = EnginePool(
+        outside.connect, watch, clock, spec.rollout.engine.max_sequences, spec.switch.deadline_seconds, f"{job.metadata.name}-{starts}"
+    )
+    scorer = Scorer(outside.reward, watch, clock, spec.reward.replicas, spec.switch.deadline_seconds, spec.backoff_limit)
+    nodes.observers += [watch.reported, pool.observe]
+    return Parts(job, folders, inputs, decode, state, nodes, pool, scorer, watch, Stopwatch(clock), Activity(clock), clock)
+
+
+async def run_job(parts: Parts) -> None:
+    """The loop and all that goes on beside it, until the job has ended.
+
+    Raises:
+        RLJobError: why it failed. Status and report are written in either case.
+    """
+    loop = Loop(parts)
+    try:
+        await _until_done(parts, loop)
+        parts.activity.begin("Succeeded")
+    except RLJobError as error:
+        parts.activity.begin("Failed")
+        if not parts.watch.over:
+            parts.watch.failed("master", "loop", type(error).__name__, str(error))
+        raise
+    finally:
+        write_outputs(parts)
+
+
+async def _until_done(parts: Parts, loop: Loop) -> None:
+    """Run everything; the end of the loop or the first error ends the rest."""
+    beside = [parts.pool.poll(), parts.scorer.run(), parts.watch.ended(), _deadline(parts), _write_for_ever(parts)]
+    tasks = [asyncio.create_task(work) for work in (loop.run(), *beside)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a person should see: ours if there is one among them."""
+    ours, _ = group.split(RLJobError)
+    inner: BaseException = ours or group
+    while isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[0]
+    return inner
+
+
+async def _deadline(parts: Parts) -> None:
+    """End the job once it has been active for `spec.activeDeadlineSeconds`; time in which no master ran does not count."""
+    limit, database = parts.job.spec.active_deadline_seconds, parts.state.database
+    begun, before = parts.clock(), float(database.get("active_seconds") or 0.0)
+    while True:
+        active = before + parts.clock() - begun
+        with database.transaction("active"):
+            database.put("active_seconds", active)
+        if limit is not None and active >= limit:
+            raise InfrastructureError(
+                f"the job has been active for {active:.0f} s, spec.activeDeadlineSeconds is {limit}: raise it to go on"
+            )
+        await asyncio.sleep(30.0 if limit is None else min(30.0, limit - active))
+
+
+async def _write_for_ever(parts: Parts) -> None:
+    """Keep the output files true: the status about every second and at every change, the others when a record was added."""
+    written = -1
+    while True:
+        write_status(parts, job_status(parts))
+        if parts.activity.records != written:
+            written = parts.activity.records
+            write_metrics(parts)
+            replace_file(parts.folders.output / "report.html", report_page(parts))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(parts.activity.news.wait(), STATUS_SECONDS)
+
+
+def write_outputs(parts: Parts) -> None:
+    """All output files, as things stand."""
+    write_metrics(parts)
+    replace_file(parts.folders.output / "report.html", report_page(parts))
+    write_status(parts, job_status(parts))
+
+
+async def main(environment: Environment, clock: Clock) -> None:
+    """The master's process: from its environment to the end of the job.
+
+    Raises:
+        RLJobError: why there is no good end.
+    """
+    job = environment.job
+    folders = Folders(**{name: environment.directory(name) for name in ("model", "data", "state", "output", "checkpoints")})
+    with listening(environment.listen("master")) as listener:
+        inputs, decode, database = read_inputs(folders.data), read_tokenizer(folders.model), open_database(folders.state)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        try:
+            async with httpx.AsyncClient(limits=limits, timeout=30, trust_env=False) as http:
+                outside = Outside(lambda url: EngineClient(url, http), HttpRewardService(environment.url("reward"), http), clock)
+                parts = assemble(job, folders, inputs, decode, database, outside)
+                async with asyncio.TaskGroup() as tasks:
+                    server = _Server(
+                        uvicorn.Config(Service(parts).application(), log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+                    )
+                    serving = tasks.create_task(server.serve(sockets=[listener]))
+                    try:
+                        await run_job(parts)
+                    finally:
+                        server.should_exit = True
+                        await serving
+        finally:
+            database.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: signals are the process's business."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def open_database(folder: Path) -> Database:
+    """The database of the `state` volume.
+
+    Raises:
+        ConfigurationError: it is damaged, of another release, or in use.
+    """
+    try:
+        return Database(folder)
+    except sqlite3.DatabaseError as error:
+        raise ConfigurationError(
+            f"the state in {folder} cannot be read ({error}): restore it, or start afresh in an empty folder"
+        ) from error
+
+
+def listening(address: tuple[str, int]) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigurationError: the address is taken or not ours.
+    """
+    try:
+        return socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {address[0]}:{address[1]} ({error.strerror}); free the port or choose another"
+        ) from error

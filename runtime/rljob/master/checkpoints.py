@@ -1,0 +1,41 @@
+"""Files of the checkpoint volume and the final model."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from rljob.api import InfrastructureError
+from rljob.wire.checkpoints import checkpoint_folder
+
+OBSOLETE = ".obsolete"
+
+
+def delete_checkpoints(root: Path, versions: Iterable[int]) -> None:
+    """Delete checkpoints, and what an interrupted deletion left. Each is renamed first: a half-deleted one never looks complete."""
+    for version in versions:
+        folder = checkpoint_folder(root, version)
+        os.rename(folder, folder.with_name(folder.name + OBSOLETE))
+    for folder in root.glob(f"*{OBSOLETE}"):
+        shutil.rmtree(folder)
+
+
+def export_model(checkpoint: Path, target: Path) -> None:
+    """Copy a checkpoint's Hugging Face files (its top-level files) to `target`, which appears whole or not at all.
+
+    Raises:
+        InfrastructureError: there is no such checkpoint.
+    """
+    if not checkpoint.is_dir():
+        raise InfrastructureError(f"the last checkpoint {checkpoint} is missing, so the final model cannot be written")
+    fresh, old = (target.with_name(f".{target.name}.{what}") for what in ("new", "old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for file in sorted(checkpoint.iterdir()):
+        if file.is_file():
+            shutil.copy2(file, fresh / file.name)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)

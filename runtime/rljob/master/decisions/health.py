@@ -1,0 +1,64 @@
+"""When failures end the job: too many in a row without progress, or one that the user has to resolve."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from rljob.api import ConfigurationError, InfrastructureError, RLJobError
+from rljob.api.status import LastFailure
+from rljob.wire.base import Failure
+from rljob.wire.node import NodeReport
+
+
+@dataclass(frozen=True)
+class Health:
+    """Failures since the job last got anywhere."""
+
+    failures: int = 0
+    """In a row, without progress between them."""
+    last: LastFailure | None = None
+    """The newest, also if the job went on."""
+    configuration: bool = False
+    """The newest is one that trying again cannot cure."""
+    counted: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Per node: its incarnation and how many of its failures have been counted."""
+
+
+def reported(health: Health, report: NodeReport) -> Health:
+    """After a node's report: failures that it had not told of before count."""
+    incarnation, counted = health.counted.get(report.node, ("", 0))
+    known = counted if incarnation == report.incarnation and counted <= report.failures else 0
+    health = replace(health, counted={**health.counted, report.node: (report.incarnation, report.failures)})
+    if report.failure is None:
+        return health
+    if report.failures == known and not report.failure.configuration:
+        return health
+    return _failed(health, report.node, report.failure, max(1, report.failures - known))
+
+
+def failed(health: Health, pod: str, failure: Failure) -> Health:
+    """After a failure that the master saw itself."""
+    return _failed(health, pod, failure, 1)
+
+
+def progressed(health: Health) -> Health:
+    """After anything durable was reached: the row of failures ends."""
+    return replace(health, failures=0)
+
+
+def end_of(health: Health, backoff_limit: int) -> RLJobError | None:
+    """The error that ends the job, or None while it may go on."""
+    if health.last is None:
+        return None
+    where = f"{health.last.stage} on {health.last.pod}: {health.last.message}"
+    if health.configuration:
+        return ConfigurationError(where)
+    if health.failures > backoff_limit:
+        return InfrastructureError(
+            f"{health.failures} failures in a row without progress (spec.backoffLimit is {backoff_limit}); the last in {where}"
+        )
+    return None
+
+
+def _failed(health: Health, pod: str, failure: Failure, count: int) -> Health:
+    last = LastFailure(stage=failure.stage, pod=pod, reason=failure.reason, message=failure.message)
+    return replace(health, failures=health.failures + count, last=last, configuration=failure.configuration)

@@ -1,0 +1,191 @@
+"""The loop. Each pass looks at what is durable and does the one thing that is next; a restart changes nothing about what that is."""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from rljob.api.status import ProgressStatus
+from rljob.master.checkpoints import delete_checkpoints, export_model
+from rljob.master.collect import collect_answers, evaluate_held_out
+from rljob.master.decisions import sampler
+from rljob.master.decisions.assemble import rl_batch, warm_start_batch
+from rljob.master.decisions.prune import obsolete
+from rljob.master.decisions.record import added_seconds, iteration_record, rollout_part
+from rljob.master.decisions.stage import Durable, Evaluate, Finish, Rollout, Train, WarmStart, first_policy, next_stage
+from rljob.master.parts import Parts
+from rljob.master.state import StoredBatch
+from rljob.master.trajectory import Weights
+from rljob.wire.checkpoints import checkpoint_folder, checkpoint_versions
+from rljob.wire.node import TrainMetrics, TrainTask
+
+log = logging.getLogger(__name__)
+
+FAREWELL = 10.0
+"""Seconds that nodes get to hear that the job is over."""
+
+
+class Loop:
+    """Runs the job to its end."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.spec = parts.job.spec
+        self.activity = parts.activity
+        self._served: Weights | None = None
+
+    async def run(self) -> None:
+        """Until all iterations are done and the final model is written."""
+        while not isinstance(stage := next_stage(self.durable(), self.spec), Finish):
+            match stage:
+                case WarmStart():
+                    self.demonstrate()
+                case Train(version):
+                    await self.train(version)
+                case Evaluate(iteration):
+                    await self.evaluate(iteration)
+                case Rollout(iteration):
+                    await self.rollout(iteration)
+        await self.finish()
+
+    def durable(self) -> Durable:
+        """What the job has reached."""
+        state = self.parts.state
+        evaluated = frozenset(e.version for e in state.history.evaluations())
+        return Durable(state.versions.committed().version, state.versions.pending() is not None, evaluated)
+
+    def demonstrate(self) -> None:
+        """Store the batch of the warm start."""
+        warm_start = self.spec.warm_start
+        if warm_start is None:
+            raise ValueError("a warm start is next, but the job has none")
+        batch = warm_start_batch(self.parts.inputs.warmstart, warm_start, self.spec.seed)
+        task = TrainTask(version=1, kind="sft", steps=warm_start.steps, iteration=0)
+        self.parts.state.versions.store_batch(StoredBatch(task, (), {}), batch.encode())
+
+    async def train(self, version: int) -> None:
+        """Have the nodes make the version, then commit it."""
+        p = self.parts
+        batch = p.state.versions.pending()
+        if batch is None:
+            raise ValueError(f"version {version} is to be trained, but there is no batch")
+        self._served = None
+        self.activity.begin("WarmStart" if batch.task.kind == "sft" else "Training")
+        p.nodes.want("train", version - 1, p.state.versions.checksum(version - 1), batch.task)
+        metrics = await p.nodes.until(lambda: self._made(version))
+        p.stopwatch.add(p.nodes.step_seconds())
+        self._commit(batch, metrics)
+        await self._prune()
+
+    def _made(self, version: int) -> TrainMetrics | None:
+        """What training reported, once the version is registered and durable on every worker."""
+        p = self.parts
+        workers = p.nodes.workers()
+        durable = sum(w.checkpointed is not None and w.checkpointed >= version for w in workers) >= self.spec.trainer.nodes
+        if not durable or p.state.versions.checksum(version) is None or not checkpoint_folder(p.folders.checkpoints, version).is_dir():
+            return None
+        return next((w.trained for w in workers if w.trained is not None and w.trained.version == version), None)
+
+    def _commit(self, batch: StoredBatch, metrics: TrainMetrics) -> None:
+        p, now = self.parts, self.parts.clock()
+        seconds = added_seconds(batch.record.get("seconds", {}), p.stopwatch.lap())
+        switch = next(
+            ({"switch_policy": w.switch_policy, "switch_reason": w.switch_reason} for w in p.nodes.workers() if w.switch_policy), {}
+        )
+        record = iteration_record(batch.task.iteration, batch.record, metrics, seconds, switch, now)
+        p.state.versions.commit(batch, metrics, record, now)
+        p.watch.progressed()
+        self.activity.changed()
+        log.info("version %d committed: loss %.4g, %.1f s", metrics.version, metrics.loss, seconds["total"])
+
+    async def _prune(self) -> None:
+        p = self.parts
+        found = checkpoint_versions(p.folders.checkpoints)
+        gone = obsolete(found, p.state.versions.committed().version, first_policy(self.spec), self.spec.checkpoint)
+        await asyncio.to_thread(delete_checkpoints, p.folders.checkpoints, gone)
+
+    async def serve(self) -> Weights:
+        """Have the committed version served by at least one engine; its identity."""
+        p = self.parts
+        version = p.state.versions.committed().version
+        p.nodes.want("rollout", version, p.state.versions.checksum(version))
+        checksum = await p.nodes.until(lambda: p.state.versions.checksum(version))
+        weights = Weights(version, checksum)
+        p.nodes.want("rollout", version, checksum)
+        p.pool.want(weights, p.nodes.reports)
+        while not p.pool.routable:
+            await p.pool.news.wait()
+        if self._served != weights:
+            p.stopwatch.add(p.nodes.step_seconds())
+            self._served = weights
+        return weights
+
+    async def evaluate(self, iteration: int) -> None:
+        """Evaluate the committed version on the held-out set."""
+        p = self.parts
+        weights = await self.serve()
+        self.activity.begin("Evaluating", ProgressStatus(done=0, total=len(p.inputs.heldout), unit="answers"), p.pool.tokens())
+        with p.stopwatch.phase("evaluation"):
+            evaluation = await evaluate_held_out(p, weights, iteration)
+        p.state.history.save_evaluation(evaluation)
+        p.watch.progressed()
+        self.activity.changed()
+        log.info("held-out accuracy after iteration %d: %.3f", iteration, evaluation.status.accuracy)
+
+    async def rollout(self, iteration: int) -> None:
+        """Collect answers; store the batch if at least one prompt's answers are complete, else grant the token budget once more."""
+        p, buffer = self.parts, self.parts.state.buffer
+        self.draw(iteration)
+        weights = await self.serve()
+        groups = buffer.open_groups()
+        answers = sum(len(g.trajectories) for g in groups)
+        done = sum(t.verdict is not None for g in groups for t in g.trajectories)
+        self.activity.begin("Rollout", ProgressStatus(done=done, total=answers, unit="answers"), p.pool.tokens())
+        speed = await collect_answers(p, weights, iteration, groups)
+        groups = buffer.open_groups()
+        complete = [g for g in groups if g.complete]
+        if not complete:
+            buffer.grant_round(iteration)
+            return
+        batch, summary = rl_batch(complete, weights.version + 1, iteration, self.spec)
+        tokens = sum(t.length_by(weights.version) for g in groups for t in g.trajectories)
+        carried = sum(t.finish is None for g in groups for t in g.trajectories)
+        record = rollout_part(summary, tokens, carried, buffer.rounds(iteration), speed, p.pool.tally.take_discarded())
+        steps = min(self.spec.algorithm.steps_per_iteration, len(complete))
+        task = TrainTask(version=batch.version, kind="rl", steps=steps, iteration=iteration)
+        stored = StoredBatch(task, tuple(g.id for g in complete), {**record, "seconds": p.stopwatch.lap()})
+        p.state.versions.store_batch(stored, batch.encode())
+
+    def draw(self, iteration: int) -> None:
+        """Draw the iteration's new prompts, once: as many as replace the ones that the last iterations have consumed."""
+        p, buffer = self.parts, self.parts.state.buffer
+        if buffer.rounds(iteration):
+            return
+        prompts, statistics = p.inputs.train, buffer.statistics()
+        index = {prompt.id: i for i, prompt in enumerate(prompts)}
+        carried = buffer.open_groups()
+        wanted = max(0, self.spec.algorithm.prompts_per_iteration - len(carried))
+        chosen = sampler.draw(
+            sampler.Draw(self.spec.seed, iteration, buffer.drawn(), wanted),
+            self.spec.algorithm.sampling,
+            self.spec.data.order == "shuffled",
+            [prompt.difficulty for prompt in prompts],
+            [statistics.get(prompt.id, sampler.Statistics()) for prompt in prompts],
+            {index[g.prompt.id] for g in carried},
+        )
+        buffer.draw(iteration, [prompts[i].id for i in chosen], self.spec.algorithm.samples_per_prompt)
+
+    async def finish(self) -> None:
+        """Write the final model and let the nodes go."""
+        p = self.parts
+        self.activity.begin("Finishing")
+        committed = p.state.versions.committed()
+        p.pool.want(None, {})
+        p.nodes.want("stop", committed.version, committed.checksum)
+        await asyncio.to_thread(export_model, checkpoint_folder(p.folders.checkpoints, committed.version), p.folders.output / "model")
+        await self.part()
+
+    async def part(self) -> None:
+        """Give the nodes a moment to hear that the job is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                await self.parts.nodes.until(lambda: self.parts.nodes.all_told() or None)

@@ -1,0 +1,92 @@
+"""Nodes: what is wanted of them, and what they report."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Literal
+
+from rljob.master.timing import Clock, News
+from rljob.wire.node import NodeDesired, NodeReport, TrainTask
+
+SILENCE = 60.0
+"""Seconds after which a rollout node that neither polls nor reports is taken as gone; worker nodes are waited for."""
+LONGEST_POLL = 30.0
+"""Longest wait of one sync, in seconds."""
+
+
+class Nodes:
+    """The one place that says what nodes should do. Level-triggered: they are told the whole of it each time."""
+
+    def __init__(self, revision: int, clock: Clock) -> None:
+        """`revision` must differ from any that an earlier master of this job has used."""
+        self.desired = NodeDesired(revision=revision, phase="idle", version=0, checksum=None)
+        self.news = News()
+        self._clock = clock
+        self._revised = News()
+        self._reports: dict[str, NodeReport] = {}
+        self._heard: dict[str, float] = {}
+        self._polling: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        self.observers: list[Callable[[NodeReport], None]] = []
+        """Called with every report."""
+
+    def want(
+        self, phase: Literal["train", "rollout", "idle", "stop"], version: int, checksum: str | None, task: TrainTask | None = None
+    ) -> None:
+        """State what is wanted; the same as before changes nothing."""
+        wanted = self.desired.model_copy(update={"phase": phase, "version": version, "checksum": checksum, "task": task})
+        if wanted != self.desired:
+            self.desired = wanted.model_copy(update={"revision": self.desired.revision + 1})
+            self._revised.announce()
+
+    async def sync(self, report: NodeReport, wait: float) -> NodeDesired:
+        """Take a report; answer what is wanted, at once if the node has not seen it yet, else when it changes or after `wait` seconds."""
+        node = report.node
+        self._reports[node], self._heard[node] = report, self._clock()
+        self._polling[node] = self._polling.get(node, 0) + 1
+        try:
+            for observe in self.observers:
+                observe(report)
+            self.news.announce()
+            if self.desired.revision == report.seen_revision:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(wait, LONGEST_POLL)):
+                        await self._revised.wait()
+        finally:
+            self._polling[node] -= 1
+            self._heard[node] = self._clock()
+        self._told[node] = self.desired.revision
+        self.news.announce()
+        return self.desired
+
+    @property
+    def reports(self) -> Mapping[str, NodeReport]:
+        """Newest report of every node that is there, by name."""
+        return {name: report for name, report in sorted(self._reports.items()) if not self._gone(report)}
+
+    def _gone(self, report: NodeReport) -> bool:
+        silent = not self._polling.get(report.node) and self._clock() - self._heard[report.node] > SILENCE
+        return silent and report.kind == "rollout"
+
+    def workers(self) -> list[NodeReport]:
+        """Newest reports of the worker nodes."""
+        return [r for r in self.reports.values() if r.kind == "worker"]
+
+    def step_seconds(self) -> dict[str, float]:
+        """Seconds of every step of the hand-over since it was asked for; the slowest worker's."""
+        steps: dict[str, float] = {}
+        for report in self.workers():
+            for step, seconds in report.timings.items():
+                if step not in ("rollout", "idle"):
+                    steps[step] = max(steps.get(step, 0.0), seconds)
+        return steps
+
+    def all_told(self) -> bool:
+        """True if every node that is there has been answered with what is wanted now."""
+        return all(self._told.get(node) == self.desired.revision for node in self.reports)
+
+    async def until[T](self, condition: Callable[[], T | None]) -> T:
+        """Wait until `condition` answers something; it is asked again after every report and registration."""
+        while (found := condition()) is None:
+            await self.news.wait()
+        return found

@@ -1,0 +1,109 @@
+"""Versions of the weights: manifests, the batch in progress, and the one transaction that commits a version."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rljob.master.state.database import Database
+from rljob.wire.node import TrainMetrics, TrainTask
+from rljob.wire.weights import Manifest
+
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """The training task in progress."""
+
+    task: TrainTask
+    groups: tuple[int, ...]
+    """Ids of the groups it consumes; empty for the warm start."""
+    record: Mapping[str, Any]
+    """What is known of the iteration before training."""
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The newest committed version."""
+
+    version: int
+    checksum: str | None
+    """None until a node has registered its weights."""
+
+
+class Versions:
+    """Numbers, checksums and batches."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def committed(self) -> Committed:
+        """The version that the job stands on."""
+        row = self._db.connection.execute(
+            "SELECT version, checksum FROM versions LEFT JOIN manifests USING (version) ORDER BY version DESC LIMIT 1"
+        ).fetchone()
+        return Committed(*row) if row else Committed(0, None)
+
+    def start(self, now: float) -> None:
+        """Version 0, the starting model; within the transaction that creates the job's state."""
+        self._db.connection.execute("INSERT INTO versions VALUES (0, 'start', ?, NULL)", (now,))
+
+    def manifest(self, version: int) -> Manifest | None:
+        """What is registered for a version; None also for one so old that its weights are nowhere in memory."""
+        row = self._db.connection.execute("SELECT body FROM manifests WHERE version = ?", (version,)).fetchone()
+        return Manifest.model_validate_json(row[0]) if row and row[0] else None
+
+    def checksum(self, version: int) -> str | None:
+        """The checksum of a version, once registered."""
+        row = self._db.connection.execute("SELECT checksum FROM manifests WHERE version = ?", (version,)).fetchone()
+        return str(row[0]) if row else None
+
+    def register(self, manifest: Manifest) -> None:
+        """Store a manifest; a version's newest registration says where its weights are. The caller has compared checksums."""
+        with self._db.transaction("register") as c:
+            c.execute(
+                "INSERT INTO manifests VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
+                (manifest.version, manifest.checksum, manifest.model_dump_json()),
+            )
+
+    def store_batch(self, batch: StoredBatch, body: bytes) -> None:
+        """Make a training task durable before any node hears of it."""
+        row = (batch.task.version, batch.task.model_dump_json(), json.dumps(batch.groups), json.dumps(batch.record), body)
+        with self._db.transaction("batch") as c:
+            c.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?)", row)
+
+    def pending(self) -> StoredBatch | None:
+        """The training task in progress."""
+        row = self._db.connection.execute("SELECT task, groups, record FROM batches ORDER BY version DESC LIMIT 1").fetchone()
+        return StoredBatch(TrainTask.model_validate_json(row[0]), tuple(json.loads(row[1])), json.loads(row[2])) if row else None
+
+    def batch(self, version: int) -> bytes | None:
+        """The encoded batch of the task in progress."""
+        row = self._db.connection.execute("SELECT body FROM batches WHERE version = ?", (version,)).fetchone()
+        return bytes(row[0]) if row else None
+
+    def warm_start_metrics(self) -> TrainMetrics | None:
+        """What the warm start's training reported."""
+        row = self._db.connection.execute("SELECT metrics FROM versions WHERE kind = 'sft'").fetchone()
+        return TrainMetrics.model_validate_json(row[0]) if row else None
+
+    def commit(self, batch: StoredBatch, metrics: TrainMetrics, record: Mapping[str, Any], now: float) -> None:
+        """The one transaction that advances the job: version, consumed prompts, the sampler's knowledge, the iteration's record."""
+        version, groups = batch.task.version, [(ordinal,) for ordinal in batch.groups]
+        with self._db.transaction("commit") as c:
+            c.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", (version, batch.task.kind, now, metrics.model_dump_json()))
+            if batch.task.kind == "rl":
+                c.execute("INSERT INTO iterations VALUES (?, ?, ?)", (batch.task.iteration, version, json.dumps(record)))
+            c.executemany("UPDATE groups SET consumed = ? WHERE ordinal = ?", [(version, *ordinal) for ordinal in groups])
+            self._learn(groups)
+            c.executemany("DELETE FROM pieces WHERE group_id = ?", groups)
+            c.execute("DELETE FROM batches")
+            # Peers may still read the version that was just replaced; of older ones only the checksum stays.
+            c.execute("UPDATE manifests SET body = NULL WHERE version < ?", (version - 1,))
+
+    def _learn(self, groups: Sequence[tuple[int]]) -> None:
+        self._db.connection.executemany(
+            "INSERT INTO statistics SELECT prompt, count(*), sum(is_right) FROM groups JOIN trajectories ON group_id = ordinal "
+            "WHERE ordinal = ? GROUP BY prompt "
+            "ON CONFLICT (prompt) DO UPDATE SET samples = samples + excluded.samples, successes = successes + excluded.successes",
+            groups,
+        )

@@ -1,0 +1,91 @@
+"""The job's status, and the files in the `output` volume that are made from it and from the history."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rljob.api.status import JobStatus, NodeStatus, ProgressStatus
+from rljob.master.decisions.record import lines
+from rljob.master.decisions.stage import first_policy
+from rljob.master.parts import Parts
+from rljob.wire.node import NodeReport
+
+
+def job_status(parts: Parts) -> JobStatus:
+    """Everything that there is to say, now."""
+    spec, history, activity, now = parts.job.spec, parts.state.history, parts.activity, parts.clock()
+    committed = parts.state.versions.committed().version
+    done = max(0, committed - first_policy(spec))
+    records = history.iterations()
+    over = activity.phase in ("Finishing", "Succeeded", "Failed")
+    return JobStatus(
+        phase=activity.phase,
+        iteration=done if over else min(done + 1, spec.iterations),
+        iterations=spec.iterations,
+        policy_version=committed,
+        reward=records[-1]["reward"] if records else None,
+        rewards=[record["reward"] for record in records],
+        held_out=[e.status for e in history.evaluations()],
+        progress=_progress(parts),
+        tokens_per_second=_speed(parts, now),
+        engines=parts.pool.routable,
+        nodes=[_node(report, parts, now) for report in parts.nodes.reports.values()],
+        timings={phase: s for phase, s in records[-1]["seconds"].items() if phase != "total"} if records else {},
+        last_failure=parts.watch.last,
+        started=parts.state.database.get("started") or 0.0,
+        updated=now,
+    )
+
+
+def _progress(parts: Parts) -> ProgressStatus | None:
+    """Of the phase: counted here, or by the worker that trains."""
+    if parts.activity.phase not in ("WarmStart", "Training"):
+        return parts.activity.progress
+    training = next((w.progress for w in parts.nodes.workers() if w.step == "train" and w.progress), None)
+    return ProgressStatus(done=training.done, total=training.total, unit="steps") if training else None
+
+
+def _speed(parts: Parts, now: float) -> float:
+    activity = parts.activity
+    if activity.phase in ("Rollout", "Evaluating") and now > activity.begun:
+        return (parts.pool.tokens() - activity.tokens) / (now - activity.begun)
+    records = parts.state.history.iterations()
+    return float(records[-1]["tokens_per_second"]) if records else 0.0
+
+
+def _node(report: NodeReport, parts: Parts, now: float) -> NodeStatus:
+    progress = ProgressStatus(done=report.progress.done, total=report.progress.total, unit=report.step) if report.progress else None
+    serving = report.engine is not None and report.node in parts.pool.serving
+    return NodeStatus(
+        name=report.node,
+        step=report.step,
+        step_seconds=max(0.0, now - report.step_started),
+        progress=progress,
+        version=report.engine.version if report.engine is not None and serving else None,
+        failure=report.failure.message if report.failure else "",
+    )
+
+
+def metrics_lines(parts: Parts) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    history = parts.state.history
+    return lines(history.iterations(), {e.status.iteration: (e.status, e.record) for e in history.evaluations()})
+
+
+def write_status(parts: Parts, status: JobStatus) -> None:
+    """Replace `status.json`."""
+    replace_file(parts.folders.output / "status.json", status.model_dump_json(by_alias=True, indent=1) + "\n")
+
+
+def write_metrics(parts: Parts) -> None:
+    """Replace `metrics.jsonl`. It is written anew each time, so that no crash can double or lose a line."""
+    replace_file(parts.folders.output / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics_lines(parts)))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that readers see the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    os.replace(fresh, path)
