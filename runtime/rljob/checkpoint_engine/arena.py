@@ -168,6 +168,11 @@ class TensorFile:
         """Names in the order of the file."""
         return (spec.name for spec in self.specs)
 
+    @staticmethod
+    def size_of(dtype: str, shape: Sequence[int]) -> int:
+        """Bytes of a tensor of this safetensors type and shape."""
+        return math.prod(shape) * DTYPES[dtype].itemsize
+
     def __contains__(self, name: str) -> bool:
         return name in self._places
 

@@ -1,0 +1,1 @@
+"""vLLM: the zygote that engines are forked from, the weight-transfer plug-in, how an engine is started, and its client."""

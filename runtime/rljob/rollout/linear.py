@@ -1,0 +1,86 @@
+"""Linear layers on CPU that can take new weights: the one place where vLLM is patched there (vLLM 0.32.0).
+
+vLLM's CPU back-end packs every linear weight into a oneDNN handle when a model is loaded and leaves `layer.weight` empty
+(model_executor/layers/utils.py, dispatch_cpu_unquantized_gemm with remove_weight=True), so that new weights have nowhere to go, and a tied
+lm_head silently keeps its old handle. `install` makes it keep the weights, as on a GPU; `use` then gives a layer the same packed oneDNN
+kernel, whenever its weights change.
+"""
+
+import importlib
+import logging
+from typing import Any
+
+import torch
+
+log = logging.getLogger("vllm.rljob")
+
+
+def install() -> None:
+    """Keep linear weights after loading. Must run before the model is built; repeated: nothing.
+
+    Both switches only choose the kernel: with neither oneDNN nor the AMX kernel, vLLM calls torch's linear on the live weight, until `use`
+    replaces that call.
+    """
+    ops: Any = importlib.import_module("vllm._custom_ops")
+    layers: Any = importlib.import_module("vllm.model_executor.layers.utils")
+    ops._supports_onednn = False
+    layers.check_cpu_sgl_kernel = _never
+
+
+def installed() -> bool:
+    """Whether `install` has run in this process or in the one it was forked from."""
+    return bool(importlib.import_module("vllm.model_executor.layers.utils").check_cpu_sgl_kernel is _never)
+
+
+def _never(n: int, k: int, dtype: torch.dtype) -> bool:
+    return False
+
+
+_PLAIN = object()
+"""In place of a handler: packing is impossible."""
+
+
+class PackedLinear:
+    """`layer.cpu_linear` of one layer: reads the weight where it lies once, packs it for oneDNN the second time.
+
+    Packing costs about as much as reading the weight ten times and makes small batches twice as fast. Doing it at the second call lets an
+    engine prove which weights it holds (one forward pass) before it spends that time.
+    """
+
+    def __init__(self, weight: torch.Tensor, lazy: bool) -> None:
+        self._handler: Any = None
+        self._lazy = lazy
+        if not lazy:
+            self._pack(weight)
+
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._handler is None:
+            if self._lazy:
+                self._lazy = False
+                return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            self._pack(weight)
+        if self._handler is _PLAIN:
+            return torch.nn.functional.linear(x, weight, bias)
+        return _ops().onednn_mm(self._handler, x, bias)
+
+    def _pack(self, weight: torch.Tensor) -> None:
+        try:
+            self._handler = _ops().create_onednn_mm(weight.t(), 32)
+        except RuntimeError as error:  # oneDNN has no kernel for this shape, type and machine; vLLM falls back in the same way
+            log.warning("oneDNN cannot pack a %s weight of shape %s, torch's kernel is used: %s", weight.dtype, list(weight.shape), error)
+            self._handler = _PLAIN
+
+
+def is_linear(layer: torch.nn.Module) -> bool:
+    """Whether vLLM calls `layer.cpu_linear` with this layer's weight."""
+    return hasattr(layer, "cpu_linear")
+
+
+def use(layer: torch.nn.Module, weight: torch.Tensor, lazy: bool) -> None:
+    """Give `layer` the packed kernel for `weight`; `lazy` packs at the second call, until when `weight` is read where it lies."""
+    kernel: Any = PackedLinear(weight, lazy)
+    layer.cpu_linear = kernel
+
+
+def _ops() -> Any:
+    return importlib.import_module("vllm._custom_ops")
