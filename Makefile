@@ -1,0 +1,42 @@
+# The front door. `make run` and `make test` do all of their own set-up.
+
+EXAMPLE ?= smollm2
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: help setup run test lint bench lock crd clean
+
+help:
+	@echo "make run [EXAMPLE=smollm2|arithmetic|tiny] [ARGS=--fresh]   train an example on this machine"
+	@echo "make test                                                   lint, types, import contracts, all tests"
+	@echo "make setup                                                  make .venv, so that .venv/bin/rljob works"
+	@echo "make bench                                                  run every benchmark"
+	@echo "make lint                                                   what of the tests takes seconds"
+	@echo "make lock / make crd                                        remake the lock file / the CustomResourceDefinition"
+
+setup:
+	@sh scripts/setup.sh
+
+run: setup
+	@$(BIN)/rljob run examples/$(EXAMPLE)/rljob.yaml $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+bench: setup
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+lock:
+	@sh scripts/lock.sh
+
+crd: setup
+	$(BIN)/rljob crd > crds/rljobs.rljob.dev.yaml
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
