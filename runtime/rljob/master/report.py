@@ -1,8 +1,65 @@
-"""The report."""
+"""Gathers what the report shows."""
 
+from rljob.master.decisions.samples import Pair, pairs
+from rljob.master.page import content
+from rljob.master.page.layout import page, section
 from rljob.master.parts import Parts
+from rljob.master.state import History
+from rljob.master.status import job_status, metrics_lines
+from rljob.wire.node import TrainMetrics
+
+SAMPLES = 9
 
 
 def report_page(parts: Parts, live: bool = False) -> str:
-    """The page."""
-    return "<svg></svg>"
+    """The page, as things stand; `live`: it renews itself."""
+    status, records, history = job_status(parts), metrics_lines(parts), parts.state.history
+    sections = [
+        section("Summary", content.summary(status, records, _warm_start(parts.state.versions.warm_start_metrics()))),
+        section("Held-out accuracy", content.held_out_chart(status.held_out), _held_out_note(parts)) if status.held_out else "",
+        section("Reward", content.reward_chart(records), "Mean over an iteration's answers, by the verifier alone."),
+        section("Answer length", content.length_chart(records), "Mean tokens per answer."),
+        section(
+            "Log-prob gap",
+            content.gap_chart(records),
+            "Mean absolute difference per token between trainer and engine, at each iteration's start.",
+        ),
+        section("How answers ended", content.ending_chart(records), "Shares of an iteration's answers."),
+        section(
+            "Time per iteration",
+            content.time_chart(records),
+            "Seconds; steps of the hand-over between trainer and engine as the node timed them.",
+            wide=True,
+        ),
+        section("Time per step", content.time_table(records) if records else "", wide=True),
+        section(
+            "Sample answers", content.samples(_pairs(history)), "The first held-out prompts of each family, picked by position.", wide=True
+        ),
+    ]
+    algorithm = parts.job.spec.algorithm
+    subtitle = f"RLJob · {algorithm.prompts_per_iteration} prompts × {algorithm.samples_per_prompt} answers per iteration"
+    return page(parts.job.metadata.name, subtitle, sections, live)
+
+
+def _pairs(history: History) -> tuple[Pair, ...]:
+    evaluations = history.evaluations()
+    if not evaluations:
+        return ()
+    before, after = (list(history.answers(e.version).values()) for e in (evaluations[0], evaluations[-1]))
+    return pairs(before, after, SAMPLES)
+
+
+def _warm_start(metrics: TrainMetrics | None) -> str:
+    if metrics is None:
+        return ""
+    return (
+        f"{metrics.steps} steps, {metrics.samples:,} demonstrations, last loss {metrics.loss:.3f} <small>({metrics.seconds:.1f} s)</small>"
+    )
+
+
+def _held_out_note(parts: Parts) -> str:
+    spec = parts.job.spec.evaluation
+    if spec is None:
+        return ""
+    how = "greedy" if spec.temperature == 0 else f"temperature {spec.temperature:g}"
+    return f"Prompts that are never trained on, {how}; iteration 0 is the policy that RL starts from."

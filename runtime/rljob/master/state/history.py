@@ -58,13 +58,3 @@ class History:
     def iterations(self) -> tuple[Mapping[str, Any], ...]:
         """Records of the finished iterations, oldest first; keys as in docs/metrics.md."""
         return tuple(json.loads(r) for (r,) in self._db.connection.execute("SELECT record FROM iterations ORDER BY iteration"))
-
-    def trained_answers(self, version: int, count: int) -> tuple[tuple[str, str, float], ...]:
-        """Some (prompt id, answer, reward) that made a version: the first answer of its first groups."""
-        return tuple(
-            self._db.connection.execute(
-                "SELECT prompt, answer, reward FROM groups JOIN trajectories ON group_id = ordinal "
-                "WHERE consumed = ? AND sample = 0 ORDER BY ordinal LIMIT ?",
-                (version, count),
-            )
-        )
