@@ -1,10 +1,10 @@
-"""`python fake_run.py FOLDER CODE`: what `rljob run` does, for a plan of which CODE is the master and a sidecar leaves a grandchild."""
+"""`python -m tests.local.fake_run FOLDER CODE`: what `rljob run` does, for a plan whose master is CODE."""
 
 import sys
 from pathlib import Path
 
-from fakes import JOB, SLEEP, container, master, plan_of
 from rich.console import Console
+from tests.local.fakes import JOB, SLEEP, container, master, plan_of
 
 from rljob.api import RLJobError
 from rljob.local.folder import JobFolder

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from rljob.api import RLJob
 from rljob.local.places import Places
@@ -25,17 +27,22 @@ JOB = RLJob.model_validate(
 )
 
 
-def container(name: str, code: str, restart: str = "on-failure", grace: float = 5.0, ports: tuple[Port, ...] = (), **env: Value) -> Container:
+def container(
+    name: str,
+    code: str,
+    restart: Literal["always", "on-failure"] = "on-failure",
+    ports: tuple[Port, ...] = (),
+    env: Mapping[str, Value] = MappingProxyType({}),
+) -> Container:
     """A container that runs Python code, with the folders `work` and `shm`."""
-    assert restart in ("always", "on-failure")
     return Container(
         name=name,
         command=("python", "-c", code),
-        env=MappingProxyType({"WORK": VolumePath("work"), "RLJOB_DIR_SHM": VolumePath("shm"), **env}),
+        env={"WORK": VolumePath("work"), "RLJOB_DIR_SHM": VolumePath("shm"), **env},
         mounts=(Mount("work", "/work"), Mount("shm", "/dev/shm")),
         resources=Resources(0, 1),
-        restart="always" if restart == "always" else "on-failure",
-        grace_seconds=grace,
+        restart=restart,
+        grace_seconds=5.0,
         ports=ports,
     )
 
@@ -46,9 +53,9 @@ def plan_of(*pods: Pod) -> Plan:
     return Plan("fake", pods, volumes, (Service("master", "master", "master"),))
 
 
-def master(code: str, **env: Value) -> Pod:
+def master(code: str) -> Pod:
     """The pod that decides when the job is over."""
-    return Pod("master", "master", (container("master", code, ports=(Port("master", 1),), LISTEN=Listen("master"), **env),))
+    return Pod("master", "master", (container("master", code, ports=(Port("master", 1),), env={"LISTEN": Listen("master")}),))
 
 
 def places(folder: Path, run: str, ports: dict[tuple[str, str], int]) -> Places:

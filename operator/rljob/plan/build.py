@@ -124,7 +124,7 @@ def _master(job: RLJob, sizes: Estimate) -> Pod:
         resources=_resources(sizes, "master", 0.5),
         restart="on-failure",
         ports=(MASTER,),
-        probe=Probe(HttpProbe(Listen(MASTER.name), "/v1/status")),
+        probe=Probe(HttpProbe(Listen(MASTER.name), "/healthz")),
     )
     return Pod("master", "master", (master,), init_containers=(prepare,))
 
@@ -201,6 +201,6 @@ def _reward(job: RLJob, sizes: Estimate) -> Pod:
         resources=_resources(sizes, "reward", 0.5),
         restart="always",
         ports=(REWARD,),
-        probe=Probe(HttpProbe(Listen(REWARD.name), "/v1/health")),
+        probe=Probe(HttpProbe(Listen(REWARD.name), "/healthz")),
     )
     return Pod("reward", "reward", (reward,), replicas=job.spec.reward.replicas)

@@ -1,0 +1,119 @@
+"""The whole of `rljob run` around a small plan, from outside: signals, kill -9, a second run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rljob.local.folder import Current, JobFolder
+from rljob.local.marked import marks
+
+ROOT = Path(__file__).parents[2]
+FOREVER = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(0)); signal.pause()"
+
+
+@contextmanager
+def running(folder: Path, code: str = FOREVER) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.local.fake_run", str(folder), code]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within 60 s"
+        time.sleep(0.02)
+
+
+def of_run(run: str) -> list[str]:
+    return sorted({mark.partition("/")[2] for mark in marks().values() if mark.startswith(f"{run}/")})
+
+
+def all_up(folder: Path) -> Current:
+    """Wait until every container and the payload run."""
+    job = JobFolder(folder)
+    wait(lambda: job.current() is not None, "the start")
+    current = job.current()
+    assert current is not None
+    wait(lambda: of_run(current.run) == ["master/master", "worker-0/agent", "worker-0/shim"], "the start of all containers")
+    wait(lambda: list(Path(current.temporary[0]).glob("*/arena")) != [], "the arena")
+    return current
+
+
+def test_kill_9_of_the_supervisor_leaves_no_process_and_no_shared_memory(tmp_path: Path) -> None:
+    with running(tmp_path / "job") as process:
+        current = all_up(tmp_path / "job")
+        process.kill()
+        wait(lambda: of_run(current.run) == [], "the end of all processes")
+        wait(lambda: not any(Path(folder).exists() for folder in current.temporary), "the removal of the temporary folders")
+
+
+def test_a_new_run_cleans_up_after_one_whose_guardian_died_too(tmp_path: Path) -> None:
+    with running(tmp_path / "job") as process:
+        current = all_up(tmp_path / "job")
+        guardians = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _is_guardian(p, current.run)]
+        for pid in [process.pid, *guardians]:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in [*guardians, process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    assert of_run(current.run) != []
+    with running(tmp_path / "job", "pass") as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert of_run(current.run) == []
+    assert not any(Path(folder).exists() for folder in current.temporary)
+
+
+def _is_guardian(proc: Path, run: str) -> bool:
+    try:
+        words = (proc / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"rljob.local.guardian" in words and run.encode() in words
+
+
+def test_a_second_run_on_the_folder_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    with running(tmp_path / "job") as first:
+        current = all_up(tmp_path / "job")
+        with running(tmp_path / "job") as second:
+            out, _ = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert f"is in use by another `rljob run` (process {current.pid}); stop it with `rljob stop" in out
+        assert first.poll() is None
+        assert of_run(current.run) != []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path / "job") as process:
+        current = all_up(tmp_path / "job")
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped cleanly; go on with: rljob run {tmp_path}/job/rljob.yaml --workdir {tmp_path}/job" in out
+    assert out.index("worker-0/agent has ended") < out.index("worker-0/shim has ended")
+    assert of_run(current.run) == []
+    assert not any(Path(folder).exists() for folder in current.temporary)
+    assert not JobFolder(tmp_path / "job").current_file.exists()
+
+
+def test_a_container_that_keeps_failing_gives_a_cause_and_no_trace_of_the_supervisor(tmp_path: Path) -> None:
+    with running(tmp_path / "job", "raise SystemExit('the disk is on fire')") as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "  the disk is on fire" in out
+    assert "error: master failed 2 times in a row without progress of the job (spec.backoffLimit is 1): exited with status 1" in out
+    assert "Traceback" not in out
+    assert "supervisor.py" not in out
