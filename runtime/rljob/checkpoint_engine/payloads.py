@@ -13,6 +13,8 @@ from typing import Any, BinaryIO, Protocol
 from rljob.api import InfrastructureError
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.checkpoint_engine.processes import Child, reader
+from rljob.rollout.engine import zygote_environment
+from rljob.wire.environment import Environment
 
 TAIL_LINES = 20
 ZYGOTE_RETRY = (0.5, 30.0)
@@ -121,7 +123,7 @@ class TrainerPayload:
 
     async def launch(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
         self._ranks = []
-        for variables in rank_environments(env, free_port()):
+        for variables in rank_environments({**_torchrun(os.environ), **env}, free_port()):
             rank = Child([*self._command, *argv], {**os.environ, **variables}, dies_with_parent=True)
             self._ranks.append(rank)
             pump = asyncio.create_task(self.tail.follow(rank.output))
@@ -147,6 +149,11 @@ def rank_environments(env: Mapping[str, str], port: int) -> list[dict[str, str]]
     return [{**common, "LOCAL_RANK": str(i), "RANK": str(node * local + i)} for i in range(local)]
 
 
+def _torchrun(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the plan says about ranks, in the shim's own environment."""
+    return {name: environ[name] for name in ("LOCAL_WORLD_SIZE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name in environ}
+
+
 def verdict(statuses: Sequence[int]) -> int:
     """Exit status of a payload whose processes ended like this: what the user must change comes first, then any failure."""
     if EXIT_CONFIGURATION in statuses:
@@ -166,7 +173,7 @@ class _Zygote:
     """One zygote process and what it said.
 
     Protocol, one JSON object a line (`rljob.rollout.zygote`): it says `{"ready": seconds}`; asked `{"start": {argv, env, log}}` it answers
-    `{"started": pid}` and later says `{"exited": {"pid", "status"}}`. When its stdin ends it kills its engine and ends.
+    `{"started": pid}` or `{"error": why}`, and later says `{"exited": {"pid", "status"}}`. When its stdin ends it kills its engine and ends.
     """
 
     def __init__(self, process: Child) -> None:
@@ -184,7 +191,7 @@ class _Zygote:
         # The engine's output goes where the zygote's messages go: the pipe that the shim reads.
         self.say({"start": {"argv": list(argv), "env": dict(env), "log": "/dev/stderr"}})
         await self.first(self.started)
-        self.starting = False
+        self.starting = False  # not if this was cancelled: then it may still fork
         return self.started.result()
 
     def say(self, message: dict[str, Any]) -> None:
@@ -200,6 +207,8 @@ class _Zygote:
             self.ready.set()
         if "started" in message and not self.started.done():
             self.started.set_result(int(message["started"]))
+        if "error" in message and not self.started.done():
+            self.started.set_exception(InfrastructureError(str(message["error"])))
         if "exited" in message and not self.exited.done():
             self.exited.set_result(int(message["exited"]["status"]))
 
@@ -217,9 +226,10 @@ class _Zygote:
 class EnginePayload:
     """A vLLM server, forked from a process that has imported vLLM already; that zygote is kept running."""
 
-    def __init__(self, command: Sequence[str], tail: Tail) -> None:
+    def __init__(self, command: Sequence[str], tail: Tail, env: Mapping[str, str] | None = None) -> None:
+        """`env` is the zygote's whole environment; None: ours."""
         self.tail = tail
-        self._command = tuple(command)
+        self._command, self._env = tuple(command), env
         self._zygote: _Zygote | None = None
         self._changed = asyncio.Condition()
 
@@ -239,7 +249,7 @@ class EnginePayload:
     async def care(self) -> None:
         pause = ZYGOTE_RETRY[0]
         while True:
-            zygote = _Zygote(Child(self._command, talks=True))
+            zygote = _Zygote(Child(self._command, self._env, talks=True))
             await self._set(zygote)
             began = time.monotonic()
             status = await self._attend(zygote)
@@ -308,7 +318,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def payload_of(kind: str, tail: Tail) -> Payload:
-    """The payload of a sidecar: `trainer` or `vllm`."""
+    """The payload of a sidecar: `trainer` or `vllm`.
+
+    Raises:
+        ConfigurationError: the environment names no job.
+    """
     if kind == "trainer":
         return TrainerPayload([sys.executable, "-m", "rljob.trainer"], tail)
-    return EnginePayload([sys.executable, "-m", "rljob.rollout.zygote"], tail)
+    return EnginePayload([sys.executable, "-m", "rljob.rollout.zygote"], tail, zygote_environment(Environment.current().job))

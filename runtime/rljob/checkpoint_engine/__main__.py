@@ -1,0 +1,147 @@
+"""`python -m rljob.checkpoint_engine`: the node agent of a pod."""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+from pydantic import ValidationError
+
+from rljob.api import ConfigurationError, RLJob
+from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.checkpoint_engine.act import Parts, Plan
+from rljob.checkpoint_engine.clients import HttpEngine, HttpMaster, HttpShim, HttpTrainer, LocalArena, Shim, socket_client
+from rljob.checkpoint_engine.gate import CpuMemory, DeviceMemory, NvmlMemory
+from rljob.checkpoint_engine.node import Node
+from rljob.checkpoint_engine.state import Owner, Site
+from rljob.rollout.client import EngineClient
+from rljob.rollout.engine import GPU_UTILIZATION, engine_argv, engine_dtype, engine_environment, kv_cache_bytes
+from rljob.wire.data import Prepared
+from rljob.wire.environment import Environment
+
+ARENA = "weights.safetensors"
+"""Name of the arena below the pod's shared-memory folder."""
+MiB, GiB = 1 << 20, 1 << 30
+_OVERHEAD = GiB
+"""What a process with torch takes besides weights and caches."""
+_TRAINER_BYTES = 16
+"""Per parameter: fp32 weight, gradient and Adam's two moments."""
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        asyncio.run(run(Environment.current()))
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    return 0
+
+
+async def run(environment: Environment) -> None:
+    """Serve until the job is over or SIGTERM comes.
+
+    Raises:
+        ConfigurationError: the environment or the prepared model cannot be used.
+    """
+    job = environment.job
+    limits = httpx.Limits(max_connections=20)
+    async with (
+        socket_client(environment.socket("megatron-shim")) as trainer_shim,
+        socket_client(environment.socket("vllm-shim")) as engine_shim,
+        socket_client(environment.socket("trainer")) as trainer,
+        httpx.AsyncClient(base_url=environment.url("master")) as master,
+        httpx.AsyncClient(limits=limits) as engine,
+    ):
+        shims: dict[Owner, Shim] = {"trainer": HttpShim(trainer_shim, "megatron shim"), "engine": HttpShim(engine_shim, "vllm shim")}
+        memory = device_memory(job, shims)
+        plan = make_plan(job, environment, memory)
+        parts = Parts(
+            trainer_shim=shims["trainer"],
+            trainer=HttpTrainer(trainer),
+            engine_shim=shims["engine"],
+            engine=HttpEngine(EngineClient(plan.engine_url, engine)),
+            master=HttpMaster(master, environment.node),
+            weights=LocalArena(plan.arena),
+            memory=memory,
+            new_incarnation=lambda: uuid.uuid4().hex,
+        )
+        node = Node(plan, parts, uuid.uuid4().hex, time.time)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, node.end)
+        await node.run()
+
+
+def device_memory(job: RLJob, shims: dict[Owner, Shim]) -> DeviceMemory:
+    """The memory that the two take turns on: the one place that chooses by accelerator."""
+    if job.spec.accelerator.type == "nvidia":
+        return NvmlMemory.open()
+
+    async def held(owner: Owner) -> int:
+        status = await shims[owner].status(memory=True)
+        return status.memory if status is not None else 0
+
+    return CpuMemory(held)
+
+
+def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory) -> Plan:
+    """Everything that stays the same while this node works."""
+    prepared = read_prepared(environment.directory("data") / "prepared.json")
+    model = environment.directory("model")
+    host, port = environment.listen("engine")
+    spec = job.spec
+    return Plan(
+        site=Site("rollout" if environment.node.startswith("rollout") else "worker", spec.accelerator.type, spec.switch.policy),
+        node=environment.node,
+        engine_url=f"http://{environment.advertise_host}:{port}",
+        engine_argv=tuple(engine_argv(job, prepared, model, host, port)),
+        engine_env=engine_environment(job),
+        trainer_env={"NNODES": str(spec.trainer.nodes)},
+        model=model,
+        checkpoints=environment.directory("checkpoints"),
+        arena=environment.directory("shm") / ARENA,
+        deadline=spec.switch.deadline_seconds,
+        gate_deadline=spec.switch.memory_gate.deadline_seconds,
+        leak_tolerance=parse_size(spec.switch.memory_gate.leak_tolerance),
+        claims=claims(job, prepared, model, memory),
+    )
+
+
+def claims(job: RLJob, prepared: Prepared, model: Path, memory: DeviceMemory) -> dict[Owner, int]:
+    """Bytes that each owner is expected to take: of main memory on CPU, of one device else."""
+    t = job.spec.trainer
+    ranks = job.spec.accelerator.per_node if job.spec.accelerator.type == "cpu" else 1
+    shards = t.tensor_parallel * t.pipeline_parallel
+    trainer = ranks * (_TRAINER_BYTES * prepared.parameters // shards + _OVERHEAD)
+    if job.spec.accelerator.type == "nvidia":
+        # vLLM itself refuses to start when less than this share of the device is free.
+        return {"trainer": trainer, "engine": int(GPU_UTILIZATION * memory.total())}
+    width = 4 if engine_dtype(job) == "float32" else 2
+    return {"trainer": trainer, "engine": width * prepared.parameters + kv_cache_bytes(job, prepared, model) + _OVERHEAD}
+
+
+def read_prepared(path: Path) -> Prepared:
+    """What the init container found out about the model.
+
+    Raises:
+        ConfigurationError: it is not there or not readable.
+    """
+    try:
+        return Prepared.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigurationError(f"cannot read {path}: {error}; `rljob.prepare` writes it") from error
+
+
+def parse_size(text: str) -> int:
+    """`512Mi` or `2Gi` in bytes."""
+    return int(text[:-2]) * (MiB if text.endswith("Mi") else GiB)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

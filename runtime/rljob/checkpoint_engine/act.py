@@ -1,0 +1,342 @@
+"""The effects of steps. Each is idempotent: it may be repeated after a crash of anybody, at any point."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from rljob.api import InfrastructureError
+from rljob.checkpoint_engine import gate
+from rljob.checkpoint_engine.clients import Engine, Master, Shim, Trainer, WeightSource
+from rljob.checkpoint_engine.decide import keeps_engine
+from rljob.checkpoint_engine.outcome import AttestationFailed, ChecksumMismatch, DeadlineExceeded, exit_error, telling_line
+from rljob.checkpoint_engine.state import (
+    Attest,
+    Checkpoint,
+    EndTrainer,
+    Export,
+    Fetch,
+    Gate,
+    Known,
+    Load,
+    LoadEngine,
+    Observed,
+    Offload,
+    Onload,
+    Owner,
+    Recall,
+    Register,
+    Site,
+    SleepEngine,
+    StartEngine,
+    StartTrainer,
+    Step,
+    StopEngine,
+    Train,
+)
+from rljob.wire.checkpoints import checkpoint_folder
+from rljob.wire.node import Progress, TrainMetrics, TrainTask
+from rljob.wire.shim import ShimStatus, StartRequest
+from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand
+from rljob.wire.weights import Manifest
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE = 5.0
+"""Seconds that a payload gets between SIGTERM and SIGKILL."""
+PROGRESS_POLL = 1.0
+_POLL = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What does not change while the agent runs."""
+
+    site: Site
+    node: str
+    engine_url: str
+    engine_argv: tuple[str, ...]
+    engine_env: Mapping[str, str]
+    trainer_env: Mapping[str, str]
+    model: Path
+    """Folder of version 0."""
+    checkpoints: Path
+    arena: Path
+    deadline: float
+    """Seconds that one step may take."""
+    gate_deadline: float
+    leak_tolerance: int
+    claims: Mapping[Owner, int]
+    """Bytes that an owner is estimated to need."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Whom the agent works with."""
+
+    trainer_shim: Shim
+    trainer: Trainer
+    engine_shim: Shim
+    engine: Engine
+    master: Master
+    weights: WeightSource
+    memory: gate.DeviceMemory
+    new_incarnation: Callable[[], str]
+
+
+class Actor:
+    """Carries out steps."""
+
+    def __init__(self, plan: Plan, parts: Parts, publish: Callable[[Progress | None], None]) -> None:
+        """`publish` is told how far a long step is."""
+        self.plan, self.parts = plan, parts
+        self._publish = publish
+
+    async def act(self, step: Step, seen: Observed) -> Known:
+        """Do it; what is known afterwards.
+
+        Raises:
+            RLJobError: it did not work.
+        """
+        known = seen.known
+        if isinstance(step, Train):
+            return replace(known, trained=await self._train(step.task))
+        limit = self.plan.gate_deadline + self.plan.deadline if isinstance(step, Gate) else self.plan.deadline
+        try:
+            async with asyncio.timeout(limit):
+                return await self._act(step, seen)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"not done after {limit:.0f} s (switch.deadlineSeconds); it is ended and started again") from error
+
+    async def _act(self, step: Step, seen: Observed) -> Known:
+        known, parts = seen.known, self.parts
+        match step:
+            case StartTrainer() | EndTrainer() | Load() | Checkpoint() | Export() | Offload() | Onload():
+                return await self._trainer(step, known)
+            case StartEngine() | LoadEngine() | Attest() | StopEngine() | SleepEngine():
+                return await self._engine(step, seen)
+            case Gate(owner):
+                return await self._gate(owner, seen)
+            case Fetch(version):
+                return await self._fetch(version, known)
+            case Recall(version):
+                manifest = await parts.master.manifest(version)
+                if manifest is None:
+                    return replace(known, unknown_to_master=version)
+                return replace(known, manifest=manifest, registered=(version, manifest.checksum))
+            case Register(version):
+                manifest = _present(known.manifest, version)
+                await parts.master.register(manifest)
+                return replace(known, registered=(version, manifest.checksum))
+            case _:
+                raise TypeError(f"{step} is nothing to do")
+
+    async def _trainer(self, step: Step, known: Known) -> Known:
+        trainer = self.parts.trainer
+        match step:
+            case StartTrainer():
+                request = StartRequest(env=dict(self.plan.trainer_env), incarnation=self.parts.new_incarnation())
+                incarnation = await self._start(self.parts.trainer_shim, request, self._trainer_answers, "trainer")
+                return replace(known, trainer=incarnation)
+            case EndTrainer():
+                await self._stop(self.parts.trainer_shim)
+                return replace(known, trainer=None)
+            case Load(version):
+                folder = checkpoint_folder(self.plan.checkpoints, version) if version else self.plan.model
+                await trainer.load(LoadCommand(version=version, path=str(folder)))
+            case Checkpoint(version):
+                folder = checkpoint_folder(self.plan.checkpoints, version)
+                await trainer.checkpoint(CheckpointCommand(version=version, path=str(folder)))
+                return replace(known, checkpointed=version)
+            case Export(version, checksum):
+                manifest = await trainer.export(ExportCommand(version=version, arena=str(self.plan.arena)))
+                if manifest.version != version or checksum not in (None, manifest.checksum):
+                    raise ChecksumMismatch(
+                        f"the trainer exported version {manifest.version} with checksum {manifest.checksum}, the job knows version "
+                        f"{version} as {checksum}: it loads its checkpoint again"
+                    )
+                return replace(known, manifest=manifest, arena_refused=False, unknown_to_master=None)
+            case Offload():
+                known = await self._with_peak("trainer", known)
+                await trainer.offload()
+            case Onload():
+                await trainer.onload()
+        return known
+
+    async def _engine(self, step: Step, seen: Observed) -> Known:
+        known, engine = seen.known, self.parts.engine
+        match step:
+            case StartEngine():
+                request = StartRequest(argv=self.plan.engine_argv, env=dict(self.plan.engine_env), incarnation=self.parts.new_incarnation())
+                incarnation = await self._start(self.parts.engine_shim, request, self._engine_answers, "engine")
+                return replace(known, engine=incarnation, attested=None)
+            case LoadEngine(version):
+                if seen.engine.state is not None and seen.engine.state.paused:
+                    await engine.wake()
+                # An engine that ends before the arena is written again may read it in place.
+                await engine.load(_present(known.manifest, version), self.plan.arena, not keeps_engine(seen)[0])
+                return replace(known, attested=None)
+            case Attest(version):
+                manifest = _present(known.manifest, version)
+                await attest(engine, manifest)
+                return replace(known, attested=(str(seen.engine.incarnation), version, manifest.checksum))
+            case StopEngine(reason):
+                known = await self._with_peak("engine", known)
+                await self._stop(self.parts.engine_shim)
+                return replace(known, engine=None, attested=None, switch_policy="restart", switch_reason=reason)
+            case SleepEngine(reason):
+                known = await self._with_peak("engine", known)
+                await engine.sleep()
+                return replace(known, attested=None, switch_policy="sleep", switch_reason=reason)
+        return known
+
+    async def finish(self) -> None:
+        """End engine and trainer, and leave no shared memory. A shim that ends meanwhile ends its payload by itself."""
+        shims = [self.parts.engine_shim, *([self.parts.trainer_shim] if self.plan.site.kind == "worker" else [])]
+        try:
+            async with asyncio.timeout(self.plan.deadline):
+                await asyncio.gather(*(self._end(shim) for shim in shims))
+        except TimeoutError:
+            log.warning("the sidecars did not end their processes within %.0f s", self.plan.deadline)
+        finally:
+            self.parts.weights.remove()
+
+    async def _end(self, shim: Shim) -> None:
+        if await shim.status() is None:
+            return
+        try:
+            await shim.stop(STOP_GRACE)
+        except InfrastructureError as error:
+            log.warning("%s", error)
+
+    async def _train(self, task: TrainTask) -> TrainMetrics:
+        """Have the task done, and watch that it gets on."""
+        batch = await self.parts.master.batch(task.version)
+        loop = asyncio.get_running_loop()
+        call = asyncio.ensure_future(self.parts.trainer.train(task, batch))
+        last, since = None, loop.time()
+        try:
+            while not (await asyncio.wait([call], timeout=PROGRESS_POLL))[0]:
+                status = await self.parts.trainer.status()
+                mark = None if status is None else (status.busy, status.progress)
+                if mark is not None and mark != last:
+                    last, since = mark, loop.time()
+                    self._publish(mark[1])
+                elif loop.time() - since > self.plan.deadline:
+                    raise DeadlineExceeded(
+                        f"training version {task.version} made no progress for {self.plan.deadline:.0f} s (switch.deadlineSeconds)"
+                    )
+            return call.result()
+        finally:
+            call.cancel()
+
+    async def _start(self, shim: Shim, request: StartRequest, answers: Callable[[], Awaitable[bool]], what: str) -> str:
+        """Start a payload unless one lives, and wait until it answers; its incarnation."""
+        status = await _answer_of(shim)
+        if status.state in ("stopped", "exited"):
+            status = await shim.start(request)
+        while not (status.state == "running" and await answers()):
+            if status.state in ("stopped", "exited"):
+                for line in status.last_log_lines:
+                    log.error("%s: %s", what, line)
+                raise exit_error(what, status.exit_status, telling_line(status.last_log_lines))
+            await asyncio.sleep(_POLL)
+            status = await _answer_of(shim)
+        return str(status.incarnation)
+
+    async def _stop(self, shim: Shim) -> None:
+        await _answer_of(shim)
+        await shim.stop(STOP_GRACE)
+
+    async def _trainer_answers(self) -> bool:
+        status = await self.parts.trainer.status()
+        return status is not None and status.busy is None
+
+    async def _engine_answers(self) -> bool:
+        return await self.parts.engine.state() is not None
+
+    async def _fetch(self, version: int, known: Known) -> Known:
+        manifest = await self.parts.master.manifest(version)
+        if manifest is None:
+            raise ChecksumMismatch(f"the master has no manifest of version {version} yet")
+        await self.parts.weights.fetch(version, manifest)
+        return replace(known, manifest=manifest, registered=(version, manifest.checksum), arena_refused=False)
+
+    async def _gate(self, owner: Owner, seen: Observed) -> Known:
+        known, plan = seen.known, self.plan
+        leaving = _memory_key("trainer" if owner == "engine" else "engine", seen)
+        coming = _memory_key(owner, seen)
+        need = max(plan.claims[owner], known.peaks.get(owner, 0))
+        claim = gate.Claim(
+            owner,
+            # What it holds while it is away it does not have to get.
+            max(0, need - known.baselines.get(coming or "", 0)) if coming else need,
+            known.baselines.get(leaving) if leaving else None,
+            plan.leak_tolerance,
+        )
+        reading = await gate.wait_open(self.parts.memory, claim, plan.gate_deadline)
+        baselines = known.baselines
+        if leaving is not None and leaving not in baselines:
+            baselines = MappingProxyType({**baselines, leaving: reading.rest})
+        log.info(
+            "gate for the %s: claims %d MiB, free %d MiB, rest %d MiB", owner, claim.bytes >> 20, reading.free >> 20, reading.rest >> 20
+        )
+        return replace(known, gate=owner, baselines=baselines)
+
+    async def _with_peak(self, owner: Owner, known: Known) -> Known:
+        held = (await self.parts.memory.read(owner)).rest
+        return replace(known, peaks=MappingProxyType({**known.peaks, owner: max(held, known.peaks.get(owner, 0))}))
+
+
+async def attest(engine: Engine, manifest: Manifest) -> None:
+    """Have the engine prove that it holds the manifest's weights: identity, then the canary's log-probs.
+
+    Raises:
+        AttestationFailed: it does not.
+    """
+    state = await engine.state()
+    if state is None or (state.version, state.checksum) != (manifest.version, manifest.checksum):
+        said = "nothing" if state is None else f"version {state.version} with checksum {state.checksum}"
+        raise AttestationFailed(f"the engine says it holds {said}, not version {manifest.version} with checksum {manifest.checksum}")
+    canary = manifest.canary
+    gap = mean_gap(await engine.logprobs(canary.tokens), canary.logprobs)
+    if not gap <= canary.tolerance:
+        raise AttestationFailed(
+            f"the engine's log-probs of the canary differ from the trainer's by {gap:.3g} per token, {canary.tolerance:.3g} is allowed: "
+            f"it does not compute with the weights of version {manifest.version}"
+        )
+    log.info("attested version %d: canary gap %.3g per token (allowed %.3g)", manifest.version, gap, canary.tolerance)
+
+
+def mean_gap(found: Sequence[float], expected: Sequence[float]) -> float:
+    """Mean absolute difference per token; infinite if the lengths differ, not a number if an entry is none."""
+    if len(found) != len(expected) or not expected:
+        return math.inf
+    return sum(abs(a - b) for a, b in zip(found, expected, strict=True)) / len(expected)
+
+
+async def _answer_of(shim: Shim) -> ShimStatus:
+    """Its status, as soon as it answers: a shim that died is started again by whoever runs the containers."""
+    while True:
+        if (status := await shim.status()) is not None:
+            return status
+        await asyncio.sleep(_POLL)
+
+
+def _memory_key(owner: Owner, seen: Observed) -> str | None:
+    """Under what name an owner's rest is remembered; None if it is not alive."""
+    one = seen.trainer if owner == "trainer" else seen.engine
+    if one.life not in ("running", "starting") or one.incarnation is None:
+        return None
+    # Gradients and optimizer state appear with the first training task: that is no leak.
+    trained = owner == "trainer" and seen.trainer.status is not None and seen.trainer.status.trained is not None
+    return f"{one.incarnation}{':trained' if trained else ''}"
+
+
+def _present(manifest: Manifest | None, version: int) -> Manifest:
+    if manifest is None or manifest.version != version:
+        raise ValueError(f"this step needs the manifest of version {version}")
+    return manifest

@@ -1,0 +1,157 @@
+"""The memory gate: the next owner of the accelerator starts only when what is free covers what it will claim.
+
+Two things are judged: free memory against the claim, and what the previous owner keeps although it left. The latter is never zero (a
+sleeping trainer on an H100 keeps 1.0 to 2.5 GiB of context and NCCL buffers, a sleeping vLLM 0.8 to 1.3), so what each process keeps at
+its first hand-over is its baseline, and more than `leakTolerance` over that is a leak.
+
+Does not see: memory that other programs on the machine take between the gate and the owner's own allocation.
+"""
+
+import asyncio
+import importlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from rljob.api import ConfigurationError
+from rljob.checkpoint_engine.outcome import GateFailed
+from rljob.checkpoint_engine.state import Owner
+
+MiB = 1 << 20
+_POLL = 0.05
+_CGROUP = Path("/sys/fs/cgroup")
+IDLE_CARD = 480 * MiB
+"""What NVML calls used on a card that nobody uses (driver 580, H100); the least that was ever seen counts."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Memory at one moment, in bytes."""
+
+    free: int
+    rest: int
+    """What the previous owner still holds."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the gate checks for."""
+
+    owner: Owner
+    """Who comes next."""
+    bytes: int
+    baseline: int | None
+    """Rest of the previous owner at its first hand-over; None: this is the first, or it has ended."""
+    tolerance: int
+
+
+class DeviceMemory(Protocol):
+    """Memory that trainer and engine share."""
+
+    async def read(self, leaving: Owner) -> Reading:
+        """Free memory, and what `leaving` still holds."""
+
+    def total(self) -> int:
+        """Size in bytes."""
+
+
+class CpuMemory:
+    """Main memory: what the kernel calls available, within the container's limit; a process tree's own memory is told by its shim."""
+
+    def __init__(self, held: Callable[[Owner], Awaitable[int]]) -> None:
+        """`held` answers the private memory in bytes of an owner's processes."""
+        self._held = held
+
+    async def read(self, leaving: Owner) -> Reading:
+        available = int(psutil.virtual_memory().available)
+        return Reading(min(available, _cgroup_free() or available), await self._held(leaving))
+
+    def total(self) -> int:
+        return int(psutil.virtual_memory().total)
+
+
+class NvmlMemory:
+    """Memory of this node's NVIDIA devices, the fullest one; read without a CUDA context of our own (that would take 620 MiB)."""
+
+    def __init__(self, nvml: Any) -> None:
+        """`nvml` is the module `pynvml` or a twin of it.
+
+        Raises:
+            ConfigurationError: there is no device.
+        """
+        nvml.nvmlInit()
+        self._nvml = nvml
+        self._devices = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        if not self._devices:
+            raise ConfigurationError("accelerator.type is nvidia, but NVML shows no device: use a node with one or accelerator.type: cpu")
+        self._idle = IDLE_CARD
+
+    @classmethod
+    def open(cls) -> "NvmlMemory":
+        """With the installed NVML bindings."""
+        try:
+            return cls(importlib.import_module("pynvml"))
+        except ImportError as error:
+            raise ConfigurationError(
+                "accelerator.type is nvidia, but the module pynvml is missing: install nvidia-ml-py in this image"
+            ) from error
+
+    async def read(self, leaving: Owner) -> Reading:
+        # The calls block for up to 0.1 s while a process with much memory ends.
+        infos = await asyncio.to_thread(lambda: [self._nvml.nvmlDeviceGetMemoryInfo(d) for d in self._devices])
+        used = max(int(info.used) for info in infos)
+        self._idle = min(self._idle, used)
+        return Reading(min(int(info.total) - int(info.used) for info in infos), used - self._idle)
+
+    def total(self) -> int:
+        return min(int(self._nvml.nvmlDeviceGetMemoryInfo(d).total) for d in self._devices)
+
+
+def problem(reading: Reading, claim: Claim) -> str | None:
+    """Why the gate stays shut, with numbers and remedy; None if it opens."""
+    other = "engine" if claim.owner == "trainer" else "trainer"
+    if reading.free < claim.bytes:
+        return (
+            f"the {claim.owner} will claim {_size(claim.bytes)}, {_size(reading.free)} are free ({_size(reading.rest)} are held by the "
+            f"{other} that left): use more memory, a smaller model, or lower rollout.engine.kvCacheMemory or trainer.microBatchTokens"
+        )
+    if claim.baseline is not None and reading.rest > claim.baseline + claim.tolerance:
+        return (
+            f"the {other} that left holds {_size(reading.rest)}, {_size(reading.rest - claim.baseline)} more than at its first hand-over "
+            f"(switch.memoryGate.leakTolerance is {_size(claim.tolerance)}): it leaks and is restarted"
+        )
+    return None
+
+
+async def wait_open(memory: DeviceMemory, claim: Claim, deadline: float) -> Reading:
+    """Until there is memory for the claim; what was read then.
+
+    Raises:
+        GateFailed: not within `deadline` seconds.
+    """
+    other: Owner = "engine" if claim.owner == "trainer" else "trainer"
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline
+    while (shut := problem(reading := await memory.read(other), claim)) is not None:
+        if loop.time() >= end:
+            raise GateFailed(f"after {deadline:.0f} s {shut}")
+        await asyncio.sleep(_POLL)
+    return reading
+
+
+def _cgroup_free() -> int | None:
+    """Room below this container's memory limit (cgroup v2), inactive file pages counted as free; None without a limit."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        current = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) - current + int(stat.get("inactive_file", "0"))
+
+
+def _size(count: int) -> str:
+    return f"{count / MiB:.0f} MiB" if count < 1024 * MiB else f"{count / MiB / 1024:.1f} GiB"

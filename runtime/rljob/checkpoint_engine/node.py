@@ -1,0 +1,249 @@
+"""The node agent: look, decide, act, again and again; beside it, talk to the master."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+
+from rljob.api import RLJobError
+from rljob.checkpoint_engine import outcome
+from rljob.checkpoint_engine.act import Actor, Parts, Plan
+from rljob.checkpoint_engine.decide import decide, routable
+from rljob.checkpoint_engine.observe import Observer
+from rljob.checkpoint_engine.outcome import MasterAway
+from rljob.checkpoint_engine.state import NAMES, Finish, Idle, Known, Observed, Rollout, Step
+from rljob.wire.node import EngineReport, NodeDesired, NodeReport, Progress, TrainerReport
+
+log = logging.getLogger(__name__)
+
+LOOK = 1.0
+"""Seconds between two looks at the world while there is nothing to do."""
+LONG_POLL = 20.0
+
+
+class Node:
+    """Converges one node to what the master wants."""
+
+    def __init__(self, plan: Plan, parts: Parts, incarnation: str, clock: Callable[[], float]) -> None:
+        """`clock` tells Unix time."""
+        self._plan, self._parts = plan, parts
+        self._incarnation, self._clock = incarnation, clock
+        self._actor = Actor(plan, parts, self._progressed)
+        self._observer = Observer(plan.site, parts, clock)
+        self._known = Known()
+        self._seen: Observed | None = None
+        self._desired: NodeDesired | None = None
+        self._goal: object = None
+        self._step: Step = Idle("starting")
+        self._since = clock()
+        self._progress: Progress | None = None
+        self._reported: NodeReport | None = None
+        self._wanted = asyncio.Event()
+        """Set when `desired` has changed."""
+        self._told = asyncio.Event()
+        """Set when the report has changed."""
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Leave as if the master had said `stop`."""
+        self._ending.set()
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Until the job is over.
+
+        Raises:
+            RLJobError: what was started could not be ended.
+        """
+        talk = asyncio.create_task(self._talk())
+        try:
+            while not isinstance(step := await self._look_and_decide(), Finish):
+                if isinstance(step, (Rollout, Idle)):
+                    await self._rest(step)
+                else:
+                    await self._perform(step)
+            await self._actor.finish()
+            log.info("the job is over: sidecars are stopped, shared memory is empty")
+        finally:
+            talk.cancel()
+
+    async def _look_and_decide(self) -> Step:
+        """One look at the world, and the step that follows from it."""
+        # Cleared first: what changes from here on is looked at next time.
+        self._wanted.clear()
+        desired = self._desired
+        if _goal(desired) != self._goal:
+            self._goal, self._known = _goal(desired), outcome.goal_changed(self._known)
+        seen = await self._observer.look(self._known)
+        before = self._known
+        self._known = outcome.noticed(before, seen, self._clock())
+        if self._known.failures > before.failures:
+            self._log_failure()
+        self._seen = replace(seen, known=self._known)
+        if self._ending.is_set():
+            return Finish()
+        step = decide(desired, self._seen, self._clock())
+        if NAMES[type(step)] != NAMES[type(self._step)]:
+            self._since = self._clock()
+        self._step = step
+        self._tell()
+        return step
+
+    async def _perform(self, step: Step) -> None:
+        seen = self._seen
+        if seen is None:
+            raise ValueError("a step follows from a look")
+        began = asyncio.get_running_loop().time()
+        try:
+            self._known = await self._unless_ended(self._actor.act(step, seen)) or self._known
+        except RLJobError as error:
+            after = await self._observer.look(self._known)
+            self._known = outcome.failed(self._known, step, error, after, self._clock())
+            if isinstance(error, MasterAway):
+                log.warning("%s", error)
+            else:
+                self._log_failure()
+        else:
+            seconds = asyncio.get_running_loop().time() - began
+            self._known = outcome.succeeded(self._known, step, seconds)
+            log.info("%s: %.2f s (%s)", NAMES[type(step)], seconds, _subject(step))
+        self._progress = None
+        self._tell()
+
+    async def _unless_ended(self, work: Coroutine[None, None, Known]) -> Known | None:
+        """The work's result, or None if the job ended meanwhile."""
+        task, over = asyncio.create_task(work), asyncio.create_task(self._over())
+        try:
+            await asyncio.wait([task, over], return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for each in (task, over):
+                each.cancel()
+            await asyncio.wait([task, over])
+
+    async def _over(self) -> None:
+        while not (self._ending.is_set() or (self._desired is not None and self._desired.phase == "stop")):
+            await self._wanted.wait()
+            self._wanted.clear()
+
+    async def _rest(self, step: Rollout | Idle) -> None:
+        """Until the master wants something else, or it is time to look again."""
+        pause = LOOK
+        if isinstance(step, Idle) and step.until is not None:
+            pause = min(pause, max(0.0, step.until - self._clock()))
+        try:
+            async with asyncio.timeout(pause):
+                await self._wanted.wait()
+        except TimeoutError:
+            return
+
+    # --- the master ------------------------------------------------------------------------------------------------------------------
+
+    async def _talk(self) -> None:
+        """Report whatever changes, and hear what is wanted; a master that is away is asked again."""
+        away = False
+        while True:
+            self._told.clear()
+            self._reported = report = self.report()
+            try:
+                desired = await self._sync(report)
+            except RLJobError as error:
+                if not away:
+                    log.warning("%s; asking again every second", error)
+                away = True
+                await asyncio.sleep(outcome.MASTER_PAUSE)
+                continue
+            away = False
+            if desired is not None:
+                self._hear(desired)
+
+    async def _sync(self, report: NodeReport) -> NodeDesired | None:
+        """One long poll, given up as soon as there is something new to report."""
+        call = asyncio.create_task(self._parts.master.sync(report, LONG_POLL))
+        news = asyncio.create_task(self._told.wait())
+        try:
+            await asyncio.wait([call, news], return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                # The report itself arrives in any case; the answer, if any, is repeated by the next poll.
+                await asyncio.wait([call], timeout=0.02)
+            return call.result() if call.done() else None
+        finally:
+            call.cancel()
+            news.cancel()
+
+    def _hear(self, desired: NodeDesired) -> None:
+        if desired == self._desired:
+            return
+        if _goal(desired) != _goal(self._desired):
+            log.info("wanted: %s, version %d%s", desired.phase, desired.version, f", make {desired.task.version}" if desired.task else "")
+        self._desired = desired
+        self._wanted.set()
+        self._told.set()
+
+    def report(self) -> NodeReport:
+        """What is, now."""
+        seen, known = self._seen, self._known
+        serving = routable(self._desired, replace(seen, known=known)) if seen is not None else False
+        over = known.failure is not None and known.failure.stage == "rollout" and serving
+        return NodeReport(
+            node=self._plan.node,
+            kind=self._plan.site.kind,
+            incarnation=self._incarnation,
+            seen_revision=self._desired.revision if self._desired is not None else 0,
+            step=NAMES[type(self._step)],
+            step_started=self._since,
+            progress=self._progress,
+            trainer=_trainer_report(seen),
+            engine=_engine_report(seen, self._plan.engine_url, serving),
+            trained=known.trained,
+            checkpointed=known.checkpointed,
+            timings=dict(known.timings),
+            switch_policy=known.switch_policy,
+            switch_reason=known.switch_reason,
+            failure=None if over else known.failure,
+            failures=known.failures,
+        )
+
+    def _tell(self) -> None:
+        if self.report() != self._reported:
+            self._told.set()
+
+    def _progressed(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._tell()
+
+    def _log_failure(self) -> None:
+        failure = self._known.failure
+        if failure is None:
+            return
+        lasting = "; nothing is tried until the job changes" if failure.configuration else ""
+        log.error("%s failed (%d in a row): %s%s", failure.stage, self._known.failures, failure.message, lasting)
+
+
+def _goal(desired: NodeDesired | None) -> object:
+    return None if desired is None else (desired.phase, desired.version, desired.task, desired.attempt)
+
+
+def _trainer_report(seen: Observed | None) -> TrainerReport | None:
+    if seen is None or seen.trainer.status is None:
+        return None
+    status = seen.trainer.status
+    return TrainerReport(incarnation=status.incarnation, version=status.version, resident=status.resident)
+
+
+def _engine_report(seen: Observed | None, url: str, serving: bool) -> EngineReport | None:
+    if seen is None or seen.engine.state is None or seen.engine.incarnation is None:
+        return None
+    state = seen.engine.state
+    if state.version is None or state.checksum is None:
+        return None
+    return EngineReport(url=url, incarnation=seen.engine.incarnation, version=state.version, checksum=state.checksum, routable=serving)
+
+
+def _subject(step: Step) -> str:
+    """What a step was about, for the log."""
+    fields = vars(step)
+    task = fields.get("task")
+    if task is not None:
+        return f"version {task.version}"
+    return ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None) or "done"
