@@ -1,4 +1,4 @@
-"""What the job says of itself: written by the master (`GET /v1/status`, `status.json`), shown by the CLI, copied into `.status` by the operator."""
+"""What the job says of itself: written by the master (`GET /v1/status`, `status.json`), shown by the CLI, copied by the operator."""
 
 from typing import Literal
 

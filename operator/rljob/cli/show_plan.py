@@ -60,9 +60,7 @@ def _size(size: int) -> str:
     return f"{size / MiB:,.0f} MiB" if size < 10 * 1024 * MiB else f"{size / MiB / 1024:,.1f} GiB"
 
 
-def _probe(probe: Probe | None) -> str:
-    if probe is None:
-        return ""
+def _probe(probe: Probe) -> str:
     if isinstance(probe.check, ExecProbe):
         return " ".join(probe.check.command)
     return f"GET {probe.check.path} on {reference(probe.check.at)}"
@@ -86,19 +84,18 @@ def show(console: Console, job: RLJob, plan: Plan, sizes: Estimate, env: bool) -
 
 
 def _containers(console: Console, plan: Plan) -> None:
-    table = Table(title="Pods", title_justify="left", box=None, pad_edge=False)
-    for column in ("pod", "container", "command", "ports", "restart", "probe"):
-        table.add_column(column, overflow="fold")
+    console.print("[italic]Pods[/italic]")
     for pod in plan.pods:
         name = pod.name if pod.replicas == 1 else f"{pod.name} × {pod.replicas}"
+        waits = f"  [dim]waits for {', '.join(reference(w) for w in pod.waits)}[/dim]" if pod.waits else ""
+        console.print(f"[bold]{name}[/bold]{waits}", highlight=False, soft_wrap=True)
         for kind, container in _kinds(pod):
-            ports = ", ".join(f"{p.name} {p.number}" for p in container.ports)
             label = f"{container.name} ({kind})" if kind else container.name
-            table.add_row(name, label, " ".join(container.command), ports, container.restart, _probe(container.probe))
-            name = ""
-        if pod.waits:
-            table.add_row("", "", f"[dim]waits for {', '.join(reference(w) for w in pod.waits)}[/dim]")
-    console.print(table)
+            console.print(f"  {label:<20} {' '.join(container.command)}", highlight=False, markup=False, soft_wrap=True)
+            details = [f"port {p.name} {p.number}" for p in container.ports]
+            details += [f"probe {_probe(container.probe)}"] if container.probe else []
+            if details:
+                console.print(f"  {'':<20} {', '.join(details)}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def _kinds(pod: Pod) -> list[tuple[str, Container]]:

@@ -12,7 +12,7 @@ from rljob.plan.shape import ModelShape
 MiB, GiB = 1 << 20, 1 << 30
 
 PROMPT_TOKENS = 96
-"""Length that a prompt is taken to have."""
+"""Length that a prompt is taken to have, if the context is long enough."""
 ANSWER_SHARE = 0.5
 """Share of `rollout.maxTokens` that an answer is taken to use."""
 
@@ -67,9 +67,15 @@ class Estimate:
     notes: tuple[str, ...]
 
 
-def sequence_length(job: RLJob) -> int:
+def prompt_tokens(job: RLJob, shape: ModelShape | None) -> int:
+    """Length that a prompt is taken to have: what the context leaves, at most `PROMPT_TOKENS`."""
+    context = (shape.context if shape else 0) or PROMPT_TOKENS + job.spec.rollout.max_tokens
+    return max(1, min(PROMPT_TOKENS, context - job.spec.rollout.max_tokens))
+
+
+def sequence_length(job: RLJob, shape: ModelShape) -> int:
     """Longest sequence, as far as it is known before the prompts are."""
-    return job.spec.model.max_length or PROMPT_TOKENS + job.spec.rollout.max_tokens
+    return job.spec.model.max_length or prompt_tokens(job, shape) + job.spec.rollout.max_tokens
 
 
 def engine_bytes(job: RLJob) -> int:
@@ -92,7 +98,7 @@ def trainer_memory(job: RLJob, shape: ModelShape) -> Memory:
     shards = t.tensor_parallel * t.pipeline_parallel
     low = t.precision != "fp32"
     state = shape.parameters * (18 if low else 16) // shards
-    tokens = max(t.micro_batch_tokens, sequence_length(job)) // t.context_parallel
+    tokens = max(t.micro_batch_tokens, sequence_length(job, shape)) // t.context_parallel
     per_token = shape.layers // t.pipeline_parallel * shape.hidden * (2 if t.recompute else 68)
     activations = tokens * (per_token + 12 * shape.vocabulary) // t.tensor_parallel
     return Memory((("interpreter", ranks * _TORCH), ("weights and optimizer", ranks * state), ("activations", ranks * activations)))
@@ -103,11 +109,11 @@ def engine_memory(job: RLJob, shape: ModelShape) -> Memory:
     r, width = job.spec.rollout, engine_bytes(job)
     per_token = 2 * shape.layers * shape.kv_heads * shape.head_size * width
     wanted = r.engine.kv_cache_memory
-    cache = parse_size(wanted) if wanted else r.engine.max_sequences * sequence_length(job) * per_token
+    cache = parse_size(wanted) if wanted else r.engine.max_sequences * sequence_length(job, shape) * per_token
     return Memory((("zygote", _ZYGOTE), ("engine", _ENGINE), ("weights", shape.parameters * width), ("KV cache", cache)))
 
 
-def _unknown(job: RLJob, notes: tuple[str, ...]) -> Estimate:
+def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Estimate:
     memory = {
         "prepare": Memory((("interpreter", 2 * _TORCH),)),
         "master": Memory((("interpreter", 2 * _PYTHON),)),
@@ -118,7 +124,7 @@ def _unknown(job: RLJob, notes: tuple[str, ...]) -> Estimate:
     }
     a, r = job.spec.algorithm, job.spec.rollout
     answers = int(a.prompts_per_iteration * a.samples_per_prompt * r.max_tokens * ANSWER_SHARE)
-    trained = answers + a.prompts_per_iteration * PROMPT_TOKENS
+    trained = answers + a.prompts_per_iteration * prompt_tokens(job, shape)
     return Estimate(None, memory, 0, 0, answers, trained, {}, notes)
 
 
@@ -153,8 +159,8 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
 def estimate(job: RLJob, shape: ModelShape | None, machine: Machine) -> Estimate:
     """Estimate a job. Without a shape only what does not depend on the model is filled in, and `notes` says so."""
     if shape is None:
-        return _unknown(job, ("the model is not on this machine yet: memory is a lower bound and there is no estimate of time",))
-    base = _unknown(job, ())
+        return _unknown(job, None, ("the model is not on this machine yet: memory is a lower bound and there is no estimate of time",))
+    base = _unknown(job, shape, ())
     weights = shape.parameters * engine_bytes(job)
     peers = job.spec.trainer.nodes + job.spec.rollout.replicas > 1
     optimizer = 0 if job.spec.algorithm.reset_optimizer else 12 * shape.parameters
@@ -163,7 +169,7 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine) -> Estimate
         "megatron": trainer_memory(job, shape),
         "vllm": engine_memory(job, shape),
     }
-    notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {PROMPT_TOKENS} tokens"]
+    notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {prompt_tokens(job, shape)} tokens"]
     if job.spec.evaluation is not None and held_out_prompts(job) is None:
         notes.append("the size of the held-out set is not known before the file is read: evaluation is left out of the time")
     return Estimate(
