@@ -13,6 +13,7 @@ from rljob.checkpoint_engine import gate
 from rljob.checkpoint_engine.clients import Engine, Master, Shim, Trainer, WeightSource
 from rljob.checkpoint_engine.decide import keeps_engine
 from rljob.checkpoint_engine.outcome import AttestationFailed, ChecksumMismatch, DeadlineExceeded, exit_error, telling_line
+from rljob.checkpoint_engine.processes import KILL_DEADLINE
 from rljob.checkpoint_engine.state import (
     Attest,
     Checkpoint,
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 STOP_GRACE = 5.0
 """Seconds that a payload gets between SIGTERM and SIGKILL."""
+STOP_DEADLINE = STOP_GRACE + KILL_DEADLINE + 5.0
+"""Seconds after which a shim that was asked to stop its payload has either done so or failed."""
 PROGRESS_POLL = 1.0
 _POLL = 0.05
 
@@ -205,12 +208,14 @@ class Actor:
             self.parts.weights.remove()
 
     async def _end(self, shim: Shim) -> None:
-        if await shim.status() is None:
-            return
-        try:
-            await shim.stop(STOP_GRACE)
-        except InfrastructureError as error:
-            log.warning("%s", error)
+        while await shim.status() is not None:
+            try:
+                async with asyncio.timeout(STOP_DEADLINE):
+                    await shim.stop(STOP_GRACE)
+                return
+            except (InfrastructureError, TimeoutError) as error:
+                log.warning("a sidecar did not stop (%s); asking again", error or f"no answer within {STOP_DEADLINE:.0f} s")
+                await asyncio.sleep(_POLL)
 
     async def _train(self, task: TrainTask) -> TrainMetrics:
         """Have the task done, and watch that it gets on."""

@@ -24,7 +24,7 @@ class Observer:
     async def look(self, known: Known) -> Observed:
         """The world as it is."""
         trainer, engine = await asyncio.gather(self._trainer(), self._engine(known))
-        return Observed(self._site, trainer, engine, await asyncio.to_thread(self._parts.weights.version), known)
+        return Observed(self._site, trainer, engine, self._parts.weights.version(), known)
 
     async def _trainer(self) -> TrainerSeen:
         if self._site.kind == "rollout":

@@ -173,7 +173,8 @@ class _Zygote:
     """One zygote process and what it said.
 
     Protocol, one JSON object a line (`rljob.rollout.zygote`): it says `{"ready": seconds}`; asked `{"start": {argv, env, log}}` it answers
-    `{"started": pid}` or `{"error": why}`, and later says `{"exited": {"pid", "status"}}`. When its stdin ends it kills its engine and ends.
+    `{"started": pid}` or `{"error": why}`, and later says `{"exited": {"pid", "status"}}`. When its stdin ends, it kills its engine and
+    ends.
     """
 
     def __init__(self, process: Child) -> None:
@@ -190,9 +191,11 @@ class _Zygote:
         self.started, self.exited, self.starting = loop.create_future(), loop.create_future(), True
         # The engine's output goes where the zygote's messages go: the pipe that the shim reads.
         self.say({"start": {"argv": list(argv), "env": dict(env), "log": "/dev/stderr"}})
-        await self.first(self.started)
-        self.starting = False  # not if this was cancelled: then it may still fork
-        return self.started.result()
+        try:
+            await self.first(self.started)
+            return self.started.result()
+        finally:
+            self.starting = not self.started.done()  # asked and without an answer, it may still fork
 
     def say(self, message: dict[str, Any]) -> None:
         if self.process.stdin is None:

@@ -1,0 +1,232 @@
+"""Whole jobs in virtual time: whatever dies, and whenever, the node converges, and no engine is routable with wrong weights."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.checkpoint_engine.twins import Fault, GiB, Kind, World, truth
+from tests.master.virtual import run
+
+POINTS = [
+    "trainer.start", "trainer.load", "trainer.train", "trainer.checkpoint", "trainer.export", "trainer.offload", "trainer.onload",
+    "engine.start", "engine.load", "engine.attest", "engine.stop", "trainer.stop", "rollout",
+    "master.sync", "master.batch", "master.register",
+]  # fmt: skip
+KINDS: list[Kind] = ["kill", "fail", "hang", "kill-shim", "kill-agent", "master-away", "corrupt-arena"]
+
+
+def play(**world: Any) -> World:
+    """A whole job; the world afterwards."""
+
+    async def job() -> World:
+        made = World(**world)
+        await made.run()
+        return made
+
+    return run(job())
+
+
+def check_end(world: World) -> None:
+    assert world.master.committed == world.iterations
+    assert {v: m.checksum for v, m in world.master.manifests.items()} == {v: truth(v) for v in range(world.iterations + 1)}
+    assert not any(sidecar.alive for sidecar in world.sidecars.values())
+    assert world.removed
+    assert world.arena is None
+
+
+def test_an_undisturbed_job_takes_these_steps(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rljob.checkpoint_engine.node")
+    world = play(iterations=2)
+    check_end(world)
+    to_engine = ["offload", "gate", "start-engine", "load-engine", "attest"]
+    to_trainer = ["stop-engine", "gate", "onload", "train", "checkpoint", "export", "register"]
+    start = ["gate", "start-trainer", "load", "export", "register"]
+    steps = [record.args[0] for record in caplog.records if isinstance(record.args, tuple) and record.msg.startswith("%s: %.2f s")]
+    assert steps == [*start, *to_engine, *to_trainer, *to_engine, *to_trainer, *to_engine]
+    assert world.sidecars["trainer"].starts == 1
+    assert world.sidecars["engine"].starts == 3
+    last = next(r for r in reversed(world.master.reports) if "train" in r.timings)
+    assert set(last.timings) == {"stop-engine", "gate", "onload", "train", "checkpoint", "export", "register"}
+    assert last.timings["train"] == pytest.approx(10, abs=0.2)
+    assert (last.switch_policy, last.switch_reason) == ("restart", "switch.policy is restart")
+
+
+def test_sleep_keeps_the_engine_and_loads_into_it_again() -> None:
+    world = play(iterations=3, policy="sleep")
+    check_end(world)
+    assert world.sidecars["engine"].starts == 1
+    report = world.master.reports[-1]
+    assert report.switch_policy == "sleep"
+    assert "on CPU it is paused and keeps its memory" in report.switch_reason
+
+
+@pytest.mark.parametrize(("accelerator", "starts", "policy"), [("cpu", 4, "restart"), ("nvidia", 1, "sleep")])
+def test_auto_sleeps_where_that_frees_memory(accelerator: str, starts: int, policy: str) -> None:
+    world = play(iterations=3, policy="auto", accelerator=accelerator)
+    check_end(world)
+    assert world.sidecars["engine"].starts == starts
+    assert world.master.reports[-1].switch_policy == policy
+
+
+def test_auto_restarts_after_a_sleeping_engine_has_kept_too_much() -> None:
+    async def job() -> World:
+        world = World(iterations=3, policy="auto", accelerator="nvidia")
+        read = world.read
+
+        async def leaking(leaving: Any) -> Any:
+            reading = await read(leaving)
+            if leaving == "engine" and reading.rest and world.master.committed >= 1:
+                return type(reading)(reading.free, reading.rest + GiB)
+            return reading
+
+        object.__setattr__(world, "read", leaking)
+        await world.run()
+        return world
+
+    world = run(job())
+    check_end(world)
+    last = world.master.reports[-1]
+    assert last.switch_policy == "restart"
+    assert "it leaks and is restarted" in last.switch_reason
+    assert world.sidecars["engine"].starts == 3
+
+
+def test_a_trainer_that_leaks_is_restarted() -> None:
+    async def job() -> World:
+        world = World(iterations=4)
+
+        async def leak() -> None:
+            await world.until(lambda: world.master.committed >= 2)
+            world.rest["trainer"] = 3 * GiB
+            await world.until(lambda: world.sidecars["trainer"].starts == 2)
+            world.rest["trainer"] = GiB
+
+        world.keep(leak())
+        await world.run()
+        return world
+
+    world = run(job())
+    check_end(world)
+    assert world.sidecars["trainer"].starts == 2
+    failure = next(r.failure for r in world.master.reports if r.failure is not None)
+    assert (failure.stage, failure.reason) == ("gate", "GateFailed")
+    assert "holds 3.0 GiB, 2.0 GiB more than at its first hand-over" in failure.message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("point", POINTS)
+def test_it_converges_after_one_fault_anywhere(point: str, kind: Kind) -> None:
+    for nth in (1, 2):
+        world = play(iterations=2, faults=[Fault(point, nth, kind)])
+        check_end(world)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    faults=st.lists(st.builds(Fault, st.sampled_from(POINTS), st.integers(1, 6), st.sampled_from(KINDS)), max_size=6),
+    policy=st.sampled_from(["restart", "sleep", "auto"]),
+    accelerator=st.sampled_from(["cpu", "nvidia"]),
+)
+def test_it_converges_after_any_faults(faults: list[Fault], policy: str, accelerator: str) -> None:
+    check_end(play(iterations=3, policy=policy, accelerator=accelerator, faults=faults))
+
+
+def test_a_dead_engine_is_reported_and_replaced_without_the_trainer() -> None:
+    world = play(iterations=1, faults=[Fault("rollout", 1, "kill")])
+    check_end(world)
+    failed = next(r for r in world.master.reports if r.failure is not None)
+    assert failed.failure is not None
+    assert (failed.failure.stage, failed.failures) == ("rollout", 1)
+    assert "the engine was killed by signal 9" in failed.failure.message
+    assert world.sidecars["trainer"].starts == 1
+    again = next(r for r in world.master.reports[world.master.reports.index(failed) :] if r.engine is not None and r.engine.routable)
+    assert again.failure is None
+    assert again.failures == 1
+
+
+def test_a_trainer_killed_while_training_makes_the_same_version_again() -> None:
+    world = play(iterations=2, faults=[Fault("trainer.train", 2, "kill")])
+    check_end(world)
+    assert world.counts["trainer.train"] == 3
+    assert world.sidecars["trainer"].starts == 2
+
+
+def test_a_trainer_killed_after_its_checkpoint_does_not_train_again() -> None:
+    world = play(iterations=2, faults=[Fault("trainer.export", 3, "kill")])
+    check_end(world)
+    assert world.counts["trainer.train"] == 2
+
+
+def test_an_agent_killed_while_training_does_not_disturb_the_training() -> None:
+    world = play(iterations=2, faults=[Fault("trainer.train", 1, "kill-agent")])
+    check_end(world)
+    assert world.sidecars["trainer"].starts == 1
+    assert world.sidecars["engine"].starts == 3
+
+
+def test_a_corrupted_arena_is_refused_and_written_again() -> None:
+    world = play(iterations=1, faults=[Fault("engine.start", 2, "corrupt-arena")])
+    check_end(world)
+    failure = next(r.failure for r in world.master.reports if r.failure is not None)
+    assert failure.stage == "load-engine"
+    assert "garbage" in failure.message
+
+
+def test_a_hung_training_is_ended_after_the_deadline() -> None:
+    world = play(iterations=1, faults=[Fault("trainer.train", 1, "hang")])
+    check_end(world)
+    failure = next(r.failure for r in world.master.reports if r.failure is not None)
+    assert (failure.stage, failure.reason) == ("train", "DeadlineExceeded")
+    assert "made no progress for 60 s" in failure.message
+
+
+def test_a_configuration_error_is_reported_once_and_not_tried_again() -> None:
+    async def job() -> World:
+        world = World()
+        world.sidecars["trainer"].exit_at_start = 2
+        agent = asyncio.create_task(world.make_node().run())
+        await asyncio.sleep(300)
+        agent.cancel()
+        return world
+
+    world = run(job())
+    report = world.master.reports[-1]
+    assert report.failure is not None
+    assert report.failure.configuration
+    assert report.failure.message == "the model is too big"
+    assert (report.failures, world.sidecars["trainer"].starts) == (1, 1)
+
+
+def test_a_trainer_that_keeps_dying_is_started_less_and_less_often() -> None:
+    async def job() -> World:
+        world = World()
+        world.sidecars["trainer"].exit_at_start = 1
+        agent = asyncio.create_task(world.make_node().run())
+        await asyncio.sleep(120)
+        agent.cancel()
+        return world
+
+    world = run(job())
+    report = world.master.reports[-1]
+    assert report.failure is not None
+    assert report.failure.message == "the trainer ended with status 1; it is started again; its last output: bye"
+    assert report.failures == world.sidecars["trainer"].starts == 9
+
+
+def test_sigterm_ends_everything_and_leaves_no_shared_memory() -> None:
+    async def job() -> World:
+        world = World()
+        node = world.make_node()
+        agent = asyncio.create_task(node.run())
+        await asyncio.sleep(14)
+        assert any(sidecar.alive for sidecar in world.sidecars.values())
+        node.end()
+        await agent
+        return world
+
+    world = run(job())
+    assert not any(sidecar.alive for sidecar in world.sidecars.values())
+    assert world.removed
