@@ -1,0 +1,6 @@
+"""`python -m rljob.trainer`"""
+
+from rljob.trainer.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What must be patched for Megatron-core 0.19.2 to run on a machine without CUDA and without Triton. The only file that patches.
+
+Every patch names the upstream line that needs it. `install` is idempotent, changes nothing where CUDA or Triton is there, and must run
+before Megatron is imported; `CudaMeansCpu` goes around calls into Megatron's optimizer and schedule. This is what a dense model with
+tensor and data parallelism needs, and no more: pipeline and expert parallelism, sequence parallelism and the distributed optimizer have
+further needs.
+"""
+
+import importlib.util
+import sys
+import types
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+STUB = "megatron.core.transformer.moe.ops.paged_stash"
+_CUDA_NAMES = {
+    "torch.FloatTensor": "torch.cuda.FloatTensor",
+    "torch.HalfTensor": "torch.cuda.HalfTensor",
+    "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
+}
+
+
+def install() -> None:
+    """Apply every patch that this machine needs."""
+    stub_triton()
+    if not torch.cuda.is_available():
+        _patch_torch_cuda()
+        _patch_random()
+
+
+def stub_triton() -> None:
+    """megatron/core/transformer/moe/ops/paged_stash.py:4 imports triton unguarded, on the path of every `import megatron.core`
+    (pipeline_parallel/schedules.py:27). It serves a mixture-of-experts option that nothing here turns on."""
+    if importlib.util.find_spec("triton") is not None or STUB in sys.modules:
+        return
+    stub = types.ModuleType(STUB)
+    for name in ("GLOBAL_BLOCK_SIZE", "paged_stash_copy_kernel", "paged_stash_pop_kernel"):
+        setattr(stub, name, None)
+    sys.modules[STUB] = stub
+
+
+def _patch_torch_cuda() -> None:
+    """torch.cuda calls without a device.
+
+    current_device: `device=torch.cuda.current_device()` in distributed/param_and_grad_buffer.py:1180,1186, utils.py:715.
+    current_stream: distributed/param_and_grad_buffer.py:632.
+    get_rng_state, manual_seed: tensor_parallel/random.py:303-345, reached from recomputation.
+    """
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: "cpu"
+    cuda.current_stream = lambda *_: _NoStream()
+    cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
+    cuda.manual_seed = torch.manual_seed
+
+
+def _patch_random() -> None:
+    """tensor_parallel/random.py:490 and `checkpoint`: state of the CUDA generator, read and set through two private functions."""
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
+
+
+class _NoStream:
+    def wait_stream(self, *_: Any) -> None: ...
+
+    def wait_event(self, *_: Any) -> None: ...
+
+
+class CudaMeansCpu(TorchFunctionMode):
+    """Literal devices and type names, while it is entered.
+
+    `device='cuda'`: optimizer/optimizer.py:315,698,702, optimizer/clip_grads.py:96-180, pipeline_parallel/schedules.py:749.
+    `param.type() == 'torch.cuda.FloatTensor'`: optimizer/optimizer.py:1009,1028, optimizer/clip_grads.py:174.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if device is not None and str(device).startswith("cuda"):
+            kwargs = {**kwargs, "device": "cpu"}
+        result = func(*args, **kwargs)
+        if func is torch.Tensor.type and len(args) == 1:
+            return _CUDA_NAMES.get(result, result)
+        return result

@@ -1,0 +1,186 @@
+"""The one place that chooses device and communication back-end: `spec.accelerator.type` cpu or nvidia.
+
+The nvidia side follows what was measured on one H100: no `device_id` for the process group (every one of Megatron's 24 groups would get
+its communicator at once: 9.1 GB that no offload brings back, against 1-2.5 GB), host memory that is mapped and registered once
+(55 GB/s both ways), the cuBLAS workspace cleared before the cache is emptied (it pins a segment of 1 GB).
+"""
+
+import ctypes
+import ctypes.util
+import datetime
+import mmap
+import os
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rljob.api import InfrastructureError
+
+FOREVER = datetime.timedelta(days=365)
+"""Ranks wait for the next command as long as a rollout takes; a dead peer is noticed by its closed connection."""
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Device(Protocol):
+    """What differs between kinds of accelerators."""
+
+    device: torch.device
+    backend: str
+
+    def prepare(self) -> None:
+        """Make this process ready for it. Before Megatron is imported."""
+
+    def megatron(self) -> AbstractContextManager[Any]:
+        """Goes around calls into Megatron's optimizer and schedule."""
+
+    def has_bf16(self) -> bool:
+        """The hardware multiplies bf16 matrices."""
+
+    def host_buffer(self, nbytes: int, folder: Path) -> Tensor:
+        """Memory outside the accelerator for an offloaded state, uint8 [nbytes]; `folder` may serve as its place."""
+
+    def register(self, memory: Tensor) -> None:
+        """Let the device copy to and from mapped host memory at full speed."""
+
+    def unregister(self, memory: Tensor) -> None:
+        """Undo `register`, before the memory is unmapped."""
+
+    def synchronize(self) -> None:
+        """Return when everything started on the device is done."""
+
+    def release(self) -> None:
+        """Give memory that is free back to the machine."""
+
+
+class Cpu:
+    """The machine's own cores and memory."""
+
+    device = torch.device("cpu")
+    backend = "gloo"
+
+    def prepare(self) -> None:
+        from rljob.trainer import cpu
+
+        _keep_freed_memory()
+        cpu.install()
+
+    def megatron(self) -> AbstractContextManager[Any]:
+        from rljob.trainer import cpu
+
+        return cpu.CudaMeansCpu()
+
+    def has_bf16(self) -> bool:
+        flags = Path("/proc/cpuinfo")
+        return flags.exists() and any(word in flags.read_text().split() for word in ("avx512_bf16", "amx_bf16"))
+
+    def host_buffer(self, nbytes: int, folder: Path) -> Tensor:
+        """Pages of an unnamed file on disk: memory that the kernel can take away, and that is gone with the process however it ends."""
+        with tempfile.TemporaryFile(dir=folder) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            except OSError as error:
+                raise InfrastructureError(f"no {nbytes} bytes for the offloaded trainer in {folder}: {error.strerror}") from error
+            return torch.frombuffer(mmap.mmap(file.fileno(), nbytes), dtype=torch.uint8)
+
+    def register(self, memory: Tensor) -> None:
+        """Nothing to do."""
+
+    def unregister(self, memory: Tensor) -> None:
+        """Nothing to do."""
+
+    def synchronize(self) -> None:
+        """Nothing is asynchronous."""
+
+    def release(self) -> None:
+        libc = _libc()
+        if libc is not None:
+            libc.malloc_trim(0)
+
+
+class Nvidia:
+    """One CUDA device, by LOCAL_RANK."""
+
+    backend = "nccl"
+
+    def __init__(self, local_rank: int) -> None:
+        self.device = torch.device("cuda", local_rank)
+
+    def prepare(self) -> None:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's order of kernels
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products need
+        torch.cuda.set_device(self.device)
+        torch.use_deterministic_algorithms(True)
+        from rljob.trainer import cpu
+
+        cpu.stub_triton()
+
+    def megatron(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def has_bf16(self) -> bool:
+        return torch.cuda.is_bf16_supported()
+
+    def host_buffer(self, nbytes: int, folder: Path) -> Tensor:
+        """Anonymous memory, registered with CUDA once; unlike pinned allocations it is not rounded up to a power of two."""
+        buffer = torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+        self.register(buffer)
+        return buffer
+
+    def register(self, memory: Tensor) -> None:
+        size = memory.numel()
+        failed = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0))
+        if failed:
+            raise InfrastructureError(f"cudaHostRegister of {size} bytes failed with error {failed}: is the pod's memory limit too low?")
+
+    def unregister(self, memory: Tensor) -> None:
+        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+    def release(self) -> None:
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+
+
+def choose(kind: str, local_rank: int) -> Device:
+    """The device of this rank."""
+    return Nvidia(local_rank) if kind == "nvidia" else Cpu()
+
+
+def precision(wanted: str, device: Device) -> Precision:
+    """`auto` is bf16 where the hardware multiplies it, else fp32."""
+    if wanted == "auto":
+        return "bf16" if device.has_bf16() else "fp32"
+    return "fp32" if wanted == "fp32" else "bf16"
+
+
+def join(device: Device) -> dist.ProcessGroup:
+    """Join the job's ranks (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and return the group over which commands travel."""
+    if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo looks up the host's name, which need not resolve
+    dist.init_process_group(device.backend, timeout=FOREVER)
+    return dist.new_group(backend="gloo", timeout=FOREVER)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse what tensors free. Its default is one mmap per large tensor, whose pages are faulted in anew every time; training
+    allocates gigabytes of activations per step. `Cpu.release` gives the memory back."""
+    libc = _libc()
+    if libc is not None:
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _libc() -> ctypes.CDLL | None:
+    """glibc, or None on systems with another C library."""
+    name = ctypes.util.find_library("c")
+    library = ctypes.CDLL(name) if name else None
+    return library if library is not None and hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

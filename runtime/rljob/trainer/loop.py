@@ -1,0 +1,228 @@
+"""The trainer's life: wait for a command, do it, answer. The table of contents of this folder."""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from rljob.api import RLJobError, RLJobSpec
+from rljob.checkpoint_engine.arena import TensorFile, WeightsRefused, verify_manifest
+from rljob.trainer import checkpoint, weights
+from rljob.trainer.build import Replica
+from rljob.trainer.commands import Checkpoint, Command, Export, Load, Offload, Onload, Train, WrongState, decode, encode, name
+from rljob.trainer.offload import Offloader
+from rljob.trainer.ranks import Ranks
+from rljob.trainer.training import train
+from rljob.wire.base import Message
+from rljob.wire.batch import Batch
+from rljob.wire.node import Progress, TrainMetrics, TrainTask
+from rljob.wire.trainer import TrainerStatus
+from rljob.wire.weights import Manifest
+
+log = logging.getLogger(__name__)
+
+
+class Board(Protocol):
+    """Where rank 0 gets commands and shows its status; the server, or a list in a test."""
+
+    def next(self) -> Command:
+        """Wait for the next command."""
+
+    def show(self, status: TrainerStatus) -> None:
+        """Replace the status."""
+
+    def answer(self, outcome: Message | Exception) -> None:
+        """Answer the command that `next` returned."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What this rank holds."""
+
+    version: int | None = None
+    checksum: str | None = None
+    """Of the fp32 weights, if they are those of a checkpoint."""
+    exported: int | None = None
+    checkpointed: int | None = None
+    trained: TrainMetrics | None = None
+    manifest: Manifest | None = None
+    """Of the newest export."""
+
+
+class Trainer:
+    """One rank: what it holds and how each command changes it."""
+
+    def __init__(
+        self, replica: Replica, ranks: Ranks, spec: RLJobSpec, *, model_folder: Path, scratch: Path, node: str, incarnation: str
+    ) -> None:
+        """`scratch` may hold the offloaded state."""
+        self.replica, self.ranks, self.spec = replica, ranks, spec
+        self.model_folder, self.node, self.incarnation = model_folder, node, incarnation
+        self.held = Held()
+        self.offloader = Offloader(replica, scratch)
+        self.arena = weights.Arena()
+        self.report: Callable[[int, int], None] = lambda done, total: None
+
+    def status(self, busy: str | None = None, progress: Progress | None = None, error: str | None = None) -> TrainerStatus:
+        h = self.held
+        return TrainerStatus(
+            incarnation=self.incarnation,
+            version=h.version,
+            resident=self.offloader.resident,
+            busy=busy,
+            progress=progress,
+            exported=h.exported,
+            checkpointed=h.checkpointed,
+            error=error,
+            trained=h.trained,
+        )
+
+    def refuse(self, command: Command) -> None:
+        """Raises WrongState if the command does not fit what is held. Every rank comes to the same result."""
+        held = self.held.version
+        match command:
+            case Train(task) if held not in (task.version, task.version - 1):
+                raise WrongState(f"holds version {held}; a task for version {task.version} needs version {task.version - 1}: load it first")
+            case Train(task) if held == task.version and self._result(task.version) is None:
+                raise WrongState(f"holds version {held} but not the result of the task that made it: load version {task.version - 1}")
+            case Train(task, blob) if held != task.version and Batch.decode(blob).version != task.version:
+                raise WrongState(f"the batch is for version {Batch.decode(blob).version}, the task for version {task.version}")
+            case Export(body) | Checkpoint(body) if held != body.version:
+                raise WrongState(f"holds version {held}, not {body.version}: load it first")
+        if isinstance(command, Train | Export | Checkpoint) and not self.offloader.resident and self.fulfilled(command) is None:
+            raise WrongState(f"cannot {name(command)} while offloaded: onload first")
+
+    def fulfilled(self, command: Command) -> Message | None:
+        """The answer to a command that has nothing left to do. For rank 0, which answers without bothering the others."""
+        match command:
+            case Train(task) if self.held.version == task.version:
+                return self._result(task.version)
+            case Checkpoint(body):
+                record = checkpoint.read_record(Path(body.path))
+                same = record is not None and (record.version, record.checksum) == (body.version, self.held.checksum)
+                return self.status() if same else None
+            case Export(body) if not self.offloader.resident:
+                return self._still_exported(body.version, Path(body.arena))
+        return None
+
+    def _still_exported(self, version: int, arena: Path) -> Manifest | None:
+        """The manifest of an export whose arena is untouched."""
+        manifest = self.held.manifest
+        if manifest is None or manifest.version != version or not arena.exists():
+            return None
+        with TensorFile.open(arena) as file:
+            try:
+                verify_manifest(manifest, file)
+            except WeightsRefused:
+                return None
+        return manifest
+
+    def execute(self, command: Command) -> Message | None:
+        """Do it, on every rank. Rank 0 gets the answer, others possibly None."""
+        match command:
+            case Load(body):
+                self._load(body.version, Path(body.path))
+            case Train(task, blob):
+                return self._train(task, Batch.decode(blob))
+            case Export(body):
+                return self._export(body.version, Path(body.arena))
+            case Checkpoint(body):
+                self._checkpoint(body.version, Path(body.path))
+            case Offload():
+                self.offloader.offload()
+            case Onload():
+                self.offloader.onload()
+        return self.status()
+
+    def _result(self, version: int) -> TrainMetrics | None:
+        trained = self.held.trained
+        return trained if trained is not None and trained.version == version else None
+
+    def _load(self, version: int, folder: Path) -> None:
+        with self.ranks.together():
+            record = checkpoint.read_record(folder)
+            if record is not None and record.version != version:
+                raise WrongState(f"{folder} holds version {record.version}, not {version}")
+            if record is not None and self.ranks.leads:
+                checkpoint.verify(folder, record)
+        self.held = replace(self.held, version=None, checksum=None)
+        with self.ranks.together():
+            self.offloader.onload(contents=False)
+            weights.load(self.replica, folder)
+            if record is None:
+                self.replica.optimizer.reset()
+            else:
+                checkpoint.load_moments(self.replica, folder, record)
+        if record is None:
+            self.held = replace(self.held, version=version)
+        else:
+            self.held = replace(self.held, version=version, checksum=record.checksum, checkpointed=version, trained=record.trained)
+
+    def _train(self, task: TrainTask, batch: Batch) -> TrainMetrics:
+        self.held = replace(self.held, version=None, checksum=None)  # until it is made it is neither the old nor the new version
+        metrics = train(self.replica, self.spec, task, batch, self.report)
+        self.held = replace(self.held, version=task.version, trained=metrics)
+        return metrics
+
+    def _export(self, version: int, path: Path) -> Manifest | None:
+        manifest = weights.export(self.replica, self.ranks, self.arena, path, version, self._export_dtype(), self.node)
+        self.held = replace(self.held, exported=version, manifest=manifest)
+        return manifest
+
+    def _export_dtype(self) -> torch.dtype:
+        wanted = self.spec.rollout.engine.dtype
+        if wanted == "auto":
+            wanted = "float32" if self.spec.accelerator.type == "cpu" else "bfloat16"
+        return torch.float32 if wanted == "float32" else torch.bfloat16
+
+    def _checkpoint(self, version: int, folder: Path) -> None:
+        trained = self._result(version)
+        record = checkpoint.save(self.replica, self.ranks, folder, version, trained, self.model_folder, self.incarnation)
+        self.held = replace(self.held, checkpointed=version, checksum=record.checksum if record else None)
+
+
+def lead(trainer: Trainer, board: Board) -> None:
+    """Rank 0: take commands, share them with the other ranks, answer. Never returns."""
+    error: str | None = None
+    while True:
+        board.show(trainer.status(error=error))
+        command = board.next()
+        busy = name(command)
+        board.show(trainer.status(busy))
+        trainer.report = lambda done, total, busy=busy: board.show(trainer.status(busy, Progress(done=done, total=total)))  # type: ignore[misc]
+        try:
+            trainer.refuse(command)
+            outcome: Message | Exception | None = trainer.fulfilled(command)
+            if outcome is None:
+                trainer.ranks.share(encode(command))
+                outcome = trainer.execute(command)
+            error = None
+        except (RLJobError, WrongState) as failure:
+            outcome, error = failure, str(failure)
+        except Exception as failure:  # the boundary of this process: a command's failure is its answer
+            log.exception("%s failed", busy)
+            outcome, error = failure, f"{type(failure).__name__}: {failure}"
+        board.show(trainer.status(error=error))
+        board.answer(outcome if outcome is not None else trainer.status())
+        _end_if_apart(trainer.ranks, outcome)
+
+
+def follow(trainer: Trainer) -> None:
+    """Other ranks: do what rank 0 shares. Never returns; ends with an exception when rank 0 is gone."""
+    while True:
+        command = decode(trainer.ranks.share(None))
+        try:
+            trainer.execute(command)
+        except (RLJobError, WrongState) as failure:
+            log.error("%s: %s", name(command), failure)  # all ranks have failed together, rank 0 answers
+
+
+def _end_if_apart(ranks: Ranks, outcome: object) -> None:
+    """Ranks that did not agree on a failure are no longer in the same state: only a new start helps."""
+    if ranks.size > 1 and isinstance(outcome, Exception) and not isinstance(outcome, RLJobError | WrongState):
+        log.error("ranks may have come apart; ending, to be started again")
+        sys.exit(1)

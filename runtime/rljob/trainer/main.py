@@ -1,0 +1,59 @@
+"""The trainer process. One per rank: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and the job's environment."""
+
+import logging
+import os
+import sys
+import uuid
+
+from rljob.api import ConfigurationError
+from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.trainer import device as devices
+from rljob.trainer.architecture import read_architecture
+from rljob.trainer.ranks import Ranks, local_rank
+from rljob.trainer.server import HttpBoard, serve
+from rljob.wire.environment import Environment
+from rljob.wire.trainer import TrainerStatus
+
+
+def main() -> None:
+    """Run this rank until it is ended. Exits with 2 on a configuration error."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        run(Environment.current())
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
+
+
+def run(environment: Environment) -> None:
+    """Check, join the other ranks, build the model, obey."""
+    spec = environment.job.spec
+    incarnation = uuid.uuid4().hex
+    board = None
+    if int(os.environ["RANK"]) == 0:
+        board = HttpBoard(TrainerStatus(incarnation=incarnation, version=None, resident=False, busy="start"))
+        serve(board, environment.socket("trainer"))
+    model_folder = environment.directory("model")
+    architecture = read_architecture(model_folder)
+    device = devices.choose(spec.accelerator.type, local_rank())
+    device.prepare()
+    from rljob.trainer.build import build, check  # Megatron can be imported only now
+    from rljob.trainer.loop import Trainer, follow, lead
+
+    check(spec.trainer, architecture)
+    ranks = Ranks(devices.join(device))
+    replica = build(architecture, spec.trainer, devices.precision(spec.trainer.precision, device), device)
+    trainer = Trainer(
+        replica,
+        ranks,
+        spec,
+        model_folder=model_folder,
+        scratch=environment.directory("checkpoints"),
+        node=environment.node,
+        incarnation=incarnation,
+    )
+    logging.info("rank %d of %d: %s, %s", ranks.rank, ranks.size, architecture.family, replica.precision)
+    if board is not None:
+        lead(trainer, board)
+    else:
+        follow(trainer)

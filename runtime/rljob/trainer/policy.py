@@ -1,0 +1,52 @@
+"""The policy: Megatron's GPTModel that turns a packed row into log-probabilities of its answers."""
+
+from typing import Any, cast
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+
+from rljob.trainer.architecture import Architecture
+from rljob.trainer.attention import plan
+from rljob.trainer.logprobs import token_logprobs
+from rljob.trainer.packing import Row
+
+
+class Policy(GPTModel):
+    """GPTModel with a forward pass over rows: explicit positions, a Plan in place of an attention mask, no logits for prompts.
+
+    `disable_param_offloading`, pipeline stages and the rest of GPTModel stay as they are; a later pipeline stage takes its hidden states
+    from `set_input_tensor` and needs only this forward to stop after the decoder.
+    """
+
+    architecture: Architecture
+    frequencies: Tensor
+    """Radians per position, fp32 [head size / 2]; not a buffer, which mixed precision would round."""
+
+    def forward(self, row: Row) -> Tensor:
+        """Log-probabilities of the row's targets, fp32 [N]."""
+        device = self.embedding.word_embeddings.weight.device
+
+        def on_device(array: Any) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        angles = torch.outer(on_device(row.positions).float(), self.frequencies.to(device))
+        hidden = self.decoder(
+            hidden_states=self.embedding(input_ids=on_device(row.tokens)[None], position_ids=None),
+            attention_mask=None,
+            rotary_pos_emb=torch.cat((angles, angles), -1)[:, None, None, :],
+            packed_seq_params=plan(row, self._heads(self.config.num_attention_heads), self._heads(self.config.num_query_groups), device),
+        )
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+        group = self.pg_collection.tp
+        return token_logprobs(
+            hidden[:, 0].index_select(0, on_device(row.predictors)),
+            cast(Tensor, weight),
+            on_device(row.targets),
+            first=weight.shape[0] * group.rank(),
+            vocabulary=self.architecture.vocabulary,
+            group=group,
+        )
+
+    def _heads(self, count: int) -> int:
+        return count // self.pg_collection.tp.size()

@@ -1,0 +1,68 @@
+"""The trainer's processes among themselves: who this one is, how commands travel, how all agree on an outcome."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from rljob.api import InfrastructureError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """All ranks of the trainer; rank 0 speaks for them."""
+
+    control: dist.ProcessGroup
+    """A gloo group for bytes and agreement; a waiting rank uses neither accelerator nor processor."""
+
+    @property
+    def rank(self) -> int:
+        return self.control.rank()
+
+    @property
+    def size(self) -> int:
+        return self.control.size()
+
+    @property
+    def leads(self) -> bool:
+        """This is rank 0."""
+        return self.rank == 0
+
+    def share(self, data: bytes | None) -> bytes:
+        """Give rank 0's bytes to all ranks; the others pass None. No pickle."""
+        length = torch.tensor([len(data or b"")])
+        dist.broadcast(length, 0, group=self.control)
+        payload = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(int(length), dtype=torch.uint8)
+        if len(payload):
+            dist.broadcast(payload, 0, group=self.control)
+        return payload.numpy().tobytes()
+
+    def every(self, answer: bool) -> bool:
+        """True if `answer` is true on all ranks."""
+        flag = torch.tensor([answer], dtype=torch.uint8)
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self.control)
+        return bool(flag.item())
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is inside has worked on all ranks or fails on all; also a barrier.
+
+        Raises:
+            InfrastructureError: it worked here, but not on another rank.
+        """
+        worked = False
+        try:
+            yield
+            worked = True
+        finally:
+            all_worked = self.every(worked)
+            if worked and not all_worked:
+                raise InfrastructureError("another rank of the trainer failed; its log says why")
+
+
+def local_rank() -> int:
+    """This process's place on its node."""
+    return int(os.environ["LOCAL_RANK"])

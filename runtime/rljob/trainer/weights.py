@@ -1,0 +1,160 @@
+"""Weights in and out of the model, by Hugging Face name: from a model folder, into the arena, and the canary that proves them."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rljob.api import ConfigurationError
+from rljob.checkpoint_engine.arena import NAMES, TensorFile, TensorSpec, manifest_checksum, tensor_entries
+from rljob.trainer.build import Replica
+from rljob.trainer.packing import sequence_row
+from rljob.trainer.ranks import Ranks
+from rljob.wire.weights import Canary, Manifest
+
+CANARY_LENGTH = 24
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+"""Largest mean difference per canary token, by the engine's precision. fp32 engines differ by some 1e-6; in bf16 the log-probability of an
+unlikely token alone is rounded by about 0.06. The checksum tells versions apart that are closer than that."""
+PADDED = {"embedding.word_embeddings.weight", "output_layer.weight"}
+"""Parameters with rows that belong to no token."""
+Name = Callable[[str], str]
+
+
+class ModelFolder:
+    """Tensors of a Hugging Face folder: `model.safetensors`, or several files with `model.safetensors.index.json`."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        index = folder / "model.safetensors.index.json"
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+        self._files: dict[str, Any] = {}
+        for name in names:
+            try:
+                file = stack.enter_context(safe_open(folder / name, "pt"))
+            except (OSError, SafetensorError) as error:
+                raise ConfigurationError(
+                    f"{folder / name} cannot be read: {error}; a model folder needs config.json and safetensors"
+                ) from error
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def read(self, name: str, shape: tuple[int, ...], region: tuple[slice, ...]) -> Tensor:
+        """A region of a tensor.
+
+        Raises:
+            ConfigurationError: it is missing or has another shape than config.json asks for.
+        """
+        if name not in self._files:
+            raise ConfigurationError(f"{self.folder}: tensor {name} is missing, which config.json asks for")
+        tensor = self._files[name].get_slice(name)
+        if tuple(tensor.get_shape()) != shape:
+            raise ConfigurationError(f"{self.folder}: tensor {name} has shape {tensor.get_shape()}, config.json asks for {list(shape)}")
+        return tensor[region]
+
+
+@torch.no_grad()
+def load(replica: Replica, folder: Path) -> None:
+    """Fill this rank's weights from a Hugging Face folder; whatever precision that has becomes the fp32 masters."""
+    masters = replica.masters()
+    for name in PADDED & masters.keys():
+        masters[name].zero_()
+    with ExitStack() as stack:
+        source = ModelFolder(folder, stack)
+        for piece in replica.pieces:
+            mine = piece.view(masters[piece.parameter])
+            mine.copy_(source.read(piece.name, piece.shape, piece.region).view(mine.shape))
+    replica.follow_masters()
+
+
+def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,)) -> list[TensorSpec]:
+    """All tensors of the model, in the order of the name map, once per naming."""
+    return [TensorSpec(name(piece.name), dtype, piece.shape) for name in names for piece in replica.pieces]
+
+
+@torch.no_grad()
+def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], name: Name = str) -> dict[str, str]:
+    """Write this rank's part of `tensors` (by Megatron name) into the file; returns the checksums of tensors it holds as a whole."""
+    checksums = {}
+    for piece in _to_write(replica):
+        mine = piece.view(tensors[piece.parameter])
+        if piece.whole:
+            checksums[name(piece.name)] = file.write(name(piece.name), mine.reshape(piece.shape))
+        else:
+            target = file.view(name(piece.name))[piece.region]
+            target.copy_(mine.reshape(target.shape))
+    replica.device.synchronize()
+    return checksums
+
+
+def _to_write(replica: Replica) -> Iterator[Any]:
+    """The first data-parallel replica writes, and of what its ranks all hold the first."""
+    if replica.data_rank == 0:
+        yield from (p for p in replica.pieces if replica.tensor_rank == 0 or not p.replicated)
+
+
+class Arena:
+    """The arena as this process has it mapped: once, since mapping it anew costs as much as writing it."""
+
+    def __init__(self) -> None:
+        self._file: TensorFile | None = None
+
+    def file(self, replica: Replica, ranks: Ranks, path: Path, specs: list[TensorSpec]) -> TensorFile:
+        """The mapped file at `path`, emptied of its version; made by rank 0 if it is missing or different."""
+        known = self._file is not None and self._file.path == path and self._file.identity == _identity(path)
+        if ranks.every(known) and self._file is not None:
+            if ranks.leads:
+                self._file.set_metadata({})
+            return self._file
+        if self._file is not None:
+            replica.device.unregister(self._file.mapping())
+            self._file.close()
+        self._file = shared_file(ranks, path, specs)
+        replica.device.register(self._file.mapping())
+        return self._file
+
+
+def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: int, dtype: torch.dtype, node: str) -> Manifest | None:
+    """Write the arena and describe it; rank 0 returns the manifest, the others None."""
+    file = arena.file(replica, ranks, path, layout(replica, dtype))
+    with ranks.together():
+        checksums = write(file, replica, replica.masters())
+    proof = canary(replica, dtype)
+    if not ranks.leads:
+        return None
+    checksums |= file.checksums(n for n in file.names() if n not in checksums)
+    entries = tensor_entries(file, checksums, node)
+    identity = manifest_checksum(entries)
+    file.set_metadata({"version": str(version), "checksum": identity})
+    return Manifest(version=version, dtype=NAMES[dtype], tensors=entries, checksum=identity, canary=proof)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what stands at `path` now."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def shared_file(ranks: Ranks, path: Path, specs: list[TensorSpec]) -> TensorFile:
+    """A file that rank 0 makes and every rank maps."""
+    with ranks.together():
+        made = TensorFile.create(path, specs, {}) if ranks.leads else None
+    with ranks.together():
+        return made if made is not None else TensorFile.open(path, writable=True)
+
+
+def canary(replica: Replica, dtype: torch.dtype) -> Canary:
+    """What the masters say of a fixed sequence, computed in fp32 also when training is not, so that it speaks of the weights alone."""
+    vocabulary = replica.architecture.vocabulary
+    tokens = [(7919 * (i + 1)) % vocabulary for i in range(CANARY_LENGTH)]
+    row = sequence_row(tokens)
+    with torch.no_grad():
+        logprobs = torch.func.functional_call(replica.policy, dict(replica.masters()), (row,))
+    return Canary(tokens=tuple(tokens), logprobs=tuple(logprobs.tolist()), tolerance=TOLERANCE[dtype])

@@ -1,0 +1,136 @@
+"""Megatron's model computes what transformers' does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rljob.api import RLJobSpec
+from rljob.trainer.packing import answers_of, bins, needed, row
+from rljob.wire.batch import Batch
+
+FAMILIES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False)]
+
+
+def transformers_model(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("family", "tied"), FAMILIES)
+def test_weights_go_to_megatron_and_back_bit_for_bit(
+    family: str, tied: bool, make_model: Callable[..., Path], replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path
+) -> None:
+    from rljob.trainer import weights
+
+    folder = make_model(family, tied)
+    made = replica(folder, spec())
+    manifest = weights.export(made, megatron, weights.Arena(), tmp_path / "arena", 0, torch.float32, "worker-0")
+    original, back = load_file(folder / "model.safetensors"), load_file(tmp_path / "arena")
+    assert manifest is not None
+    assert manifest.version == 0
+    assert {t.name for t in manifest.tensors} == set(original) == set(back)
+    assert all(torch.equal(original[name], back[name]) for name in original)
+
+
+@pytest.mark.parametrize(("family", "tied"), FAMILIES)
+def test_logprobs_of_packed_rows_are_those_of_separate_sequences(
+    family: str,
+    tied: bool,
+    make_model: Callable[..., Path],
+    replica: Any,
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    reference_logprobs: Callable[..., torch.Tensor],
+) -> None:
+    from rljob.trainer.training import logprobs, per_sample
+
+    folder, data = make_model(family, tied), batch()
+    made = replica(folder, spec())
+    expected = reference_logprobs(transformers_model(folder), data)
+    for members in bins(needed(answers_of(data), regularised=True), 64, 1):
+        packed = row(members)
+        found = per_sample(packed, logprobs(made, packed))
+        assert (found - expected[packed.indices]).abs().max() < 1e-5
+
+
+def test_llama_3_frequency_scaling_is_that_of_transformers(
+    make_model: Callable[..., Path],
+    replica: Any,
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    reference_logprobs: Callable[..., torch.Tensor],
+) -> None:
+    from rljob.trainer.training import logprobs, per_sample
+
+    scaling = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    folder, data = make_model(rope_parameters=scaling), batch()
+    packed = row(needed(answers_of(data), regularised=True))
+    found = per_sample(packed, logprobs(replica(folder, spec()), packed))
+    assert (found - reference_logprobs(transformers_model(folder), data)).abs().max() < 1e-5
+
+
+def test_gradients_of_packed_rows_are_those_of_separate_sequences(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], reference_logprobs: Callable[..., torch.Tensor]
+) -> None:
+    from rljob.trainer.training import per_sample
+
+    data = batch(groups=4, answers=5)
+    made, model = replica(llama, spec()), transformers_model(llama)
+    weight = torch.linspace(-1, 1, 20)
+    (reference_logprobs(model, data) * weight).sum().backward()
+    made.ddp.zero_grad_buffer()
+    for members in bins(needed(answers_of(data), regularised=True), 64, 1):
+        packed = row(members)
+        (per_sample(packed, made.ddp(packed)) * weight[packed.indices]).sum().backward()
+    gradients = {name: p.main_grad for name, p in made.policy.named_parameters()}
+    named = dict(model.named_parameters())
+    for piece in made.pieces:
+        mine, theirs = piece.of(gradients[piece.parameter], named[piece.name].grad)
+        assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max(), piece.name
+
+
+def test_long_blocks_take_the_fused_kernel_and_agree(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rljob.trainer import attention
+    from rljob.trainer.training import logprobs
+
+    made, packed = replica(llama, spec()), row(needed(answers_of(batch()), regularised=True))
+    plain = logprobs(made, packed)
+    monkeypatch.setattr(attention, "SCORES_BYTES", 0)
+    assert (logprobs(made, packed) - plain).abs().max() < 1e-5
+
+
+def test_logits_kept_and_logits_computed_again_give_the_same_gradients(megatron: Any) -> None:
+    from rljob.trainer.logprobs import token_logprobs
+
+    torch.manual_seed(0)
+    group = torch.distributed.group.WORLD
+    hidden, weight = torch.randn(40, 16, dtype=torch.float64), torch.randn(12, 16, dtype=torch.float64)
+    targets = torch.from_numpy(np.random.default_rng(0).integers(0, 11, 40))
+    results = []
+    for budget in (2**20, 11 * 8 * 7):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        found = token_logprobs(h, w, targets, first=0, vocabulary=11, group=group, budget=budget)
+        (found * torch.arange(40)).sum().backward()
+        results.append((found.detach(), h.grad, w.grad))
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    expected = (h @ w[:11].t()).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (expected * torch.arange(40)).sum().backward()
+    for found, h_grad, w_grad in results:
+        assert (found - expected).abs().max() < 1e-12
+        assert h_grad is not None
+        assert h.grad is not None
+        assert (h_grad - h.grad).abs().max() < 1e-10
+        assert w_grad is not None
+        assert w.grad is not None
+        assert (w_grad - w.grad).abs().max() < 1e-10
