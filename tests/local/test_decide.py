@@ -53,19 +53,20 @@ def after(states: dict[Key, State], now: float = 0.0, prepared: bool = True, lim
 
 def test_everything_starts_in_order_and_each_only_once_what_it_needs_is_there() -> None:
     states = fresh()
-    assert after(states, prepared=False) == [Start(PREPARE)]
+    assert after(states, prepared=False) == [Start(PREPARE), Start(MEGATRON)]
     states[PREPARE] = started(states[PREPARE], 0.0)
+    states[MEGATRON] = started(states[MEGATRON], 0.0)
+    assert after(states, prepared=False) == []
+    states[MEGATRON] = probed(states[MEGATRON], True)
+    assert after(states, prepared=False) == [Start(VLLM)]
+    states[VLLM] = started(states[VLLM], 1.0)
     assert after(states, prepared=False) == []
     states[PREPARE] = exited(states[PREPARE], 0, 5.0, None)
     assert after(states, prepared=False) == [Start(MASTER)]
-    states[MASTER] = RUNNING
-    assert after(states) == [Start(MEGATRON)]
-    states[MEGATRON] = started(states[MEGATRON], 6.0)
-    assert after(states, 7.0) == []
-    states[MEGATRON] = probed(states[MEGATRON], True)
-    assert after(states, 7.0) == [Start(VLLM)]
-    states[VLLM] = started(states[VLLM], 7.0)
-    assert after(states, 7.0) == [Start(AGENT)]
+    states[MASTER] = started(states[MASTER], 5.0)
+    assert after(states) == [Start(AGENT)]
+    states[AGENT] = started(states[AGENT], 5.0)
+    assert after(states) == []
 
 
 def test_a_sidecar_that_comes_back_leaves_the_others_alone() -> None:
@@ -131,7 +132,7 @@ def test_what_does_not_come_up_or_hangs_is_ended() -> None:
 
 def test_the_deadline_ends_the_job() -> None:
     limits = replace(LIMITS, deadline=60.0)
-    assert after(fresh(), 60.0, prepared=False, limits=limits) == [Start(PREPARE)]
+    assert after(fresh(), 60.0, prepared=False, limits=limits) == [Start(PREPARE), Start(MEGATRON)]
     assert after(fresh(), 60.1, limits=limits) == [Fail("deadline")]
 
 

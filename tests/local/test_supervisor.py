@@ -68,7 +68,7 @@ def test_a_job_runs_in_order_and_leaves_nothing(bench: Bench) -> None:
     assert bench.run(plan_of(*pods)) == Outcome("succeeded")
     kinds = [(kind, key) for kind, key in bench.events if kind in ("started", "done")]
     assert kinds.index(("done", "master/prepare")) < kinds.index(("started", "master"))
-    assert kinds.index(("done", "master/prepare")) < kinds.index(("started", "worker-0/shim"))
+    assert kinds.index(("done", "master/prepare")) < kinds.index(("started", "worker-0/agent"))
     assert kinds.index(("started", "worker-0/shim")) < kinds.index(("started", "worker-0/agent"))
     ends = [key for kind, key in bench.events if kind == "ended"]
     assert ends == ["worker-0/agent", "worker-0/shim"]

@@ -151,11 +151,8 @@ def _advance(key: Key, container: Container, state: State, limits: Limits, now: 
 
 
 def _pod(pod: Pod, states: Mapping[Key, State], limits: Limits, observed: Observed) -> list[Action]:
-    """Init containers one after the other, then sidecars one after the other, then the rest. What has run once keeps running while an
-    earlier sidecar is being restarted."""
-    untouched = all(states[Key(pod.name, c.name)].phase == "waiting" for c in pod.all_containers)
-    if untouched and not all(path in observed.present for path in pod.waits):
-        return []
+    """Init containers one after the other, then sidecars one after the other, then, once what the pod waits for is there, the rest. What
+    has run once keeps running while an earlier sidecar is being restarted."""
     actions: list[Action] = []
 
     def turn(container: Container) -> State:
@@ -171,6 +168,7 @@ def _pod(pod: Pod, states: Mapping[Key, State], limits: Limits, observed: Observ
         if blocked and states[Key(pod.name, container.name)].phase == "waiting":
             continue
         blocked |= not _up(container, turn(container))
+    blocked |= not all(path in observed.present for path in pod.waits)
     for container in pod.containers:
         if blocked and states[Key(pod.name, container.name)].phase == "waiting":
             continue

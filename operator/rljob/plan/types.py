@@ -151,7 +151,7 @@ class Pod:
     replicas: int = 1
     """Equal copies behind the service."""
     waits: tuple[VolumePath, ...] = ()
-    """Files that another pod makes and that must exist before this pod's first container starts."""
+    """Files that another pod makes and that must exist before `containers` start; sidecars use the time to import what they need."""
 
     @property
     def all_containers(self) -> tuple[Container, ...]:

