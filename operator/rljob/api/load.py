@@ -193,10 +193,10 @@ def _message(error: ErrorDetails, path: Path_) -> str:
         near = difflib.get_close_matches(str(value), choices, 1)
         return f"is {said}; it is one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
     for comparison, words in (
-        ("greater_than_equal", "at least {ge}"),
-        ("greater_than", "more than {gt}"),
-        ("less_than_equal", "at most {le}"),
-        ("less_than", "less than {lt}"),
+        ("greater_than_equal", "at least {ge:g}"),
+        ("greater_than", "more than {gt:g}"),
+        ("less_than_equal", "at most {le:g}"),
+        ("less_than", "less than {lt:g}"),
     ):
         if kind == comparison:
             return f"is {said}; it must be {words.format(**context)}"

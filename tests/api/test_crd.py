@@ -1,0 +1,133 @@
+"""The CustomResourceDefinition: structural, complete, small, and the one that is committed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rljob.api import ConfigurationError, RLJob
+from rljob.api.crd import RULES, crd_yaml, custom_resource_definition, job_schema, spec_schema
+from rljob.api.explain import explain
+from rljob.api.load import parse
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = job_schema()
+KNOWN = {
+    "type", "description", "enum", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength",
+    "maxLength", "items", "properties", "required", "additionalProperties", "default", "x-kubernetes-preserve-unknown-fields",
+    "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
+}  # fmt: skip
+"""Of OpenAPI v3 what a structural schema may hold and this one does."""
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, field in schema.get("properties", {}).items():
+        yield from nodes(field, f"{path}.{name}")
+    for inner in ("items", "additionalProperties"):
+        if inner in schema:
+            yield from nodes(schema[inner], f"{path}[]")
+
+
+ALL = list(nodes(SCHEMA))
+
+
+def test_the_committed_definition_is_the_one_that_the_models_make() -> None:
+    assert (ROOT / "crds" / "rljobs.rljob.dev.yaml").read_text() == crd_yaml(), "run `make crd`"
+
+
+def test_it_is_small_enough_for_client_side_apply() -> None:
+    assert len(crd_yaml().encode()) < 256 * 1024
+
+
+def test_the_schema_is_structural() -> None:
+    for path, node in ALL:
+        assert node.keys() <= KNOWN, path
+        assert "type" in node or node.get("x-kubernetes-preserve-unknown-fields"), path
+        assert not ("properties" in node and "additionalProperties" in node), path
+        if "default" in node:
+            assert node["default"] is not None, path
+        for bound in ("exclusiveMinimum", "exclusiveMaximum"):
+            assert node.get(bound, True) is True, path
+
+
+def test_every_field_is_described() -> None:
+    undescribed = [
+        path
+        for path, node in ALL
+        if not node.get("description") and not path.endswith("[]") and path not in ("", ".metadata", ".metadata.name")
+    ]
+    assert undescribed == []
+
+
+def _filled(schema: dict[str, Any], value: Any) -> Any:
+    """What the API server's defaulting makes of an object."""
+    if isinstance(value, dict) and "properties" in schema:
+        out = dict(value)
+        for name, field in schema["properties"].items():
+            if name not in out and "default" in field:
+                out[name] = field["default"]
+            if name in out:
+                out[name] = _filled(field, out[name])
+        return out
+    return value
+
+
+def test_the_cluster_fills_in_the_same_defaults_as_the_models() -> None:
+    text = (
+        "apiVersion: rljob.dev/v1alpha1\nkind: RLJob\nmetadata: {name: x}\n"
+        "spec:\n  model: {source: {scratch: {}}}\n  data: {train: {path: a.jsonl}}\n  warmStart: {}\n"
+    )
+    document = yaml.safe_load(text)
+    filled = _filled(spec_schema(), document["spec"])
+    assert filled["algorithm"]["samplesPerPrompt"] == 8
+    assert filled["model"]["source"]["scratch"]["hiddenSize"] == 128
+    assert RLJob.model_validate(document | {"spec": filled}) == parse(text)
+
+
+def test_status_and_scale_are_subresources_and_columns_show_the_job() -> None:
+    definition = custom_resource_definition()
+    (version,) = definition["spec"]["versions"]
+    assert version["subresources"]["scale"]["specReplicasPath"] == ".spec.rollout.replicas"
+    assert version["subresources"]["status"] == {}
+    assert [c["name"] for c in version["additionalPrinterColumns"]] == ["Phase", "Iteration", "Reward", "Rollouts", "Age"]
+    assert definition["spec"]["names"]["shortNames"] == ["rlj"]
+    assert definition["spec"]["names"]["categories"] == ["all"]
+    paths = dict(ALL)
+    for column in version["additionalPrinterColumns"][:-1]:
+        assert paths[column["jsonPath"]]["type"] == column["type"]
+    for name in ("specReplicasPath", "statusReplicasPath", "labelSelectorPath"):
+        assert version["subresources"]["scale"][name] in paths
+
+
+def test_rules_stand_where_they_belong() -> None:
+    paths = dict(ALL)
+    for path, rules in RULES.items():
+        assert [r["message"] for r in paths[f".{path}"]["x-kubernetes-validations"]] == [message for _, message in rules]
+
+
+def test_explain_shows_a_field_and_what_is_below_it() -> None:
+    rows = explain("spec.rollout")
+    assert rows[0] == (0, "spec.rollout", "object", "Generation with vLLM.")
+    by_name = {name: (kind, text) for _, name, kind, text in rows[1:]}
+    assert by_name["temperature"] == ("number > 0 <= 2, default 1.0", "Sampling temperature of training answers.")
+    assert by_name["tokenBudget"][0] == "integer >= 1"
+    assert dict((name, kind) for _, name, kind, _ in explain("spec"))["model"] == "object, required"
+    assert explain("spec.rollout.engine.extraArgs")[0][2] == "map[string]string"
+    assert explain("spec.switch.policy")[0][2] == "auto|restart|sleep, default auto"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("spec.rolout", "spec has no field 'rolout'; did you mean spec.rollout?"),
+        ("spec.iterations.x", "spec.iterations has no field 'x'"),
+        ("specc", "RLJob has no field 'specc'; did you mean spec?"),
+    ],
+)
+def test_explain_knows_the_near_name(path: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        explain(path)
+    assert message in str(caught.value)

@@ -1,0 +1,118 @@
+"""What a person reads when a job file is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from rljob.api import ConfigurationError
+from rljob.api.load import InvalidJob, load, parse
+
+GOOD = """\
+apiVersion: rljob.dev/v1alpha1
+kind: RLJob
+metadata:
+  name: tiny
+spec:
+  model:
+    source: {path: model}
+  data:
+    train: {path: train.jsonl}
+"""
+
+
+def problems(extra: str, text: str = GOOD) -> list[str]:
+    with pytest.raises(InvalidJob) as caught:
+        parse(text + extra)
+    return [str(p) for p in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ("  iteratons: 3\n", "line 10: spec.iteratons: is not a field; did you mean iterations?"),
+        ("  warm_start: {}\n", "line 10: spec.warm_start: is not a field; did you mean warmStart?"),
+        ("  maxTokens: 3\n", "line 10: spec.maxTokens: is not a field here; there is spec.rollout.maxTokens"),
+        ("  iterations: 0\n", "line 10: spec.iterations: is 0; it must be at least 1"),
+        ('  iterations: "3"\n', "line 10: spec.iterations: is '3'; it must be a whole number; remove the quotes"),
+        ("  iterations: 2.5\n", "line 10: spec.iterations: is 2.5; it must be a whole number"),
+        ("  suspend: yes\n", "line 10: spec.suspend: is 'yes'; it must be true or false"),
+        ("  trainer: 4\n", "line 10: spec.trainer: is 4, but has fields of its own; write them below it, indented"),
+        (
+            "  trainer:\n    precision: bf61\n",
+            "line 11: spec.trainer.precision: is 'bf61'; it is one of auto, fp32, bf16; did you mean bf16?",
+        ),
+        ("  rollout: {temperature: 3}\n", "line 10: spec.rollout.temperature: is 3; it must be at most 2"),
+        ("  data: {}\n", "line 10: spec.data: stands twice, first in line 8; remove one of the two"),
+        (
+            "  rollout: {tensorParallel: 4}\n",
+            "line 5: spec: rollout.tensorParallel (4) is more than accelerator.perNode (1); lower it or raise perNode",
+        ),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_line_its_value_and_the_remedy(extra: str, problem: str) -> None:
+    assert problems(extra) == [problem]
+
+
+def test_parallel_sizes_that_do_not_fit_are_explained() -> None:
+    (problem,) = problems("  accelerator: {perNode: 3}\n  trainer: {tensorParallel: 2}\n")
+    assert "must divide trainer.nodes × accelerator.perNode = 3; set accelerator.perNode to a multiple of 2" in problem
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
+    found = problems("  iterations: 0\n  trainer:\n    nodes: none\n  seeds: 1\n")
+    assert [p.partition(":")[0] for p in found] == ["line 10", "line 12", "line 13"]
+    with pytest.raises(InvalidJob, match=r"rljob\.yaml: 2 problems\n  line 10: .*\n  line 11: "):
+        parse(GOOD + "  iterations: 0\n  seeds: 1\n")
+
+
+def test_what_is_missing_is_described() -> None:
+    text = GOOD.replace("  data:\n    train: {path: train.jsonl}\n", "")
+    assert problems("", text) == ["line 5: spec.data: is missing (The prompts to train on)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no RLJob"),
+        ("- a\n", "holds no RLJob"),
+        ("a: [1\n", "is not YAML"),
+        ("a: b: c\n", "line 1: is not YAML: mapping values are not allowed here"),
+    ],
+)
+def test_what_is_no_job_at_all_is_said_in_one_line(text: str, message: str) -> None:
+    (problem,) = problems("", text)
+    assert message in problem
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(InvalidJob, match="there is no such file; give the path of an RLJob in YAML"):
+        load(tmp_path / "nowhere.yaml")
+
+
+def test_numbers_are_read_as_a_cluster_reads_them() -> None:
+    job = parse(GOOD + "  trainer: {optimizer: {learningRate: 1e-5, clipGrad: 1}}\n")
+    assert job.spec.trainer.optimizer.learning_rate == 1e-5
+    assert job.spec.trainer.optimizer.clip_grad == 1.0
+
+
+def test_overrides_are_yaml_and_reach_any_depth() -> None:
+    job = parse(GOOD, overrides=["spec.iterations=3", "spec.trainer.optimizer.learningRate=2e-5", "spec.warmStart={steps: 5}"])
+    assert (job.spec.iterations, job.spec.trainer.optimizer.learning_rate) == (3, 2e-5)
+    assert job.spec.warm_start is not None
+    assert job.spec.warm_start.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("spec.iterations", "expected FIELD=VALUE, such as --set spec.iterations=3"),
+        ("iterations=3", "a field begins with `spec.` or `metadata.`; try --set spec.iterations=3"),
+        ("spec.iteratons=3", "spec.iteratons: is not a field; did you mean iterations?"),
+        ("spec.model.source.path.x=3", "path is 'model', which has no fields"),
+        ("spec.iterations=[", "the value is not YAML"),
+    ],
+)
+def test_a_wrong_override_is_explained(override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(GOOD, overrides=[override])
+    assert message in str(caught.value)

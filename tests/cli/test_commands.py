@@ -1,0 +1,175 @@
+"""The `rljob` command as it is called from a shell."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rljob.api.status import JobStatus
+from rljob.local.folder import JobFolder
+from rljob.local.inspect import read_logs
+
+ROOT = Path(__file__).parents[2]
+RLJOB = Path(sys.executable).parent / "rljob"
+JOB = """\
+apiVersion: rljob.dev/v1alpha1
+kind: RLJob
+metadata: {name: tiny}
+spec:
+  model: {source: {scratch: {}}}
+  data: {train: {path: train.jsonl}}
+  warmStart: {}
+"""
+
+
+def rljob(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([RLJOB, *arguments], capture_output=True, text=True, cwd=cwd, check=False, timeout=60)
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    (tmp_path / "rljob.yaml").write_text(JOB)
+    return tmp_path / "rljob.yaml"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, job_file: Path) -> Path:
+    """A job folder that was stopped in its third iteration."""
+    root = tmp_path / "runs" / "tiny"
+    (root / "logs").mkdir(parents=True)
+    (root / "job.yaml").write_text(JOB)
+    status = JobStatus(phase="Rollout", iteration=3, iterations=8, policy_version=2, rewards=[0.1, 0.3], timings={"rollout": 8.0})
+    (root / "status.json").write_text(status.model_dump_json(by_alias=True))
+    (root / "logs" / "worker-0.vllm.log").write_text("one\ntwo\n")
+    (root / "logs" / "master.master.log").write_text("three\n")
+    return root
+
+
+def test_help_shows_examples() -> None:
+    done = rljob("--help")
+    assert done.returncode == 0
+    assert "rljob run rljob.yaml --set spec.iterations=3" in done.stdout
+    for command in ("validate", "crd", "explain", "plan", "run", "status", "logs", "stop"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*/rljob.yaml")), ids=lambda p: p.parent.name)
+def test_every_example_is_valid_and_can_be_planned(example: Path) -> None:
+    assert rljob("validate", example).returncode == 0
+    assert rljob("plan", example).returncode == 0
+
+
+def test_a_wrong_job_gives_one_error_and_status_two(job_file: Path) -> None:
+    job_file.write_text(JOB + "  iteratons: 3\n")
+    for command in ("validate", "plan", "run"):
+        done = rljob(command, job_file)
+        assert done.returncode == 2
+        assert done.stderr == f"error: {job_file}: line 8: spec.iteratons: is not a field; did you mean iterations?\n"
+
+
+def test_the_plan_as_data_holds_references_and_estimates(job_file: Path) -> None:
+    document = yaml.safe_load(rljob("plan", job_file, "--output", "yaml").stdout)
+    assert document == json.loads(rljob("plan", job_file, "--output", "json").stdout)
+    assert [p["name"] for p in document["plan"]["pods"]] == ["master", "worker-0", "reward"]
+    assert document["plan"]["pods"][1]["containers"][0]["env"]["RLJOB_URL_MASTER"] == "<address of master>"
+    assert document["estimate"]["memory"]["megatron"]["total"] > 0
+    assert "/home" not in json.dumps(document)
+    assert str(job_file.parent) not in json.dumps(document)
+
+
+def test_the_plan_for_people_fits_a_narrow_terminal(job_file: Path) -> None:
+    done = rljob("plan", job_file, "--set", "spec.iterations=3", "--env")
+    assert "python -m rljob.checkpoint_engine.shim --payload trainer" in done.stdout
+    assert "RLJOB_DIR_SHM" in done.stdout
+    assert "3 iterations in" in done.stdout
+
+
+def test_crd_and_explain_print() -> None:
+    assert yaml.safe_load(rljob("crd").stdout)["kind"] == "CustomResourceDefinition"
+    assert "Longest answer in tokens." in rljob("explain", "spec.rollout").stdout
+    assert rljob("explain", "spec.rolout").stderr == "error: spec has no field 'rolout'; did you mean spec.rollout?\n"
+
+
+def test_a_missing_data_file_is_found_before_anything_starts(job_file: Path, tmp_path: Path) -> None:
+    done = rljob("run", job_file, "--workdir", tmp_path / "job")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: spec.data.train.path is 'train.jsonl', but {tmp_path}/train.jsonl does not exist; "
+        "correct the path (it starts at the job file's folder)\n"
+    )
+    assert not (tmp_path / "job").exists()
+
+
+def test_a_folder_of_another_job_is_refused_and_left_as_it_is(job_file: Path, folder: Path) -> None:
+    (job_file.parent / "train.jsonl").write_text("{}\n")
+    job_file.write_text(JOB.replace("tiny", "other"))
+    for flags in ((), ("--fresh",)):
+        done = rljob("run", job_file, "--workdir", folder, *flags)
+        assert done.returncode == 2
+        assert "holds the job 'tiny'" in done.stderr
+    assert (folder / "job.yaml").read_text() == JOB
+
+
+def test_there_is_nothing_to_resume_in_a_new_folder(job_file: Path, tmp_path: Path) -> None:
+    (job_file.parent / "train.jsonl").write_text("{}\n")
+    done = rljob("run", job_file, "--workdir", tmp_path / "new", "--resume")
+    assert (done.returncode, "holds nothing to resume; leave --resume out to start" in done.stderr) == (2, True)
+
+
+def test_a_suspended_job_does_not_run(job_file: Path) -> None:
+    done = rljob("run", job_file, "--set", "spec.suspend=true")
+    assert done.stderr == "error: spec.suspend is true, so there is nothing to run; set it to false\n"
+
+
+def test_a_finished_job_shows_its_summary_again(job_file: Path, folder: Path) -> None:
+    (job_file.parent / "train.jsonl").write_text("{}\n")
+    (folder / "state").mkdir()
+    status = JobStatus(phase="Succeeded", iteration=100, iterations=100, policy_version=100, rewards=[0.1] * 50 + [0.9] * 50)
+    (folder / "status.json").write_text(status.model_dump_json(by_alias=True))
+    done = rljob("run", job_file, "--workdir", folder)
+    assert done.returncode == 0, done.stderr
+    assert "0.100 → 0.900" in done.stdout
+    assert "--fresh starts over" in " ".join(done.stdout.split())
+
+
+def test_status_tells_how_far_a_stopped_job_is(folder: Path) -> None:
+    out = rljob("status", folder).stdout
+    assert "Rollout, when it was stopped" in out
+    assert "2 of 8 done" in out
+    assert "0.100 → 0.300" in out
+    assert json.loads(rljob("status", folder, "-o", "json").stdout)["policyVersion"] == 2
+
+
+def test_logs_are_chosen_by_pod_and_container(folder: Path) -> None:
+    assert rljob("logs", folder, "worker-0/vllm").stdout == "one\ntwo\n"
+    assert rljob("logs", folder, "worker-0").stdout == "one\ntwo\n"
+    assert rljob("logs", folder).stdout == "master.master: three\nworker-0.vllm: one\nworker-0.vllm: two\n"
+    assert "there are: master/master, worker-0/vllm" in rljob("logs", folder, "worker-9").stderr
+
+
+def test_followed_logs_grow_until_the_job_ends(folder: Path) -> None:
+    log = folder / "logs" / "worker-0.vllm.log"
+    going_on = iter([True, True, False])
+
+    def wait(_: float) -> None:
+        with log.open("a") as stream:
+            stream.write("more, unfin")
+
+    lines = list(read_logs([log], follow=True, going_on=lambda: next(going_on), wait=wait))
+    assert lines == ["one", "two", "more, unfinmore, unfin"]
+
+
+def test_what_is_no_job_folder_is_said_so(tmp_path: Path) -> None:
+    for command in ("status", "logs", "stop"):
+        done = rljob(command, tmp_path)
+        assert (done.returncode, "is not a job folder (it has no job.yaml)" in done.stderr) == (2, True)
+
+
+def test_stopping_what_does_not_run_is_no_error(folder: Path) -> None:
+    with JobFolder(folder).claim():
+        pass
+    done = rljob("stop", folder)
+    assert (done.returncode, done.stdout) == (0, f"{folder}: was not running\n")

@@ -1,0 +1,89 @@
+"""Whose folder it is, and what may change between two runs."""
+
+from pathlib import Path
+
+import pytest
+from tests.local.fakes import JOB
+
+from rljob.api import ConfigurationError, RLJob
+from rljob.local.folder import Current, JobFolder, changes_that_break, check_same_job
+
+
+def changed(**spec: object) -> RLJob:
+    data = JOB.model_dump(by_alias=True, exclude_none=True)
+    return RLJob.model_validate(data | {"spec": data["spec"] | spec})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> JobFolder:
+    folder = JobFolder(tmp_path / "job")
+    with folder.claim():
+        folder.write_job(JOB)
+    return folder
+
+
+def test_the_job_comes_back_as_it_was_written(folder: JobFolder) -> None:
+    assert folder.job() == JOB
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with (
+        pytest.raises(ConfigurationError, match=r"is not a job folder \(it holds holiday.jpg\); give an empty or new folder"),
+        JobFolder(tmp_path).claim(),
+    ):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_claimed_folder_cannot_be_claimed_again(folder: JobFolder) -> None:
+    assert not folder.running()
+    with folder.claim():
+        assert folder.running()
+        with pytest.raises(ConfigurationError, match="is in use by another `rljob run`"), JobFolder(folder.root).claim():
+            pass
+    assert not folder.running()
+
+
+def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"cannot write to .*: Not a directory; give another folder with --workdir"):
+        with JobFolder(tmp_path / "file" / "job").claim():
+            pass
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(folder: JobFolder, tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    left.mkdir()
+    (left / "arena").touch()
+    folder.write_current(Current("nobody", 1, 0.0, (str(left),), "http://127.0.0.1:1", "x"))
+    with folder.claim():
+        assert not left.exists()
+        assert folder.current() is None
+
+
+def test_a_job_may_get_more_iterations_but_not_another_seed(folder: JobFolder) -> None:
+    check_same_job(folder, changed(iterations=200, backoffLimit=3, checkpoint={"keep": 5}))
+    with pytest.raises(ConfigurationError) as caught:
+        check_same_job(folder, changed(seed=1))
+    assert f"spec.seed was 0 when the job in {folder.root} began and is 1 now; change it back, start over with --fresh" in str(caught.value)
+
+
+def test_a_folder_of_another_job_is_refused(folder: JobFolder) -> None:
+    other = JOB.model_copy(update={"metadata": JOB.metadata.model_copy(update={"name": "other"})})
+    with pytest.raises(ConfigurationError, match="holds the job 'fake', not 'other'; give another folder with --workdir"):
+        check_same_job(folder, other)
+
+
+def test_changes_are_found_at_any_depth() -> None:
+    found = changes_that_break(JOB, changed(trainer={"optimizer": {"learningRate": 1e-3}}, rollout={"replicas": 2, "maxTokens": 7}))
+    assert [path for path, _, _ in found] == ["spec.rollout.maxTokens", "spec.trainer.optimizer.learningRate"]
+
+
+def test_fresh_removes_what_a_job_put_there_and_nothing_else(folder: JobFolder) -> None:
+    (folder.root / "checkpoints" / "version-000001").mkdir(parents=True)
+    (folder.root / "metrics.jsonl").touch()
+    (folder.root / "notes.txt").touch()
+    with folder.claim():
+        folder.clear()
+    assert sorted(p.name for p in folder.root.iterdir()) == ["notes.txt", "run"]

@@ -1,0 +1,58 @@
+"""What is checked before anything is spent."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.local.fakes import JOB
+
+from rljob.api import RLJob
+from rljob.local.preflight import Facts, gather, problems, warnings
+from rljob.plan import Machine, ModelShape, estimate
+
+MiB, GiB = 1 << 20, 1 << 30
+SIZES = estimate(JOB, ModelShape("llama", 134_515_008, 30, 576, 1536, 9, 3, 64, 49152, 8192), Machine(2, True))
+FINE = Facts(disk_free=100 * GiB, memory_free=10 * GiB, memory_total=64 * GiB)
+
+
+def test_a_machine_that_has_everything_is_fine() -> None:
+    assert problems(JOB, SIZES, FINE) == []
+    assert warnings(SIZES, FINE) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (replace(FINE, libraries_missing=("libnuma.so.1",)), ("libnuma.so.1", "apt-get install libnuma1")),
+        (replace(FINE, commands_missing=("lscpu",)), ("lscpu", "apt-get install util-linux")),
+        (replace(FINE, disk_free=GiB), ("on the disk of the job folder, 1,024 MiB are free", "--workdir")),
+        (replace(FINE, memory_free=64 * MiB), ("the weights need 513 MiB in /dev/shm, 64 MiB are free", "--shm-size")),
+        (
+            replace(FINE, files_missing=(("spec.data.train.path", "a.jsonl", "/x/a.jsonl"),)),
+            ("spec.data.train.path is 'a.jsonl'", "/x/a.jsonl"),
+        ),
+        (replace(FINE, packages_missing=(("spec.model.source.package", "nope"),)), ("'nope', which is not installed",)),
+    ],
+)
+def test_what_is_missing_is_named_with_its_remedy(facts: Facts, words: tuple[str, ...]) -> None:
+    (problem,) = problems(JOB, SIZES, facts)
+    assert all(word in problem for word in words)
+
+
+def test_accelerators_that_are_not_there_are_named() -> None:
+    data = JOB.model_dump(by_alias=True, exclude_none=True)
+    job = RLJob.model_validate(data | {"spec": data["spec"] | {"accelerator": {"type": "nvidia", "perNode": 2}}})
+    (problem,) = problems(job, SIZES, FINE)
+    assert problem == "spec.accelerator wants 2 nvidia device(s), this machine has 0; set spec.accelerator.type: cpu"
+
+
+def test_too_little_memory_is_a_warning_because_the_estimate_is_rough() -> None:
+    (warning,) = warnings(SIZES, replace(FINE, memory_total=GiB))
+    assert "lower spec.trainer.microBatchTokens" in warning
+
+
+def test_the_machine_is_looked_at(tmp_path: Path) -> None:
+    facts = gather(JOB, tmp_path / "not" / "there" / "yet", tmp_path)
+    assert facts.disk_free > 0
+    assert {field for field, _, _ in facts.files_missing} == {"spec.data.train.path", "spec.model.source.path"}
+    assert facts.libraries_missing == ()

@@ -1,0 +1,112 @@
+"""What a person sees."""
+
+import io
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from rljob.api.status import HeldOutStatus, JobStatus, LastFailure, NodeStatus, ProgressStatus
+from rljob.local.view import Result, changes, clock, live, span, sparkline, summary
+from rljob.local.watch import PhaseTimes
+
+STATUS = JobStatus(phase="Rollout", iteration=3, iterations=8, policy_version=2, rewards=[0.1, 0.3], timings={"rollout": 8.0, "train": 4.0})
+
+
+def shown(status: JobStatus | None, note: str = "") -> str:
+    out = io.StringIO()
+    Console(file=out, width=100).print(live("tiny", status, 83.0, note))
+    return out.getvalue()
+
+
+def test_the_screen_before_the_master_speaks_shows_what_the_preparation_does() -> None:
+    text = shown(None, "converting the model")
+    assert "Preparing" in text
+    assert "1:23" in text
+    assert "converting the model" in text
+
+
+def test_the_screen_shows_progress_speed_reward_and_nodes() -> None:
+    status = STATUS.model_copy(
+        update={
+            "progress": ProgressStatus(done=312, total=512, unit="answers"),
+            "tokens_per_second": 2140.0,
+            "nodes": [NodeStatus(name="worker-0", step="rollout", step_seconds=3.2, failure="lost it")],
+            "held_out": [HeldOutStatus(iteration=0, accuracy=0.25), HeldOutStatus(iteration=2, accuracy=0.5)],
+        }
+    )
+    text = shown(status)
+    for words in (
+        "Rollout",
+        "iteration 3/8",
+        "312/512 answers",
+        "2,140 tokens/s",
+        "worker-0",
+        "lost it",
+        "0.100 → 0.300",
+        "25.0 % → 50.0 %",
+    ):
+        assert words in text
+
+
+def test_lines_that_stay_are_iterations_evaluations_and_failures() -> None:
+    after = STATUS.model_copy(
+        update={
+            "rewards": [0.1, 0.3, 0.5],
+            "held_out": [HeldOutStatus(iteration=0, accuracy=0.25, count=256)],
+            "last_failure": LastFailure(stage="train", pod="worker-0", reason="Died", message="the trainer died; it is started again"),
+        }
+    )
+    assert changes(STATUS, after) == [
+        "iteration 3/8: mean reward 0.500 (rollout 8.0 s, train 4.0 s)",
+        "held-out accuracy before the first iteration: 25.0 % (256 prompts)",
+        "worker-0 failed at train: the trainer died; it is started again",
+    ]
+    assert changes(after, after) == []
+
+
+def test_phases_get_a_line_only_until_iterations_do() -> None:
+    first = JobStatus(phase="WarmStart", iteration=0, iterations=8, policy_version=0)
+    assert changes(None, first) == ["warm start began"]
+    assert changes(first, first.model_copy(update={"phase": "Evaluating"})) == ["evaluation began"]
+    assert changes(STATUS, STATUS.model_copy(update={"phase": "Evaluating"})) == []
+
+
+def test_the_summary_tells_before_and_after_for_reward_and_every_family(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    status = STATUS.model_copy(
+        update={
+            "rewards": [0.1, 0.2, 0.3, 0.7, 0.8, 0.9],
+            "held_out": [
+                HeldOutStatus(iteration=0, accuracy=0.25, families={"short": 0.1, "no commas": 0.4}, count=256),
+                HeldOutStatus(iteration=6, accuracy=0.5, families={"short": 0.6, "no commas": 0.4}, count=256),
+            ],
+        }
+    )
+    rows = summary(Result("tiny", status, 100.0, {"Preparing": 12.0, "Rollout": 140.0, "Finishing": 0.1}, tmp_path))
+    assert rows == [
+        ("mean reward", "0.200 → 0.800 (means of the first and last 3 iterations)"),
+        ("held-out accuracy", "25.0 % → 50.0 % (+25.0 points, 256 prompts)"),
+        ("  no commas", "40.0 % → 40.0 %"),
+        ("  short", "10.0 % → 60.0 %"),
+        ("time", "preparing 12 s · rollout 2 min 20 s"),
+        ("model", str(tmp_path / "model")),
+    ]
+
+
+def test_times_are_written_as_people_say_them() -> None:
+    assert [clock(s) for s in (7, 83, 3723)] == ["0:07", "1:23", "1:02:03"]
+    assert [span(s) for s in (0.25, 41.2, 200)] == ["0.2 s", "41 s", "3 min 20 s"]
+
+
+def test_time_is_added_up_per_phase() -> None:
+    times = PhaseTimes(since=10.0)
+    for phase, now in (("Preparing", 12.0), ("Rollout", 20.0), ("Training", 23.0), ("Rollout", 24.0), ("Rollout", 30.0)):
+        times = times.at(phase, now)
+    assert times.seconds == {"Starting": 2.0, "Preparing": 8.0, "Rollout": 9.0, "Training": 1.0}
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=100))
+def test_a_sparkline_has_a_bar_for_each_of_the_last_values(values: list[float]) -> None:
+    assert len(sparkline(values)) == min(40, len(values))
