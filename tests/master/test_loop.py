@@ -1,14 +1,384 @@
 """The whole loop against twins: every run takes the same course, in virtual time."""
 
+import asyncio
+import itertools
+import sqlite3
+from collections import Counter
 from pathlib import Path
 
-from tests.master.twins import World, inputs, job
-from tests.master.virtual import run
+import pytest
+from tests.master.twins import EOS, World, inputs, job
+from tests.master.virtual import run, until
+
+from rljob.api import ConfigurationError, JobFailed
+from rljob.wire.base import Failure
+from rljob.wire.checkpoints import checkpoint_versions
+
+HELD_OUT = {"data": {"path": "heldout.jsonl"}, "every": 2}
 
 
-def test_a_job_runs_to_its_end(tmp_path: Path) -> None:
-    world = World(tmp_path, job(), inputs())
+def phases(steps: list[str]) -> list[str]:
+    """Durable steps in order, repeated writes of answers as one."""
+    done = [name.removeprefix("after ") for name in steps if name.startswith("after ") and name != "after active"]
+    return [name for name, _ in itertools.groupby(done)]
+
+
+def consumed(world: World) -> list[tuple[int, int | None]]:
+    with sqlite3.connect(world.folders.state / "master.sqlite") as db:
+        return db.execute("SELECT ordinal, consumed FROM groups ORDER BY ordinal").fetchall()
+
+
+def assert_every_prompt_consumed_once(world: World, iterations: int, per_iteration: int, first_version: int = 1) -> None:
+    assert consumed(world) == [(i, first_version + i // per_iteration) for i in range(iterations * per_iteration)]
+
+
+def test_a_job_takes_these_durable_steps_and_no_others(tmp_path: Path) -> None:
+    world = World(tmp_path, job(iterations=2, warmStart={"steps": 2, "batchSize": 2}, evaluation=HELD_OUT), inputs(heldout=4, warmstart=3))
     run(world.master())
+    evaluation = ["held-out answers", "evaluation"]
+    assert phases(world.steps) == [
+        *("create", "start", "batch", "register", "commit"),  # the warm start
+        *evaluation,
+        *("draw", "pieces", "batch", "register", "commit"),
+        *("draw", "pieces", "batch", "register", "commit"),
+        *evaluation,
+    ]
     assert world.status()["phase"] == "Succeeded"
-    assert [line["iteration"] for line in world.metrics()] == [1, 2, 3]
-    assert (tmp_path / "output" / "model" / "model.safetensors").exists()
+    assert [h["iteration"] for h in world.status()["heldOut"]] == [0, 2]
+
+
+def test_the_outputs_tell_what_happened(tmp_path: Path) -> None:
+    world = World(tmp_path, job(evaluation=HELD_OUT), inputs(heldout=4))
+    run(world.master())
+    lines = world.metrics()
+    assert [(line["iteration"], line["version"]) for line in lines] == [(1, 1), (2, 2), (3, 3)]
+    assert [line["held_out_before"] for line in lines] == [0.5, None, 0.5]
+    assert [line["held_out"] for line in lines] == [None, 0.5, 0.5]
+    assert lines[1]["evaluation"]["families"] == {"even": 1.0, "odd": 0.0}
+    assert all(line["answers"] == 6 and line["success_rate"] == line["reward"] and line["loss"] == 0.5 for line in lines)
+    assert all(line["seconds"]["train"] == 2.0 and line["seconds"]["rollout"] > 0 for line in lines)
+    assert all(sum(v for k, v in line["seconds"].items() if k != "total") >= line["seconds"]["total"] - 1e-6 for line in lines)
+    model = tmp_path / "output" / "model"
+    assert [f.name for f in model.iterdir()] == ["model.safetensors"]  # optimizer state stays behind
+    assert (model / "model.safetensors").read_text() == world.checksums[3]
+    assert checkpoint_versions(world.folders.checkpoints) == (3,)
+    assert "<svg" in (tmp_path / "output" / "report.html").read_text()
+
+
+def test_held_out_answers_are_greedy_and_training_answers_are_sampled(tmp_path: Path) -> None:
+    world = World(tmp_path, job(iterations=1, evaluation=HELD_OUT, rollout={"temperature": 0.9}), inputs(heldout=4))
+    run(world.master())
+    temperatures = {(tokens[0] >= 1000, params.temperature) for _, tokens, params in world.requests}
+    assert temperatures == {(True, 0.0), (False, 0.9)}
+    assert all(params.stop_token_ids == (EOS,) and params.max_tokens == 8 for _, _, params in world.requests)
+
+
+def test_the_engine_is_kept_busy_but_not_flooded(tmp_path: Path) -> None:
+    world = World(tmp_path, job(iterations=1, algorithm={"promptsPerIteration": 12, "samplesPerPrompt": 4}), inputs())
+    run(world.master())
+    assert [engine.most_running for engine in world.engines.values()] == [5]  # maxSequences × 1.25
+
+
+KILLED = job(iterations=2, warmStart={"steps": 1, "batchSize": 2}, evaluation=HELD_OUT, checkpoint={"keep": 1})
+
+
+def undisturbed(root: Path) -> World:
+    world = World(root, KILLED, inputs(heldout=3, warmstart=3))
+    run(world.master())
+    return world
+
+
+def assert_same(world: World, reference: World) -> None:
+    assert world.trained_prompts() == reference.trained_prompts()
+    assert consumed(world) == consumed(reference)
+    same = ("iteration", "version", "reward", "response_length", "groups", "answers", "held_out", "held_out_before")
+    assert [[line[k] for k in same] for line in world.metrics()] == [[line[k] for k in same] for line in reference.metrics()]
+    assert world.checksums == reference.checksums
+    assert checkpoint_versions(world.folders.checkpoints) == (3,)
+
+
+def test_a_master_killed_at_any_durable_step_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    reference = undisturbed(tmp_path / "reference")
+
+    async def killed_at(step: int) -> World:
+        world = World(tmp_path / str(step), KILLED, inputs(heldout=3, warmstart=3))
+        assert not await world.master(crash_at=step)
+        assert await world.master()
+        return world
+
+    # Step 2 on: before that the state does not exist yet.
+    for step in range(2, len(reference.steps)):
+        assert_same(run(killed_at(step)), reference)
+
+
+@pytest.mark.parametrize("steps", [8, 11])
+def test_a_master_that_is_killed_again_and_again_still_gets_there(tmp_path: Path, steps: int) -> None:
+    reference = undisturbed(tmp_path / "reference")
+
+    async def lives() -> World:
+        world = World(tmp_path / "killed", KILLED, inputs(heldout=3, warmstart=3))
+        while not await world.master(crash_at=steps):
+            pass
+        return world
+
+    assert_same(run(lives()), reference)
+
+
+def test_everything_dies_at_once_and_comes_back(tmp_path: Path) -> None:
+    reference = undisturbed(tmp_path / "reference")
+
+    async def killed_at(step: int) -> World:
+        world = World(tmp_path / str(step), KILLED, inputs(heldout=3, warmstart=3))
+        assert not await world.master(crash_at=step)
+        world.kill_nodes()
+        assert await world.master()
+        return world
+
+    for step in range(2, len(reference.steps), 5):
+        assert_same(run(killed_at(step)), reference)
+
+
+def test_verdicts_survive_a_crash(tmp_path: Path) -> None:
+    """No answer whose verdict was stored is judged again."""
+
+    async def killed_after_verdicts() -> World:
+        world = World(tmp_path, job(iterations=1), inputs())
+        await world.master(crash_at=16)
+        with sqlite3.connect(world.folders.state / "master.sqlite") as db:
+            known = {f"{g}/{s}" for g, s in db.execute("SELECT group_id, sample FROM trajectories WHERE reward IS NOT NULL")}
+        assert known
+        before = world.reward.judged.copy()
+        await world.master()
+        assert not known & (world.reward.judged - before).keys()
+        return world
+
+    assert_every_prompt_consumed_once(run(killed_after_verdicts()), 1, 3)
+
+
+def long_answers(number: int, position: int) -> int:
+    """Prompt 0 takes 11 tokens, the others 2."""
+    return EOS if position == (10 if number == 0 else 1) else 10 + position
+
+
+PARTIAL = {"maxTokens": 20, "tokenBudget": 4, "maxStaleness": 1}
+
+
+def test_a_long_answer_is_written_in_three_iterations_and_trained_on_in_the_last(tmp_path: Path) -> None:
+    spec = job(rollout=PARTIAL, data={"order": "file"}, iterations=4)
+    world = World(tmp_path, spec, inputs(), long_answers)
+    run(world.master())
+    # Three prompts an iteration; prompt 0 is carried twice, so only two new ones are drawn.
+    assert world.trained_prompts() == {1: [1, 2], 2: [3, 4], 3: [0, 5, 6], 4: [7, 8, 9]}
+    batch = world.nodes[0].batches[3]
+    answer = next(g for g in batch.groups if g.prompt[0] == 0).samples[0]
+    assert answer.tokens.tolist() == [*range(10, 20), EOS]
+    assert answer.loss_mask.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]  # written by versions 0, 1 and 2; 0 is too old
+    assert [line["carried"] for line in world.metrics()] == [2, 2, 0, 0]
+    assert [line["tokens"] for line in world.metrics()] == [16, 16, 14, 12]
+    assert world.metrics()[2]["stale_tokens"] == pytest.approx(16 / 30)
+    assert sorted(v for _, v in consumed(world) if v is not None) == [1, 1, 2, 2, 3, 3, 3, 4, 4, 4]
+
+
+def test_each_segment_was_written_by_the_policy_that_is_named(tmp_path: Path) -> None:
+    world = World(tmp_path, job(rollout=PARTIAL, data={"order": "file"}), inputs(), long_answers)
+    run(world.master())
+    writers = {len(tokens) - 2: label for label, tokens, _ in world.requests if tokens[0] == 0}
+    assert writers == {0: "0:start", 4: f"1:{world.checksums[1]}", 8: f"2:{world.checksums[2]}"}
+
+
+def test_a_partial_rollout_survives_a_crash_at_any_step(tmp_path: Path) -> None:
+    spec = job(rollout=PARTIAL, data={"order": "file"})
+    reference = World(tmp_path / "reference", spec, inputs(), long_answers)
+    run(reference.master())
+
+    async def killed_at(step: int) -> World:
+        world = World(tmp_path / str(step), spec, inputs(), long_answers)
+        await world.master(crash_at=step)
+        assert await world.master()
+        return world
+
+    for step in range(2, len(reference.steps), 3):
+        world = run(killed_at(step))
+        assert world.trained_prompts() == reference.trained_prompts()
+        assert consumed(world) == consumed(reference)
+        assert world.checksums == reference.checksums
+
+
+def test_if_nothing_is_complete_generation_goes_on_without_training(tmp_path: Path) -> None:
+    spec = job(iterations=1, rollout={"maxTokens": 20, "tokenBudget": 2})
+    world = World(tmp_path, spec, inputs(), lambda number, position: EOS if position == 4 else 7)
+    run(world.master())
+    assert [(line["rounds"], line["groups"], line["response_length"]) for line in world.metrics()] == [(3, 3, 5.0)]
+    assert phases(world.steps).count("draw") == 1
+
+
+def test_a_looping_answer_is_ended_early_and_pays(tmp_path: Path) -> None:
+    spec = job(iterations=1, rollout={"maxTokens": 2000, "repetition": {"window": 4, "times": 4, "penalty": 0.5}})
+    world = World(tmp_path, spec, inputs(), lambda number, position: EOS if number % 2 and position == 3 else position % 3 + 1)
+    run(world.master())
+    (line,) = world.metrics()
+    assert line["repeated"] == pytest.approx(sum(n % 2 == 0 for n in world.trained_prompts()[1]) / 3)
+    assert line["repeated"] > 0
+    assert line["total_reward"] == pytest.approx(line["reward"] - 0.5 * line["repeated"])
+    looped = next(g for g in world.nodes[0].batches[1].groups if g.prompt[0] % 2 == 0)
+    assert {len(s.tokens) for s in looped.samples} == {16}
+
+
+class TestEngines:
+    def test_a_dead_engine_costs_its_running_answers_only(self, tmp_path: Path) -> None:
+        world = World(tmp_path, job(iterations=2), inputs())
+
+        async def scenario() -> None:
+            async def killer() -> None:
+                await until(lambda: any(e.generated > 5 for e in world.engines.values()))
+                for engine in world.engines.values():
+                    engine.alive = False
+
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(killer())
+                tasks.create_task(world.master())
+
+        run(scenario())
+        assert len(world.engines) == 3
+        assert_every_prompt_consumed_once(world, 2, 3)
+        assert world.parts is not None
+        assert world.parts.pool.tally.redispatched > 0
+        failure = world.status()["lastFailure"]
+        assert (failure["stage"], failure["pod"], failure["reason"]) == ("rollout", "worker-0", "RequestFailed")
+
+    def test_answers_of_other_weights_are_thrown_away(self, tmp_path: Path) -> None:
+        world = World(tmp_path, job(iterations=1), inputs())
+
+        async def scenario() -> None:
+            async def swapper() -> None:
+                await until(lambda: bool(world.engines))
+                (engine,) = world.engines.values()
+                engine.label = "0:stale"
+                await until(lambda: engine.generated >= 12)
+                engine.label = "0:start"
+
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(swapper())
+                tasks.create_task(world.master())
+
+        run(scenario())
+        (line,) = world.metrics()
+        assert line["discarded_tokens"] > 0
+        assert line["tokens"] == line["answers"] * line["response_length"]
+        assert world.status()["lastFailure"]["reason"] == "WrongWeights"
+
+    def test_a_stalled_engine_is_given_up(self, tmp_path: Path) -> None:
+        world = World(tmp_path, job(iterations=1, switch={"deadlineSeconds": 20}), inputs())
+
+        async def scenario() -> None:
+            async def stall() -> None:
+                await until(lambda: any(e.generated > 3 for e in world.engines.values()))
+                (engine,) = world.engines.values()
+                engine.stalled.clear()
+                await until(lambda: not engine.running)
+                engine.stalled.set()
+
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(stall())
+                tasks.create_task(world.master())
+
+        run(scenario())
+        assert world.status()["lastFailure"]["reason"] == "EngineStalled"
+        assert_every_prompt_consumed_once(world, 1, 3)
+
+
+class TestReward:
+    def test_failed_verdicts_and_an_absent_service_are_tried_again_and_never_a_reward(self, tmp_path: Path) -> None:
+        calm, stormy = (World(tmp_path / name, job(), inputs()) for name in ("calm", "stormy"))
+        stormy.reward.failures, stormy.reward.away = 5, 3
+        run(calm.master())
+        run(stormy.master())
+        assert [line["reward"] for line in stormy.metrics()] == [line["reward"] for line in calm.metrics()]
+        assert set(stormy.reward.judged.values()) == {1}
+        assert Counter(stormy.reward.judged) == Counter(calm.reward.judged)
+
+    def test_a_verifier_that_always_fails_ends_the_job(self, tmp_path: Path) -> None:
+        world = World(tmp_path, job(backoffLimit=2), inputs())
+        world.reward.failures = 10_000
+        with pytest.raises(JobFailed, match=r"verifier exact failed 3 times .*out of memory"):
+            run(world.master())
+        assert world.status()["phase"] == "Failed"
+        assert world.status()["lastFailure"]["reason"] == "VerifierFailed"
+
+
+class TestFailures:
+    def failing(self, tmp_path: Path, configuration: bool) -> World:
+        world = World(tmp_path, job(backoffLimit=3), inputs())
+        world.nodes[0].failing = Failure(stage="start-engine", reason="EngineExited", message="out of memory", configuration=configuration)
+        return world
+
+    def test_a_configuration_error_of_a_node_ends_the_job_at_once(self, tmp_path: Path) -> None:
+        world = self.failing(tmp_path, configuration=True)
+        world.nodes[0].failures = 1
+        with pytest.raises(ConfigurationError, match="start-engine on worker-0: out of memory"):
+            run(world.master())
+        assert world.status()["phase"] == "Failed"
+
+    def test_failures_without_progress_end_the_job_and_are_named(self, tmp_path: Path) -> None:
+        world = self.failing(tmp_path, configuration=False)
+        with pytest.raises(JobFailed, match=r"4 failures in a row .*backoffLimit is 3"):
+            run(world.master())
+        assert world.status()["lastFailure"] == {
+            "stage": "start-engine",
+            "pod": "worker-0",
+            "reason": "EngineExited",
+            "message": "out of memory",
+        }
+
+    def test_the_job_ends_at_its_deadline(self, tmp_path: Path) -> None:
+        world = World(tmp_path, job(activeDeadlineSeconds=5), inputs())
+        with pytest.raises(JobFailed, match="activeDeadlineSeconds is 5"):
+            run(world.master())
+        assert "activeDeadlineSeconds" in world.status()["lastFailure"]["message"]
+
+
+class TestResume:
+    def test_more_iterations_go_on_from_the_last(self, tmp_path: Path) -> None:
+        first = World(tmp_path, job(iterations=2), inputs())
+        run(first.master())
+        more = World(tmp_path, job(iterations=4), inputs())
+        more.checksums = first.checksums
+        run(more.master())
+        assert [line["iteration"] for line in more.metrics()] == [1, 2, 3, 4]
+        assert_every_prompt_consumed_once(more, 4, 3)
+
+    def test_state_of_another_job_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+        run(World(tmp_path, job(), inputs()).master())
+        before = (tmp_path / "output" / "metrics.jsonl").read_text()
+        with pytest.raises(ConfigurationError, match=r"spec.seed was 0, is 5.*start afresh in an empty folder"):
+            run(World(tmp_path, job(seed=5), inputs()).master())
+        with pytest.raises(ConfigurationError, match="digest"):
+            run(World(tmp_path, job(), inputs(digest="d2")).master())
+        assert (tmp_path / "output" / "metrics.jsonl").read_text() == before
+
+    def test_a_second_master_is_refused(self, tmp_path: Path) -> None:
+        world = World(tmp_path, job(), inputs())
+
+        async def twice() -> None:
+            task = asyncio.create_task(world.master())
+            await asyncio.sleep(1)
+            with pytest.raises(ConfigurationError, match="another master is running"):
+                await World(tmp_path, job(), inputs()).master()
+            await task
+
+        run(twice())
+
+
+@pytest.mark.parametrize("strategy", ["curriculum", "prioritized"])
+def test_every_sampling_strategy_goes_on_with_the_same_prompts_after_a_crash(tmp_path: Path, strategy: str) -> None:
+    spec = job(iterations=4, algorithm={"promptsPerIteration": 3, "samplesPerPrompt": 2, "sampling": {"strategy": strategy}})
+    reference = World(tmp_path / "reference", spec, inputs())
+    run(reference.master())
+
+    async def lives() -> World:
+        world = World(tmp_path / "killed", spec, inputs())
+        while not await world.master(crash_at=13):
+            pass
+        return world
+
+    assert run(lives()).trained_prompts() == reference.trained_prompts()

@@ -92,6 +92,11 @@ class FakeEngine:
     generated: int = 0
     running: int = 0
     most_running: int = 0
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared: no token comes."""
+
+    def __post_init__(self) -> None:
+        self.stalled.set()
 
     async def generate(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> Completion:
         assert request_id not in self.world.request_ids, "request ids must never repeat"
@@ -109,6 +114,7 @@ class FakeEngine:
         tokens: list[int] = []
         while len(tokens) < params.max_tokens:
             await asyncio.sleep(TOKEN_SECONDS)
+            await self.stalled.wait()
             self._answer_or_raise()
             tokens.append(self.world.policy(prompt[0], len(prompt) - 2 + len(tokens)))
             self.generated += 1
@@ -175,6 +181,7 @@ class FakeNode:
         self.engine_incarnation = ""
         self.trained: TrainMetrics | None = None
         self.checkpointed: int | None = None
+        self.timings: dict[str, float] = {}
 
     def report(self) -> NodeReport:
         engine = None
@@ -189,7 +196,7 @@ class FakeNode:
         return NodeReport(
             node=self.name, kind="worker", incarnation=self.incarnation, seen_revision=self.seen, step="idle", step_started=clock(),
             trainer=TrainerReport(incarnation=self.incarnation, version=self.version, resident=True), engine=engine, trained=self.trained,
-            checkpointed=self.checkpointed, timings={"train": 2.0, "start-engine": 1.0}, failure=self.failing, failures=self.failures,
+            checkpointed=self.checkpointed, timings=self.timings, failure=self.failing, failures=self.failures,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -214,7 +221,8 @@ class FakeNode:
             self.failures += 1
             await asyncio.sleep(1)
         elif desired.phase == "train" and desired.task is not None:
-            self.engine = None
+            if self.engine is not None:
+                self.engine, self.timings = None, {}
             await self._train(desired.task.version)
         elif desired.phase == "rollout":
             await self._serve(desired.version)
@@ -226,6 +234,7 @@ class FakeNode:
             await self._register()
         if self.engine is None or not self.engine.alive:
             await asyncio.sleep(1)
+            self.timings = {"start-engine": 1.0}
             self.engine_incarnation = f"{self.incarnation}.engine{len(self.world.engines)}"
             self.engine = FakeEngine(self.world, f"{version}:{self.checksum}")
             self.world.engines[self.engine_incarnation] = self.engine
@@ -243,6 +252,7 @@ class FakeNode:
         self.checksum = hashlib.sha256(self.checksum.encode() + answer.content).hexdigest()[:8]
         self.version = version
         self.trained_versions.append(version)
+        self.timings = {"train": 2.0}
         await self._register()
         folder = checkpoint_folder(self.world.folders.checkpoints, version)
         if not folder.exists():
@@ -290,7 +300,7 @@ class CrashingDatabase(Database):
     """Dies at the n-th durable step (each transaction has two: before and after), and writes nothing from then on."""
 
     def __init__(self, folder: Path, crash_at: int | None = None) -> None:
-        self.crash_at, self.steps, self.names = crash_at, 0, list[str]()
+        self.crash_at, self.steps, self.names, self.crashed = crash_at, 0, list[str](), False
         super().__init__(folder)
 
     @contextmanager
@@ -302,6 +312,7 @@ class CrashingDatabase(Database):
 
     def _step(self, name: str) -> None:
         if self.crash_at is not None and self.steps >= self.crash_at:
+            self.crashed = True
             raise Crash(name)
         self.steps += 1
         self.names.append(name)
@@ -320,9 +331,12 @@ class World:
         self.request_ids: set[str] = set()
         self.nodes = [FakeNode(self)]
         self.parts: Parts | None = None
+        self.steps: list[str] = []
+        """Durable steps of the last master."""
         self._http: httpx.AsyncClient | None = None
         self._calls: set[asyncio.Task[httpx.Response]] = set()
         self._alive: list[asyncio.Task[None]] = []
+        self._life: asyncio.Task[None] | None = None
 
     async def call(self, method: str, path: str, body: str | None = None) -> httpx.Response:
         """HTTP to the master; fails like a connection when it dies."""
@@ -332,6 +346,10 @@ class World:
         self._calls.add(request)
         try:
             return await request
+        except Crash:
+            if self._life is not None:
+                self._life.cancel()
+            raise httpx.ReadError("the master died") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -340,8 +358,12 @@ class World:
         finally:
             self._calls.discard(request)
 
-    async def master(self, crash_at: int | None = None) -> CrashingDatabase:
-        """One life of the master, to the end of the job or to its crash."""
+    async def master(self, crash_at: int | None = None) -> bool:
+        """One life of the master, to the end of the job or to its crash; True if the job came to its end.
+
+        Raises:
+            RLJobError: the job failed.
+        """
         database = CrashingDatabase(self.folders.state)
         database.crash_at = crash_at
         if not self._alive:
@@ -351,15 +373,31 @@ class World:
             self.parts = assemble(self.job, self.folders, self.inputs, decode, database, outside)
             transport = httpx.ASGITransport(Service(self.parts).application())
             async with httpx.AsyncClient(transport=transport, base_url="http://master", timeout=60) as self._http:
-                await run_job(self.parts)
+                self._life = asyncio.create_task(run_job(self.parts))
+                await self._life
+            return True
         except Crash:
-            pass
+            return False
+        except asyncio.CancelledError:
+            if database.crashed:
+                return False
+            raise
         finally:
             self._http = None
             for request in self._calls:
                 request.cancel()
+            self.steps = database.names
             database.close()
-        return database
+
+    def kill_nodes(self) -> None:
+        """Every node agent, trainer and engine dies and starts again."""
+        for engine in self.engines.values():
+            engine.alive = False
+        for task in self._alive:
+            task.cancel()
+        for node in self.nodes:
+            node.restart()
+        self._alive = []
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""

@@ -55,3 +55,16 @@ def run[T](work: Coroutine[Any, Any, T]) -> T:
     """Run in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Look again every hundredth of a (virtual) second.
+
+    Raises:
+        TimeoutError: it did not come true within a thousand seconds.
+    """
+    for _ in range(100_000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError("the condition never held")

@@ -1,4 +1,5 @@
-"""`python -m rljob.master`. Exit status 0: the job succeeded, 2: the user has to change something, 1: anything else."""
+"""`python -m rljob.master`. Exit status 0: the job succeeded, 2: the user has to change something, 3: the
+job has failed for good, 1: anything else."""
 
 import asyncio
 import errno
@@ -8,8 +9,10 @@ import sqlite3
 import sys
 import time
 
-from rljob.api import ConfigurationError, RLJobError
-from rljob.api.errors import EXIT_CONFIGURATION
+from pydantic import ValidationError
+
+from rljob.api import ConfigurationError, JobFailed, RLJobError
+from rljob.api.errors import EXIT_CONFIGURATION, EXIT_FAILED
 from rljob.master.app import main
 from rljob.wire.environment import Environment
 
@@ -42,7 +45,7 @@ def run() -> int:
         return 1
     except BaseExceptionGroup as group:
         return _failed(group)
-    except (RLJobError, OSError, sqlite3.Error) as error:
+    except (RLJobError, ValidationError, OSError, sqlite3.Error) as error:
         return _failed(error)
     return 0
 
@@ -51,7 +54,9 @@ def _failed(error: BaseException) -> int:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     print(f"error: {_line(error)}", file=sys.stderr)
-    return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1
+    if isinstance(error, ConfigurationError):
+        return EXIT_CONFIGURATION
+    return EXIT_FAILED if isinstance(error, JobFailed) else 1
 
 
 if __name__ == "__main__":

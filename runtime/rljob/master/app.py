@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import uvicorn
 
-from rljob.api import ConfigurationError, InfrastructureError, RLJob, RLJobError
+from rljob.api import ConfigurationError, JobFailed, RLJob, RLJobError
 from rljob.master.activity import Activity
 from rljob.master.decisions.identity import differences, identity
 from rljob.master.engines import Engine, EnginePool
@@ -136,9 +136,7 @@ async def _deadline(parts: Parts) -> None:
         with database.transaction("active"):
             database.put("active_seconds", active)
         if limit is not None and active >= limit:
-            raise InfrastructureError(
-                f"the job has been active for {active:.0f} s, spec.activeDeadlineSeconds is {limit}: raise it to go on"
-            )
+            raise JobFailed(f"the job has been active for {active:.0f} s, spec.activeDeadlineSeconds is {limit}: raise it to go on")
         await asyncio.sleep(30.0 if limit is None else min(30.0, limit - active))
 
 
@@ -171,6 +169,7 @@ async def main(environment: Environment, clock: Clock) -> None:
     job = environment.job
     folders = Folders(**{name: environment.directory(name) for name in ("model", "data", "state", "output", "checkpoints")})
     with listening(environment.listen("master")) as listener:
+        log.info("listening on %s:%d", *listener.getsockname()[:2])
         inputs, decode, database = read_inputs(folders.data), read_tokenizer(folders.model), open_database(folders.state)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         try:

@@ -181,6 +181,7 @@ class Loop:
         committed = p.state.versions.committed()
         p.pool.want(None, {})
         p.nodes.want("stop", committed.version, committed.checksum)
+        await self._prune()
         await asyncio.to_thread(export_model, checkpoint_folder(p.folders.checkpoints, committed.version), p.folders.output / "model")
         await self.part()
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from rljob.api import ConfigurationError, InfrastructureError, RLJobError
+from rljob.api import ConfigurationError, JobFailed, RLJobError
 from rljob.api.status import LastFailure
 from rljob.wire.base import Failure
 from rljob.wire.node import NodeReport
@@ -53,7 +53,7 @@ def end_of(health: Health, backoff_limit: int) -> RLJobError | None:
     if health.configuration:
         return ConfigurationError(where)
     if health.failures > backoff_limit:
-        return InfrastructureError(
+        return JobFailed(
             f"{health.failures} failures in a row without progress (spec.backoffLimit is {backoff_limit}); the last in {where}"
         )
     return None

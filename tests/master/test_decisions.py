@@ -1,0 +1,341 @@
+"""Decisions as tables."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.master.twins import inputs, job, manifest, prompt
+
+from rljob.api import ConfigurationError, JobFailed
+from rljob.api.algorithm import EvaluationSpec, LengthPenalty, Repetition, WarmStart
+from rljob.api.platform import CheckpointSpec
+from rljob.api.sources import DataSource
+from rljob.master.decisions import health
+from rljob.master.decisions.assemble import rl_batch, warm_start_batch
+from rljob.master.decisions.dispatch import Load, choose
+from rljob.master.decisions.evaluation import HeldOutAnswer, accuracy, due
+from rljob.master.decisions.identity import differences, identity
+from rljob.master.decisions.manifest import gap
+from rljob.master.decisions.partial import Limits, grown, next_request, parked
+from rljob.master.decisions.prune import obsolete
+from rljob.master.decisions.repetition import loop_end
+from rljob.master.decisions.retry import LONGEST, delay
+from rljob.master.decisions.rewards import advantages, length_rewards, total_rewards
+from rljob.master.decisions.samples import pairs
+from rljob.master.decisions.stage import Durable, Evaluate, Finish, Rollout, Stage, Train, next_stage
+from rljob.master.decisions.stage import WarmStart as WarmStartStage
+from rljob.master.trajectory import PromptGroup, Segment, Trajectory, Verdict, Weights, added
+from rljob.wire.base import Failure
+from rljob.wire.node import NodeReport
+
+W0, W1, W2 = (Weights(v, f"sum{v}") for v in range(3))
+NO_REPETITION = Repetition(enabled=False)
+
+
+def segment(weights: Weights, *tokens: int) -> Segment:
+    return Segment(weights, np.array(tokens, np.int32), np.full(len(tokens), -0.5, np.float32))
+
+
+def judged(sample: int, length: int, right: bool, reward: float | None = None, repeated: bool = False) -> Trajectory:
+    verdict = Verdict(right, float(right) if reward is None else reward)
+    return Trajectory(sample, (segment(W0, *range(1, length + 1)),), "repeat" if repeated else "stop", "", verdict)
+
+
+class TestLengthReward:
+    def test_is_the_formula_of_the_paper(self) -> None:
+        # lambda = 0.5 - (len - min) / (max - min); a right answer gets lambda, a wrong one min(0, lambda).
+        assert length_rewards([10, 20, 30, 30], [True, True, True, False]) == (0.5, 0.0, -0.5, -0.5)
+        assert length_rewards([10, 15, 30], [False, False, False]) == (0.0, 0.0, -0.5)
+
+    def test_is_zero_when_all_are_equally_long(self) -> None:
+        assert length_rewards([7, 7, 7], [True, False, True]) == (0.0, 0.0, 0.0)
+
+    @given(st.lists(st.tuples(st.integers(1, 10_000), st.booleans()), min_size=2, max_size=16))
+    def test_lies_between_minus_and_plus_one_half_and_never_rewards_a_wrong_answer(self, answers: list[tuple[int, bool]]) -> None:
+        rewards = length_rewards([length for length, _ in answers], [right for _, right in answers])
+        assert all(-0.5 <= r <= 0.5 for r in rewards)
+        assert all(r <= 0 for r, (_, right) in zip(rewards, answers, strict=True) if not right)
+
+    @pytest.mark.parametrize(("iteration", "expected"), [(2, (1.0, 1.0)), (3, (1.25, 0.75))])
+    def test_counts_only_after_the_warm_up(self, iteration: int, expected: tuple[float, ...]) -> None:
+        penalty = LengthPenalty(weight=0.5, warmup_iterations=2)
+        assert total_rewards([judged(0, 10, True), judged(1, 20, True)], iteration, penalty, 0.0) == expected
+
+    def test_an_answer_that_looped_pays_the_penalty(self) -> None:
+        answers = [judged(0, 10, False, repeated=True), judged(1, 10, True)]
+        assert total_rewards(answers, 1, LengthPenalty(), 0.25) == (-0.25, 1.0)
+
+
+class TestAdvantages:
+    def test_are_the_distance_to_the_mean(self) -> None:
+        assert advantages([1.0, 0.0, 0.0, 0.0]) == (0.75, -0.25, -0.25, -0.25)
+
+    @given(st.lists(st.floats(-10, 10), min_size=2, max_size=32))
+    def test_sum_to_zero(self, rewards: list[float]) -> None:
+        assert math.isclose(sum(advantages(rewards)), 0.0, abs_tol=1e-9)
+
+    @given(st.floats(-10, 10), st.integers(2, 64))
+    def test_are_exactly_zero_when_all_rewards_are_equal(self, reward: float, count: int) -> None:
+        assert advantages([reward] * count) == (0.0,) * count
+
+
+class TestRepetition:
+    @pytest.mark.parametrize("period", [1, 2, 3, 5, 8])
+    def test_a_loop_of_any_short_period_is_found_once_it_fills_the_span(self, period: int) -> None:
+        start = np.arange(100, 120)
+        tokens = np.concatenate([start, np.tile(np.arange(period), 40)]).astype(np.int32)
+        assert loop_end(tokens, window=8, times=4) == 20 + 32
+
+    def test_what_repeats_for_a_shorter_time_is_no_loop(self) -> None:
+        assert loop_end(np.array([1, 2] * 15 + [3], np.int32), window=8, times=4) is None
+
+    @given(st.lists(st.integers(0, 2), max_size=120), st.integers(2, 5), st.integers(2, 4))
+    def test_agrees_with_the_definition(self, tokens: list[int], window: int, times: int) -> None:
+        def looping(end: int) -> bool:
+            tail = tokens[end - window * times : end]
+            return any(tail[p:] == tail[:-p] for p in range(1, window + 1))
+
+        expected = next((end for end in range(window * times, len(tokens) + 1) if looping(end)), None)
+        assert loop_end(np.array(tokens, np.int32), window, times) == expected
+
+    @given(st.lists(st.integers(0, 1), min_size=1, max_size=80), st.integers(1, 30))
+    def test_an_answer_ends_at_the_same_token_however_it_was_cut_into_requests(self, tokens: list[int], size: int) -> None:
+        limits = Limits(answer=200, growth=None, repetition=Repetition(window=3, times=3))
+        whole = grown(Trajectory(0), segment(W0, *tokens), False, limits)
+        sliced = Trajectory(0)
+        for at in range(0, len(tokens), size):
+            if sliced.finish is None:
+                sliced = grown(sliced, segment(W0, *tokens[at : at + size]), False, limits)
+        assert sliced.finish == whole.finish
+        assert sliced.tokens.tolist() == whole.tokens.tolist()
+
+
+class TestPartialRollout:
+    def test_an_answer_grows_by_the_budget_and_parks_until_the_next_version(self) -> None:
+        limits = Limits(answer=10, growth=4, repetition=NO_REPETITION)
+        first = grown(Trajectory(0), segment(W0, 1, 2, 3, 4), False, limits)
+        assert parked(first, 0, limits)
+        assert next_request(first, 1, limits) == 4
+        second = grown(first, segment(W1, 5, 6, 7, 8), False, limits)
+        assert next_request(second, 2, limits) == 2  # what is left of the longest answer
+        third = grown(second, segment(W2, 9, 10), False, limits)
+        assert third.finish == "length"
+        assert [len(s.tokens) for s in third.segments] == [4, 4, 2]
+        assert next_request(third, 3, limits) == 0
+
+    def test_long_answers_are_asked_for_in_slices(self) -> None:
+        limits = Limits(answer=2000, growth=None, repetition=NO_REPETITION)
+        assert next_request(Trajectory(0), 0, limits) == 512
+        assert next_request(Trajectory(0, (segment(W0, *range(1900)),)), 0, limits) == 100
+
+    def test_pieces_of_one_policy_join_into_one_segment(self) -> None:
+        answer = Trajectory(0).extended(segment(W0, 1)).extended(segment(W0, 2)).extended(segment(W1, 3))
+        assert [s.tokens.tolist() for s in answer.segments] == [[1, 2], [3]]
+
+    def test_what_was_added_is_what_the_longer_answer_has_more(self) -> None:
+        before = Trajectory(0, (segment(W0, 1, 2),))
+        after = before.extended(segment(W0, 3, 4))
+        piece = added(before, after)
+        assert piece is not None
+        assert piece.tokens.tolist() == [3, 4]
+        assert added(after, after) is None
+
+
+class TestBatch:
+    def group(self, id: int, *trajectories: Trajectory) -> PromptGroup:
+        return PromptGroup(id, 1, prompt(id), trajectories)
+
+    def test_segments_of_policies_that_are_too_old_are_left_out_of_the_loss(self) -> None:
+        old = Trajectory(0, (segment(W0, 1, 2), segment(W1, 3), segment(W2, 4)), "stop", "", Verdict(True, 1.0))
+        spec = job(rollout={"maxStaleness": 1, "tokenBudget": 2}, algorithm={"samplesPerPrompt": 2}).spec
+        batch, summary = rl_batch([self.group(0, old, judged(1, 4, False))], 3, 3, spec)
+        assert batch.groups[0].samples[0].loss_mask.tolist() == [0, 0, 1, 1]
+        assert summary.masked_tokens == pytest.approx(6 / 8)
+        assert summary.stale_tokens == pytest.approx(7 / 8)
+
+    def test_summary_and_advantages_of_a_mixed_and_an_equal_group(self) -> None:
+        groups = [self.group(0, judged(0, 4, True), judged(1, 6, False)), self.group(1, judged(0, 2, True), judged(1, 2, True))]
+        batch, summary = rl_batch(groups, 1, 1, job().spec)
+        assert sorted([s.advantage for s in g.samples] for g in batch.groups) == [[0.0, 0.0], [0.5, -0.5]]
+        assert (summary.reward, summary.success_rate, summary.zero_advantage, summary.response_length) == (0.75, 0.75, 0.5, 3.5)
+
+    def test_the_same_groups_make_the_same_bytes(self) -> None:
+        groups = [self.group(i, judged(0, 3, True), judged(1, 4, False)) for i in range(6)]
+        first, second = (rl_batch(order, 1, 1, job().spec)[0].encode() for order in (groups, groups[::-1]))
+        assert first == second
+
+    def test_the_warm_start_walks_the_demonstrations_in_shuffled_passes(self) -> None:
+        batch = warm_start_batch(inputs(warmstart=5).warmstart, WarmStart(steps=4, batch_size=3), seed=7)
+        numbers = [int(g.prompt[0]) for g in batch.groups]
+        assert len(numbers) == 12
+        assert sorted(numbers[:5]) == sorted(numbers[5:10]) == [2000, 2001, 2002, 2003, 2004]
+        assert numbers[:5] != numbers[5:10]
+        assert all(g.samples[0].tokens.tolist() == [5, 6, 0] and g.samples[0].advantage == 0 for g in batch.groups)
+
+
+EVALUATED = EvaluationSpec(data=DataSource(path="h.jsonl"), every=2)
+
+
+class TestStages:
+    @pytest.mark.parametrize(
+        ("version", "batch", "evaluated", "expected"),
+        [
+            (0, False, (), WarmStartStage()),
+            (0, True, (), Train(1)),
+            (1, False, (), Evaluate(0)),
+            (1, False, (1,), Rollout(1)),
+            (1, True, (1,), Train(2)),
+            (2, False, (1,), Rollout(2)),
+            (3, False, (1,), Evaluate(2)),
+            (3, False, (1, 3), Rollout(3)),
+            (4, False, (1, 3), Evaluate(3)),
+            (4, False, (1, 3, 4), Finish()),
+            (6, False, (1, 3, 6), Finish()),  # iterations were lowered
+        ],
+    )
+    def test_one_thing_is_next(self, version: int, batch: bool, evaluated: tuple[int, ...], expected: Stage) -> None:
+        spec = job(iterations=3, warmStart={}, evaluation={"data": {"path": "h.jsonl"}, "every": 2}).spec
+        assert next_stage(Durable(version, batch, evaluated), spec) == expected
+
+    def test_without_warm_start_and_evaluation_version_zero_rolls_out(self) -> None:
+        assert next_stage(Durable(0, False, ()), job().spec) == Rollout(1)
+
+    def test_evaluations_are_the_first_every_nth_and_the_last(self) -> None:
+        assert [i for i in range(6) if due(EVALUATED, i, 5)] == [0, 2, 4, 5]
+        assert not any(due(None, i, 5) for i in range(6))
+
+
+class TestEvaluation:
+    def answer(self, prompt: str, family: str, right: bool) -> HeldOutAnswer:
+        return HeldOutAnswer(prompt, family, "q", "a", 3, right)
+
+    def test_accuracy_in_all_and_per_family(self) -> None:
+        found = accuracy(4, [self.answer("1", "a", True), self.answer("2", "a", False), self.answer("3", "b", True)])
+        assert found.accuracy == pytest.approx(2 / 3)
+        assert (found.families, found.count) == ({"a": 0.5, "b": 1.0}, 3)
+
+    def test_one_family_is_not_told_apart(self) -> None:
+        assert accuracy(0, [self.answer("1", "", True)]).families == {}
+
+    def test_samples_are_picked_by_position_in_turn_from_each_family(self) -> None:
+        before = [self.answer(str(i), "a" if i < 4 else "b", False) for i in range(6)]
+        after = [self.answer(str(i), "a" if i < 4 else "b", True) for i in range(6)]
+        assert [p.after.prompt for p in pairs(before, after, 4)] == ["0", "4", "1", "5"]
+
+
+class TestPrune:
+    @pytest.mark.parametrize(
+        ("found", "committed", "spec", "gone"),
+        [
+            (range(1, 6), 5, CheckpointSpec(keep=2), (1, 2, 3)),
+            (range(1, 7), 5, CheckpointSpec(keep=2), (1, 2, 3)),  # version 6 is being made
+            (range(1, 8), 7, CheckpointSpec(keep=1, keep_every=3), (1, 2, 3, 5, 6)),  # iteration 3 is version 4
+            ((5,), 5, CheckpointSpec(keep=1), ()),
+            ((), 0, CheckpointSpec(keep=1), ()),
+        ],
+    )
+    def test_old_checkpoints_go(self, found: range, committed: int, spec: CheckpointSpec, gone: tuple[int, ...]) -> None:
+        assert obsolete(found, committed, 1, spec) == gone
+
+    @given(st.sets(st.integers(1, 30)), st.integers(1, 30), st.integers(1, 4), st.integers(1, 5))
+    def test_the_committed_checkpoint_stays(self, found: set[int], committed: int, keep: int, every: int) -> None:
+        gone = obsolete(found, committed, 1, CheckpointSpec(keep=keep, keep_every=every))
+        assert committed not in gone
+        assert all(v < committed for v in gone)
+
+
+class TestDispatch:
+    def test_the_engine_with_the_most_room_is_asked(self) -> None:
+        assert choose([Load("a", 3), Load("b", 1), Load("c", 2)], 4, None, 0.0) == "b"
+
+    def test_the_preferred_engine_is_kept_while_a_sequence_is_free(self) -> None:
+        assert choose([Load("a", 3), Load("b", 1)], 4, "a", 0.0) == "a"
+        assert choose([Load("a", 4), Load("b", 1)], 4, "a", 0.0) == "b"
+
+    def test_a_few_requests_wait_at_an_engine_and_no_more(self) -> None:
+        assert choose([Load("a", 4)], 4, None, 0.0) == "a"
+        assert choose([Load("a", 5)], 4, None, 0.0) is None
+
+    def test_a_failing_engine_is_left_alone_for_a_while(self) -> None:
+        load = Load("a", 0, usable_at=10.0)
+        assert choose([load], 4, None, 9.9) is None
+        assert choose([load], 4, None, 10.0) == "a"
+
+    def test_an_engine_whose_cache_is_full_gets_nothing(self) -> None:
+        assert choose([Load("a", 1, waiting=1, cache_usage=0.99)], 4, None, 0.0) is None
+        assert choose([Load("a", 1, waiting=0, cache_usage=0.99)], 4, None, 0.0) == "a"
+
+
+class TestHealth:
+    def report(self, failures: int, configuration: bool = False, incarnation: str = "i1") -> NodeReport:
+        failure = Failure(stage="train", reason="TrainerExited", message="it died", configuration=configuration) if failures else None
+        return NodeReport(
+            node="worker-0", kind="worker", incarnation=incarnation, seen_revision=0, step="train", step_started=0.0, failure=failure,
+            failures=failures,
+        )  # fmt: skip
+
+    def test_failures_are_counted_once_each_and_end_the_job_past_the_limit(self) -> None:
+        state = health.Health()
+        for told, expected in [(1, 1), (1, 1), (2, 2), (4, 4)]:
+            state = health.reported(state, self.report(told))
+            assert state.failures == expected
+        assert health.end_of(state, 4) is None
+        state = health.reported(state, self.report(1, incarnation="i2"))
+        error = health.end_of(state, 4)
+        assert isinstance(error, JobFailed)
+        assert "5 failures in a row" in str(error)
+        assert "it died" in str(error)
+
+    def test_progress_ends_the_row(self) -> None:
+        state = health.progressed(health.reported(health.Health(), self.report(3)))
+        assert state.failures == 0
+        assert state.last is not None
+        assert health.reported(state, self.report(3)).failures == 0
+        assert health.reported(state, self.report(4)).failures == 1
+
+    def test_a_configuration_error_ends_the_job_at_once(self) -> None:
+        error = health.end_of(health.reported(health.Health(), self.report(1, configuration=True)), 6)
+        assert isinstance(error, ConfigurationError)
+        assert str(error) == "train on worker-0: it died"
+
+    def test_waiting_doubles_up_to_a_bound(self) -> None:
+        assert [delay(n) for n in (1, 2, 3)] == [0.25, 0.5, 1.0]
+        assert delay(50) == LONGEST
+
+
+class TestIdentity:
+    def of(self, digest: str = "d1", **spec: object) -> dict[str, object]:
+        return identity(job(**spec), digest)
+
+    def test_how_long_and_how_fast_may_change(self) -> None:
+        changed = self.of(iterations=9, rollout={"replicas": 2, "engine": {"maxSequences": 8}}, checkpoint={"keep": 5}, backoffLimit=1)
+        assert differences(self.of(), changed) == ()
+
+    def test_what_is_learned_may_not_and_is_named(self) -> None:
+        assert differences(self.of(), self.of(seed=3)) == ("spec.seed was 0, is 3",)
+        assert differences(self.of(), self.of(warmStart={"steps": 3}))[0].startswith("spec.warmStart")
+
+    def test_moved_files_are_the_same_files(self) -> None:
+        moved = self.of(model={"source": {"path": "/elsewhere/model"}})
+        assert differences(self.of(), moved) == ()
+
+    def test_another_model_is_named_by_its_source_or_by_its_contents(self) -> None:
+        other = identity(job(model={"source": {"path": "other"}}), "d2")
+        assert differences(self.of(), other) == ("spec.model.source.path was 'model', is 'other'",)
+        assert "contents" in differences(self.of(), self.of(digest="d2"))[0]
+
+
+class TestManifest:
+    def test_a_whole_set_has_no_gap(self) -> None:
+        assert gap(manifest(1, "c")) is None
+
+    def test_missing_rows_doubled_tensors_and_wrong_sizes_are_named(self) -> None:
+        assert gap(manifest(1, "c", rows=3)) == "tensor w: rows 3 to 3 of 4 are missing"
+        whole = manifest(1, "c")
+        assert gap(whole.model_copy(update={"tensors": whole.tensors * 2})) == "tensor w is listed twice"
+        assert gap(whole.model_copy(update={"tensors": ()})) == "it lists no tensors"
+        shard = whole.tensors[0].shards[0].model_copy(update={"bytes": 15})
+        tensor = whole.tensors[0].model_copy(update={"shards": (shard, whole.tensors[0].shards[1])})
+        assert "take 16 bytes, the shard says 15" in str(gap(whole.model_copy(update={"tensors": (tensor,)})))
