@@ -53,8 +53,8 @@ def run() -> int:
 def _failed(error: BaseException) -> int:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    print(f"error: {_line(error)}", file=sys.stderr)
-    if isinstance(error, ConfigurationError):
+    print(f"error: {' '.join(_line(error).split())}", file=sys.stderr)
+    if isinstance(error, ConfigurationError | ValidationError):
         return EXIT_CONFIGURATION
     return EXIT_FAILED if isinstance(error, JobFailed) else 1
 

@@ -32,7 +32,8 @@ def read_inputs(data: Path) -> Inputs:
         prepared = Prepared.model_validate_json((data / "prepared.json").read_bytes())
         splits = [_records(data / f"{name}.jsonl") for name in ("train", "heldout", "warmstart")]
     except (OSError, ValidationError, json.JSONDecodeError) as error:
-        raise ConfigurationError(f"the prepared data in {data} cannot be read ({error}); run the preparation again") from error
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ConfigurationError(f"the prepared data in {data} cannot be read ({said}); run the preparation again") from error
     if not splits[0]:
         raise ConfigurationError(f"{data / 'train.jsonl'} holds no prompts: check spec.data.train")
     return Inputs(prepared, *splits)
