@@ -12,6 +12,8 @@ from typing import Any
 from rljob.api import ConfigurationError, RLJob
 from rljob.wire.data import Prepared
 
+SHORTEST = 16
+"""Tokens that an engine takes at least, so that the canary fits however short the job's own sequences are."""
 BLOCK = 32
 """Tokens of a KV cache block. vLLM's CPU attention takes multiples of 32; the smallest shares most of a prompt among its samples."""
 BACKEND = "rljob-arena"
@@ -39,7 +41,7 @@ def engine_argv(job: RLJob, prepared: Prepared, model_dir: Path, host: str, port
         "load-format": "dummy",
         "skip-tokenizer-init": "true",
         "generation-config": "vllm",
-        "max-model-len": str(prepared.max_length),
+        "max-model-len": str(max(prepared.max_length, SHORTEST)),
         "max-num-seqs": str(engine.max_sequences),
         "seed": str(job.spec.seed),
         "tensor-parallel-size": str(job.spec.rollout.tensor_parallel),

@@ -24,7 +24,7 @@ class Piece:
 
     tensor: torch.Tensor
     arguments: tuple[Any, ...]
-    """Further arguments of the parameter's loader, such as `"q"`."""
+    """All arguments of the parameter's loader: the parameter, the tensor, and perhaps which part it is, such as `"q"`."""
     keywords: dict[str, Any]
     loader: Loader
 
@@ -62,7 +62,8 @@ def _recording(model: torch.nn.Module, found: dict[str, list[Piece]]) -> Iterato
     from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
     def recorder(name: str, original: Loader) -> Loader:
-        def note(parameter: torch.nn.Parameter, tensor: torch.Tensor, *arguments: Any, **keywords: Any) -> bool:
+        def note(*arguments: Any, **keywords: Any) -> bool:
+            tensor = arguments[1] if len(arguments) > 1 else keywords["loaded_weight"]
             found[name].append(Piece(tensor, arguments, keywords, original))
             return True  # MoE loaders answer whether the expert is local
 
@@ -139,7 +140,7 @@ def adopt(model: torch.nn.Module, layout: Layout, pieces: dict[str, list[Piece]]
             if whole is None:
                 parameter.data = torch.zeros(layout.shapes[name], dtype=layout.dtypes[name])
                 for piece in pieces[name]:
-                    piece.loader(parameter, piece.tensor, *piece.arguments, **piece.keywords)
+                    piece.loader(*piece.arguments, **piece.keywords)
             else:
                 parameter.data = whole
                 adopted.add(name)

@@ -1,0 +1,415 @@
+"""Real vLLM engines, forked from one zygote and fed from an arena, against transformers (fp32, tiny models made on the spot)."""
+
+import asyncio
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from rljob.api import InfrastructureError, RLJob
+from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_checksum, tensor_entries
+from rljob.rollout.client import NO_WEIGHTS, EngineClient, SamplingParams, weight_label
+from rljob.rollout.engine import engine_argv, engine_environment, zygote_environment
+from rljob.rollout.zygote import session_members
+from rljob.wire.data import Prepared
+from rljob.wire.weights import Canary, Manifest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+VOCABULARY = 192
+SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 2048, "eos_token_id": 2, "pad_token_id": 2, "bos_token_id": 1,
+}  # fmt: skip
+LLAMA = LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=False)
+QWEN_TIED = Qwen2ForCausalLM, Qwen2Config(**SHAPE, tie_word_embeddings=True)
+MOE = (
+    Qwen3MoeForCausalLM,
+    Qwen3MoeConfig(**SHAPE, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, tie_word_embeddings=False),
+)
+PREPARED = Prepared(
+    model_type="llama", eos_token_ids=(2,), vocab_size=VOCABULARY, context_length=2048, max_length=1024,
+    parameters=1, train=1, heldout=0, warmstart=0, digest="",
+)  # fmt: skip
+JOB = RLJob.model_validate(
+    {
+        "apiVersion": "rljob.dev/v1alpha1",
+        "kind": "RLJob",
+        "metadata": {"name": "engine-test"},
+        "spec": {
+            "model": {"source": {"path": "model"}},
+            "data": {"train": {"path": "train.jsonl"}},
+            "rollout": {"engine": {"maxSequences": 8}},
+        },
+    }
+)
+PROMPT = [1, 17, 33, 65, 3, 99, 120, 5, 44, 44, 8, 150] * 4
+
+
+@dataclass
+class Policy:
+    """A transformers model whose weights change from version to version, and its arena."""
+
+    model: PreTrainedModel
+    folder: Path
+    arena: Path
+    version: int = 0
+
+    @staticmethod
+    def new(kind: Any, config: Any, folder: Path, arena: Path) -> "Policy":
+        torch.manual_seed(7)
+        config.save_pretrained(folder)
+        settings = json.loads((folder / "config.json").read_text()) | {"architectures": [kind.__name__]}
+        (folder / "config.json").write_text(json.dumps(settings))
+        policy = Policy(kind(config).eval(), folder, arena)
+        policy.step(0.12)
+        return policy
+
+    def step(self, size: float) -> None:
+        """What an optimizer would do, only bigger."""
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=size if parameter.dim() > 1 else size / 4)
+
+    def export(self, leave_out: str = "", adjacent: bool = True) -> Manifest:
+        """Write the next version into the arena; `adjacent` puts what vLLM fuses side by side, as the trainer does."""
+        self.version += 1
+        tensors = {n: t for n, t in hf_tensors(self.model).items() if n != leave_out}
+        names = sorted(tensors, key=_fused_order) if adjacent else sorted(tensors)
+        file = TensorFile.create(self.arena, [TensorSpec(n, tensors[n].dtype, tuple(tensors[n].shape)) for n in names], {})
+        sums = {name: file.write(name, tensors[name]) for name in names}
+        file.set_metadata({"version": str(self.version)})
+        entries = tensor_entries(file, sums, "worker-0")
+        file.close()
+        canary = Canary(tokens=tuple(PROMPT), logprobs=tuple(self.logprobs(PROMPT)), tolerance=1e-5)
+        return Manifest(version=self.version, dtype="F32", tensors=entries, checksum=manifest_checksum(entries), canary=canary)
+
+    @torch.no_grad()
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        logits = self.model(torch.tensor([tokens])).logits[0, :-1]
+        return torch.log_softmax(logits.float(), -1)[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])].tolist()
+
+    @torch.no_grad()
+    def greedy(self, count: int) -> list[int]:
+        tokens = list(PROMPT)
+        for _ in range(count):
+            tokens.append(int(self.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        return tokens[len(PROMPT) :]
+
+
+def hf_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Tensors by their names on the hub: transformers 5 keeps experts fused in memory, the files do not."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        if name.endswith("experts.gate_up_proj"):
+            for i, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                found[name.replace("gate_up_proj", f"{i}.gate_proj.weight")] = gate
+                found[name.replace("gate_up_proj", f"{i}.up_proj.weight")] = up
+        elif name.endswith("experts.down_proj"):
+            found |= {name.replace("down_proj", f"{i}.down_proj.weight"): down for i, down in enumerate(tensor)}
+        else:
+            found[name] = tensor
+    return found
+
+
+def _fused_order(name: str) -> tuple[str, bool, int, str]:
+    layer, _, rest = name.rpartition("self_attn.") if "self_attn" in name else name.rpartition("mlp.")
+    fused = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
+    part = rest.split(".")[0]
+    return layer, rest.endswith("bias"), fused.index(part) if part in fused else 9, rest
+
+
+@dataclass
+class Zygote:
+    """What the shim does with a zygote, in blocking calls."""
+
+    process: "subprocess.Popen[str]"
+    log: Path
+    engines: list[int] = field(default_factory=list)
+
+    @property
+    def pipes(self) -> tuple[IO[str], IO[str]]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        return self.process.stdin, self.process.stdout
+
+    def hear(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.pipes[1].readline())
+        return answer
+
+    def say(self, line: str) -> dict[str, Any]:
+        self.pipes[0].write(line + "\n")
+        self.pipes[0].flush()
+        return self.hear()
+
+    def start(self, model: Path) -> tuple[int, str]:
+        """Process id and address of a new engine, once it is healthy."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        argv = engine_argv(JOB, PREPARED, model, "127.0.0.1", port)
+        pid = int(self.say(json.dumps({"start": {"argv": argv, "env": engine_environment(JOB), "log": str(self.log)}}))["started"])
+        self.engines.append(pid)
+        url = f"http://127.0.0.1:{port}"
+        end = time.monotonic() + 90
+        while not ask(url, EngineClient.healthy):
+            assert time.monotonic() < end, self.log.read_text()[-4000:]
+            assert session_members(pid), self.log.read_text()[-4000:]
+            select.select([], [], [], 0.05)
+        return pid, url
+
+
+def ask[T](url: str, question: Callable[[EngineClient], Awaitable[T]]) -> T:
+    async def asking() -> T:
+        async with httpx.AsyncClient() as http:
+            return await question(EngineClient(url, http))
+
+    return asyncio.run(asking())
+
+
+def start_zygote(folder: Path) -> Zygote:
+    environment = zygote_environment(JOB, {**os.environ, "OMP_NUM_THREADS": "1", "MARK": str(folder)})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rljob.rollout.zygote"], env=environment, text=True, cwd=folder,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "zygote.log").open("w"),
+    )  # fmt: skip
+    zygote = Zygote(process, folder / "engine.log")
+    assert zygote.hear().keys() == {"ready"}
+    return zygote
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    zygote = start_zygote(tmp_path_factory.mktemp("zygote"))
+    yield zygote
+    zygote.pipes[0].close()
+    assert zygote.process.wait(30) == 0
+    assert [session_members(pid) for pid in zygote.engines if session_members(pid)] == []
+
+
+@pytest.fixture(scope="module")
+def arenas() -> Iterator[Path]:
+    folder = Path(f"/dev/shm/rljob-test-{os.getpid()}")
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory, arenas: Path) -> Policy:
+    return Policy.new(*LLAMA, tmp_path_factory.mktemp("llama"), arenas / "llama")
+
+
+@pytest.fixture(scope="module")
+def engine(zygote: Zygote, policy: Policy) -> str:
+    return zygote.start(policy.folder)[1]
+
+
+def assert_same_policy(url: str, policy: Policy, manifest: Manifest) -> None:
+    """Log-probs, greedy answer and label of the engine are those of the policy."""
+    found = ask(url, lambda e: e.logprobs(PROMPT))
+    assert max(abs(a - b) for a, b in zip(found, manifest.canary.logprobs, strict=True)) < 1e-5
+    answer = ask(url, lambda e: e.generate("greedy", PROMPT, SamplingParams(max_tokens=24, temperature=0.0)))
+    assert list(answer.tokens) == policy.greedy(24)
+    expected = policy.logprobs(PROMPT + list(answer.tokens))[len(PROMPT) - 1 :]
+    assert max(abs(a - b) for a, b in zip(answer.logprobs, expected, strict=True)) < 1e-5
+    assert answer.weight_version == weight_label(manifest.version, manifest.checksum) == ask(url, EngineClient.weight_version)
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["sharing the arena", "copying it"])
+def test_an_engine_is_the_trained_policy_also_after_three_updates(engine: str, policy: Policy, share: bool) -> None:
+    for _ in range(4):
+        policy.step(0.03)
+        manifest = policy.export()
+        ask(engine, lambda e, m=manifest: e.load_weights(m, policy.arena, share))  # type: ignore[misc]
+        assert_same_policy(engine, policy, manifest)
+
+
+def test_a_copied_arena_may_be_rewritten_while_the_engine_runs(engine: str, policy: Policy) -> None:
+    manifest = policy.export()
+    ask(engine, lambda e: e.load_weights(manifest, policy.arena, share=False))
+    file = TensorFile.open(policy.arena, writable=True)
+    for name in file.names():
+        file.view(name).zero_()
+    assert_same_policy(engine, policy, manifest)
+
+
+def test_the_order_of_the_tensors_does_not_matter(engine: str, policy: Policy) -> None:
+    manifest = policy.export(adjacent=False)
+    ask(engine, lambda e: e.load_weights(manifest, policy.arena, share=True))
+    assert_same_policy(engine, policy, manifest)
+
+
+def stale(policy: Policy) -> Manifest:
+    manifest = policy.export()
+    policy.export()
+    return manifest
+
+
+def corrupted(policy: Policy) -> Manifest:
+    manifest = policy.export()
+    file = TensorFile.open(policy.arena, writable=True)
+    file.view("model.norm.weight").view(torch.int32)[3] ^= 1
+    return manifest
+
+
+def half_written(policy: Policy) -> Manifest:
+    manifest = policy.export()
+    TensorFile.open(policy.arena, writable=True).set_metadata({})
+    return manifest
+
+
+def incomplete(policy: Policy) -> Manifest:
+    return policy.export(leave_out="model.layers.1.self_attn.k_proj.weight")
+
+
+LIES: dict[str, tuple[Callable[[Policy], Manifest], str]] = {
+    "stale": (stale, r"holds version \d+, the manifest is of version \d+"),
+    "corrupted": (corrupted, "model.norm.weight: checksum"),
+    "half written": (half_written, "is half written"),
+    "incomplete": (incomplete, r"not the whole model: model.layers.1.self_attn.qkv_proj.weight gets \d+ of \d+ numbers"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_weights_that_are_not_what_they_should_be_are_refused_and_the_engine_goes_on(engine: str, policy: Policy, lie: str) -> None:
+    good = policy.export()
+    before = policy.logprobs(PROMPT)
+    ask(engine, lambda e: e.load_weights(good, policy.arena, share=False))
+    make, reason = LIES[lie]
+    policy.step(0.02)
+    manifest = make(policy)
+    with pytest.raises(InfrastructureError, match=reason):
+        ask(engine, lambda e: e.load_weights(manifest, policy.arena))
+    assert ask(engine, EngineClient.weight_version) == NO_WEIGHTS
+    assert ask(engine, EngineClient.is_paused)
+    ask(engine, EngineClient.resume)
+    assert ask(engine, lambda e: e.logprobs(PROMPT)) == pytest.approx(before, abs=1e-5)
+    again = policy.export()
+    ask(engine, lambda e: e.load_weights(again, policy.arena))
+    assert_same_policy(engine, policy, again)
+
+
+def test_an_aborted_answer_comes_back_with_what_there_is(engine: str, policy: Policy) -> None:
+    manifest = policy.export()
+    ask(engine, lambda e: e.load_weights(manifest, policy.arena))
+
+    async def scenario(client: EngineClient) -> tuple[Any, Any, Any]:
+        params = SamplingParams(max_tokens=900)
+        first, second = (asyncio.create_task(client.generate(name, PROMPT, params)) for name in ("first", "second"))
+        while (await client.metrics()).running < 2:
+            continue
+        start = (await client.metrics()).generation_tokens
+        while (await client.metrics()).generation_tokens < start + 8:
+            continue
+        await client.abort([])
+        await client.abort(["first"])
+        aborted = await first
+        await client.pause("keep")
+        frozen = (await client.metrics()).running, second.done()
+        await client.resume()
+        await client.abort(["second"])
+        return aborted, frozen, await second
+
+    aborted, frozen, second = ask(engine, scenario)
+    assert (aborted.finish_reason, second.finish_reason) == ("abort", "abort")
+    assert 0 < len(aborted.tokens) == len(aborted.logprobs) < 900
+    assert frozen == (1, False)
+    expected = policy.logprobs(PROMPT + list(second.tokens))[len(PROMPT) - 1 :]
+    assert second.logprobs == pytest.approx(expected, abs=1e-5)
+
+
+def test_log_probs_are_the_policys_own_at_any_temperature_and_stop_tokens_stop(engine: str, policy: Policy) -> None:
+    manifest = policy.export()
+    ask(engine, lambda e: e.load_weights(manifest, policy.arena))
+    answer = ask(engine, lambda e: e.generate("warm", PROMPT, SamplingParams(max_tokens=20, temperature=1.7, top_p=0.9)))
+    expected = policy.logprobs(PROMPT + list(answer.tokens))[len(PROMPT) - 1 :]
+    assert answer.logprobs == pytest.approx(expected, abs=1e-5)
+    assert answer.finish_reason == "length"
+    stop = policy.greedy(3)[-1]
+    stopped = ask(engine, lambda e: e.generate("s", PROMPT, SamplingParams(max_tokens=20, temperature=0.0, stop_token_ids=(stop,))))
+    assert (stopped.finish_reason, stopped.tokens[-1]) == ("stop", stop)
+
+
+def test_a_dead_engine_is_an_infrastructure_error(zygote: Zygote, policy: Policy) -> None:
+    pid, url = zygote.start(policy.folder)
+    members = session_members(pid)
+    assert len(members) > 1
+    fds = [os.pidfd_open(member) for member in members]
+    os.kill(pid, signal.SIGKILL)  # the API server alone: its engine core must not outlive it
+    for fd in fds:
+        assert select.select([fd], [], [], 20)[0]
+        os.close(fd)
+    assert zygote.hear() == {"exited": {"pid": pid, "status": -signal.SIGKILL}}
+    assert not ask(url, EngineClient.healthy)
+    with pytest.raises(InfrastructureError, match=re.escape(url)):
+        ask(url, lambda e: e.generate("x", PROMPT, SamplingParams(max_tokens=1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [(QWEN_TIED, "model.layers.1.mlp.up_proj.weight"), (MOE, "model.layers.1.mlp.experts.2.up_proj.weight")],
+    ids=["tied output layer", "mixture of experts"],
+)
+def test_other_families_load_and_update_from_the_same_zygote(
+    zygote: Zygote, tmp_path: Path, arenas: Path, kind: tuple[Any, Any], missing: str
+) -> None:
+    policy = Policy.new(*kind, tmp_path, arenas / kind[0].__name__)
+    pid, url = zygote.start(tmp_path)
+    for share in (True, False):
+        policy.step(0.03)
+        manifest = policy.export()
+        ask(url, lambda e, m=manifest, s=share: e.load_weights(m, policy.arena, s))  # type: ignore[misc]
+        assert_same_policy(url, policy, manifest)
+    before = ask(url, lambda e: e.logprobs(PROMPT))
+    policy.step(0.03)
+    partial = policy.export(leave_out=missing)
+    with pytest.raises(InfrastructureError, match="not the whole model"):
+        ask(url, lambda e: e.load_weights(partial, policy.arena, share=True))
+    ask(url, EngineClient.resume)
+    assert ask(url, lambda e: e.logprobs(PROMPT)) == before
+    os.kill(pid, signal.SIGTERM)
+    assert zygote.hear()["exited"]["pid"] == pid
+    assert session_members(pid) == []
+
+
+def test_a_request_that_makes_no_sense_is_answered_and_the_zygote_goes_on(zygote: Zygote) -> None:
+    assert "cannot start" in zygote.say("{")["error"]
+    assert "cannot start" in zygote.say('{"start": {"argv": [], "env": {}, "log": "/no/such/folder/log"}}')["error"]
+
+
+def test_an_engine_that_cannot_start_says_why_in_its_log_and_exits(zygote: Zygote, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    pid = zygote.say(json.dumps({"start": {"argv": ["--no-such-option"], "env": {}, "log": str(log)}}))["started"]
+    assert zygote.hear() == {"exited": {"pid": pid, "status": 2}}
+    assert "no-such-option" in log.read_text()
+
+
+def test_nothing_outlives_a_zygote_killed_with_sigkill(policy: Policy, tmp_path: Path) -> None:
+    zygote = start_zygote(tmp_path)
+    pid, _ = zygote.start(policy.folder)
+    marks = [Path(f"/proc/{member}/environ").read_bytes() for member in session_members(pid)]
+    assert all(f"MARK={tmp_path}".encode() in mark for mark in marks)
+    fds = [os.pidfd_open(member) for member in session_members(pid)]
+    zygote.process.kill()
+    for fd in fds:
+        assert select.select([fd], [], [], 20)[0]
+        os.close(fd)
+    zygote.process.wait()
