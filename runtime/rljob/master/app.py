@@ -26,6 +26,7 @@ from rljob.master.service import Service
 from rljob.master.state import Buffer, Database, History, Versions
 from rljob.master.status import job_status, replace_file, write_metrics, write_status
 from rljob.master.timing import Clock, Stopwatch
+from rljob.master.transport import SpreadTransport
 from rljob.master.watch import Watch
 from rljob.rollout.client import EngineClient
 from rljob.wire.environment import Environment
@@ -171,9 +172,8 @@ async def main(environment: Environment, clock: Clock) -> None:
     with listening(environment.listen("master")) as listener:
         log.info("listening on %s:%d", *listener.getsockname()[:2])
         inputs, decode, database = read_inputs(folders.data), read_tokenizer(folders.model), open_database(folders.state)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         try:
-            async with httpx.AsyncClient(limits=limits, timeout=30, trust_env=False) as http:
+            async with httpx.AsyncClient(transport=SpreadTransport(), timeout=30) as http:
                 outside = Outside(lambda url: EngineClient(url, http), HttpRewardService(environment.url("reward"), http), clock)
                 parts = assemble(job, folders, inputs, decode, database, outside)
                 async with asyncio.TaskGroup() as tasks:
