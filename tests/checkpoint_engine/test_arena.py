@@ -8,7 +8,7 @@ import torch
 import xxhash
 from safetensors.torch import load_file, save_file
 
-from rljob.api import ConfigurationError
+from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, WeightsRefused, manifest_checksum, tensor_entries, verify_manifest
 from rljob.wire.weights import Canary, Manifest, TensorEntry
 
@@ -89,6 +89,28 @@ def test_checksums_are_xxh3_of_the_bytes_also_across_chunks(tmp_path: Path) -> N
     file = TensorFile.create(tmp_path / "big", [TensorSpec("x", torch.float32, (700_000,))], {})
     written = file.write("x", value)
     assert written == xxhash.xxh3_128_hexdigest(value.numpy().tobytes()) == file.checksum("x") == file.checksums()["x"]
+
+
+def test_many_tensors_written_at_once_are_the_same(tmp_path: Path) -> None:
+    one, manifest = fill(tmp_path / "one", 1)
+    all_at_once = TensorFile.create(tmp_path / "all", SPECS, {})
+    assert all_at_once.write_all(tensors(0)) == {entry.name: entry.checksum for entry in manifest.tensors} == one.checksums()
+    assert all(torch.equal(all_at_once.view(name), value) for name, value in tensors(0).items())
+
+
+def test_a_file_that_an_engine_holds_cannot_be_written_until_it_lets_go(tmp_path: Path) -> None:
+    writer, _ = fill(tmp_path / "arena", 1)
+    reader, another = TensorFile.open(tmp_path / "arena"), TensorFile.open(tmp_path / "arena")
+    reader.hold()
+    another.hold()
+    reader.release()
+    with pytest.raises(InfrastructureError, match="an engine serves from it"):
+        writer.write("q", tensors(2)["q"])
+    with pytest.raises(InfrastructureError, match="an engine serves from it"):
+        TensorFile.create(tmp_path / "arena", SPECS, {})
+    assert writer.metadata == {"version": "1"}
+    another.close()
+    writer.write("q", tensors(2)["q"])
 
 
 def test_writing_converts_the_element_type_and_refuses_another_shape(tmp_path: Path) -> None:

@@ -4,68 +4,42 @@ An arena is written in place, version after version, because fresh shared-memory
 rules make that safe. An inode never changes its layout: another layout is another inode (`create` replaces the file atomically). And a
 version counts only while its number stands in the metadata: a writer calls `create(path, specs, {})`, writes, then
 `set_metadata({"version": ...})`, so that a reader of a half-written arena finds no version and refuses it.
+
+An engine may read weights where they lie. It then holds the file (`hold`), and nobody can write it before the engine lets go or ends:
+otherwise it would go on under its old version with new weights.
 """
 
-import errno
-import json
+import ctypes
+import fcntl
 import math
 import mmap
 import os
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import xxhash
 
 from rljob.api import ConfigurationError, InfrastructureError
+from rljob.checkpoint_engine.layout import DTYPES, NAMES, PAGE, TensorSpec, allocate, header_text, human_size, parse_header
 from rljob.wire.weights import Manifest, Shard, TensorEntry
 
-PAGE = 4096
+__all__ = [
+    "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "human_size", "manifest_checksum", "tensor_entries", "verify_manifest",
+]  # fmt: skip
 CHUNK = 512 * 1024
 """Bytes that are copied before they are hashed: small enough that the hash finds them in the L2 cache."""
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-"""safetensors' names of the element types."""
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_FLOCK = "hhqqi4x"
+"""struct flock of 64-bit Linux: type, whence, start, length, pid."""
 
 
 class WeightsRefused(InfrastructureError):
     """A set of weights is not the one that its manifest describes; it must not be served."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, element type and shape of one tensor."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What stands before the data. `offsets` count from the start of the file."""
-
-    specs: tuple[TensorSpec, ...]
-    offsets: tuple[int, ...]
-    metadata: dict[str, str]
-    size: int
-    """Bytes before the data."""
-
-    @property
-    def file_size(self) -> int:
-        return self.size + sum(spec.nbytes for spec in self.specs)
 
 
 class TensorFile:
@@ -77,7 +51,7 @@ class TensorFile:
         self._descriptor = descriptor
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self._map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED, protection)
-        header = _parse_header(path, self._map, len(self._map))
+        header = parse_header(path, self._map, len(self._map))
         self.specs: tuple[TensorSpec, ...] = header.specs
         self._places = {spec.name: (offset, spec) for spec, offset in zip(header.specs, header.offsets, strict=True)}
         self._data_start = header.size
@@ -102,7 +76,7 @@ class TensorFile:
             raise ValueError(f"tensor names must be unique; more than once: {', '.join(sorted(doubled))}")
         existing = _open_same_layout(path, ordered)
         if existing is None:
-            existing = _allocate(path, ordered, metadata)
+            existing = allocate(path, ordered, metadata)
         file = cls(path, existing, writable=True)
         file.set_metadata(metadata)
         return file
@@ -130,15 +104,17 @@ class TensorFile:
     @property
     def metadata(self) -> dict[str, str]:
         """The metadata as it is now, also if another process has changed it."""
-        return _parse_header(self.path, self._map, len(self._map)).metadata
+        return parse_header(self.path, self._map, len(self._map)).metadata
 
     def set_metadata(self, metadata: Mapping[str, str]) -> None:
         """Replace the metadata in place.
 
         Raises:
             ValueError: it does not fit into the room left by `create` (4 KiB or twice the first metadata).
+            InfrastructureError: an engine holds the file.
         """
-        text = _header_text(self.specs, metadata)
+        self._refuse_if_held()
+        text = header_text(self.specs, metadata)
         room = self._data_start - 8
         if len(text) > room:
             raise ValueError(f"metadata of {human_size(len(text))} does not fit into the header of {self.path} ({human_size(room)})")
@@ -192,21 +168,32 @@ class TensorFile:
     def write(self, name: str, source: torch.Tensor) -> str:
         """Copy `source` (same shape; converted to the file's element type) into the file and return the checksum of what was written.
 
-        Copying and hashing go chunk by chunk, so that the bytes are read from memory once.
+        Copying and hashing go chunk by chunk, so that the bytes are read from memory once. Both leave the interpreter lock.
+
+        Raises:
+            InfrastructureError: an engine holds the file.
         """
+        self._refuse_if_held()
         offset, spec = self._places[name]
         if tuple(source.shape) != spec.shape:
             raise ValueError(f"tensor {name} has shape {list(source.shape)}, {self.path} holds {list(spec.shape)}")
         target = self.view(name).view(-1)
         flat = source.detach().contiguous().view(-1)
+        copy = _memmove if flat.device.type == "cpu" and flat.dtype == spec.dtype else torch.Tensor.copy_
         step = CHUNK // spec.dtype.itemsize if flat.device.type == "cpu" else max(1, flat.numel())
         digest = xxhash.xxh3_128()
         with memoryview(self._map) as memory:
             for start in range(0, flat.numel(), step):
                 end = min(start + step, flat.numel())
-                target[start:end].copy_(flat[start:end])
+                copy(target[start:end], flat[start:end])
                 digest.update(memory[offset + start * spec.dtype.itemsize : offset + end * spec.dtype.itemsize])
         return str(digest.hexdigest())
+
+    def write_all(self, tensors: Mapping[str, torch.Tensor], threads: int | None = None) -> dict[str, str]:
+        """`write` of many tensors in threads: two reach the memory's bandwidth, one does not."""
+        order = sorted(tensors, key=lambda name: -tensors[name].nbytes)  # the longest first, so that threads end together
+        with ThreadPoolExecutor(threads or _threads()) as pool:
+            return dict(zip(order, pool.map(lambda name: self.write(name, tensors[name]), order), strict=True))
 
     def checksum(self, name: str) -> str:
         """xxh3-128 of the tensor's bytes, hex."""
@@ -217,8 +204,27 @@ class TensorFile:
     def checksums(self, names: Iterable[str] | None = None, threads: int | None = None) -> dict[str, str]:
         """Checksums of many tensors (default: all), in threads: hashing leaves the interpreter lock."""
         wanted = list(self.names() if names is None else names)
-        with ThreadPoolExecutor(threads or min(8, len(os.sched_getaffinity(0)))) as pool:
-            return dict(zip(wanted, pool.map(self.checksum, wanted), strict=True))
+        order = sorted(wanted, key=lambda name: -self.spec(name).nbytes)
+        with ThreadPoolExecutor(threads or _threads()) as pool:
+            return dict(zip(order, pool.map(self.checksum, order), strict=True))
+
+    def hold(self) -> None:
+        """From now on nobody can write this file through a TensorFile, until `release`, `close` or the end of this process."""
+        self._lock(fcntl.F_OFD_SETLK, fcntl.F_RDLCK)
+
+    def release(self) -> None:
+        """Undo `hold`; repeated: nothing."""
+        self._lock(fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
+
+    def _refuse_if_held(self) -> None:
+        """Raise if another open file holds this one; nothing is taken, so that several writers do not get in each other's way."""
+        if self._lock(fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK:
+            raise InfrastructureError(f"{self.path} is in use: an engine serves from it; stop the engine before writing the next version")
+
+    def _lock(self, command: int, kind: int) -> int:
+        """Open-file-description lock of the whole file (fcntl(2)); the kind that stands in the way, if asked."""
+        answer = fcntl.fcntl(self._descriptor, command, struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0))
+        return int(struct.unpack(_FLOCK, answer)[0])
 
     def sync(self) -> None:
         """Return once data and metadata are durable.
@@ -235,6 +241,7 @@ class TensorFile:
     def close(self) -> None:
         """Give up the file; its memory is unmapped when the last view is gone. Repeated: nothing."""
         if self._descriptor >= 0:
+            self.release()  # the mapping keeps the open file, and with it the lock
             os.close(self._descriptor)
             self._descriptor = -1
             self._bytes = torch.empty(0, dtype=torch.uint8)
@@ -244,6 +251,15 @@ class TensorFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _threads() -> int:
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def _memmove(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Equal types on CPU: one thread, without the interpreter lock; torch's copy would start threads of its own in each of ours."""
+    ctypes.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
 
 
 # --- manifests -----------------------------------------------------------------------------------------------------------------------
@@ -323,52 +339,6 @@ def _rows(spec: TensorSpec) -> int:
     return spec.shape[0] if spec.shape else 1
 
 
-# --- the file itself -----------------------------------------------------------------------------------------------------------------
-
-
-def human_size(count: int) -> str:
-    """`1.5 GiB`, for messages."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
-def _header_text(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    table: dict[str, Any] = {"__metadata__": dict(metadata)}
-    at = 0
-    for spec in specs:
-        table[spec.name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [at, at + spec.nbytes]}
-        at += spec.nbytes
-    return json.dumps(table, separators=(",", ":")).encode()
-
-
-def _parse_header(path: Path, memory: mmap.mmap, size: int) -> _Header:
-    """Read the header of a safetensors file.
-
-    Raises:
-        ConfigurationError: it is not one, or it is cut short.
-    """
-    length = int.from_bytes(memory[:8], "little")
-    if size < 8 or length > size - 8:
-        raise ConfigurationError(f"{path} is not a complete safetensors file: {human_size(size)} is too short for its header")
-    start = 8 + length
-    try:
-        table = json.loads(memory[8:start])
-        metadata = table.pop("__metadata__", {})
-        rows = sorted(((*entry["data_offsets"], name, entry) for name, entry in table.items()), key=lambda row: row[:2])
-        specs = tuple(TensorSpec(name, DTYPES[entry["dtype"]], tuple(entry["shape"])) for _, _, name, entry in rows)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"{path} has no header that safetensors would read: {error!r}") from error
-    offsets = tuple(start + row[0] for row in rows)
-    header = _Header(specs, offsets, metadata, start)
-    if header.file_size != size or any(offset % spec.dtype.itemsize for spec, offset in zip(specs, offsets, strict=True)):
-        raise ConfigurationError(f"{path} is cut short or not aligned: {human_size(size)}, its tensors need {human_size(header.file_size)}")
-    return header
-
-
 def _open_same_layout(path: Path, specs: tuple[TensorSpec, ...]) -> int | None:
     """Descriptor of the existing file if it has this layout and room for metadata, else None."""
     if not path.exists():
@@ -379,46 +349,3 @@ def _open_same_layout(path: Path, specs: tuple[TensorSpec, ...]) -> int | None:
             return os.dup(file._descriptor) if same else None
     except ConfigurationError:
         return None  # whatever it is, it is not an arena of this layout: it gets replaced
-
-
-def _allocate(path: Path, specs: tuple[TensorSpec, ...], metadata: Mapping[str, str]) -> int:
-    """Descriptor of a new file with its space reserved and its header written, moved to `path` when complete."""
-    text = _header_text(specs, metadata)
-    slack = max(PAGE, 2 * len(json.dumps(dict(metadata))))
-    start = -(-(8 + len(text) + slack) // PAGE) * PAGE
-    need = start + sum(spec.nbytes for spec in specs)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.unlink(missing_ok=True)  # its space may be needed
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"cannot create {path}: {error.strerror}; check that the folder exists and may be written") from error
-    try:
-        _reserve(path, descriptor, need)
-        os.pwrite(descriptor, (start - 8).to_bytes(8, "little") + text.ljust(start - 8), 0)
-        os.rename(draft, path)
-    except BaseException:
-        os.close(descriptor)
-        draft.unlink(missing_ok=True)
-        raise
-    return descriptor
-
-
-def _reserve(path: Path, descriptor: int, need: int) -> None:
-    """Allocate every page now: a write to a full shared-memory folder later would be a bus error, which nobody can catch."""
-    try:
-        status = os.fstatvfs(descriptor)
-        if need > status.f_bavail * status.f_frsize:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.posix_fallocate(descriptor, 0, need)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InfrastructureError(f"cannot allocate {human_size(need)} for {path}: {error.strerror}") from error
-        status = os.fstatvfs(descriptor)
-        remedy = (
-            "raise the size of the shared-memory volume (`mount -o remount,size=...` on /dev/shm, `sizeLimit` of the emptyDir)"
-            if str(path).startswith("/dev/shm")
-            else "free space there or choose another folder"
-        )
-        free = human_size(status.f_bavail * status.f_frsize)
-        raise ConfigurationError(f"{path} needs {human_size(need)}, {path.parent} has {free} free: {remedy}") from error

@@ -93,6 +93,10 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         loading.refuse_incomplete(self.model, self._layout, pieces, world)
         if self.device.type == "cpu":
             loading.adopt(self.model, self._layout, pieces, share=update_info.share)
+            if update_info.share:
+                file.hold()
+            else:
+                file.release()
         else:
             loading.in_place(self.model, tensors)
 
