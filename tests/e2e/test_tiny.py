@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from jobfolder import ROOT, metrics, processes, run, shared_memory, status
+from tests.e2e.jobfolder import ROOT, metrics, processes, run, shared_memory, status
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 EXAMPLE = ROOT / "examples" / "tiny" / "rljob.yaml"

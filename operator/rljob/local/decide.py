@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.api.errors import EXIT_CONFIGURATION, EXIT_FAILED
 from rljob.plan.types import Container, Plan, Pod, VolumePath
 
 
@@ -67,7 +67,7 @@ class Succeed:
 class Fail:
     """The job cannot go on."""
 
-    cause: Literal["configuration", "back-off", "deadline"]
+    cause: Literal["configuration", "job", "back-off", "deadline"]
     key: Key | None = None
 
 
@@ -145,6 +145,8 @@ def _advance(key: Key, container: Container, state: State, limits: Limits, now: 
         return []
     if state.code == EXIT_CONFIGURATION:
         return [Fail("configuration", key)]
+    if state.code == EXIT_FAILED:
+        return [Fail("job", key)]
     if state.failures > limits.backoff_limit:
         return [Fail("back-off", key)]
     return [Start(key)] if now >= state.since + delay(state.failures, limits) else []

@@ -14,7 +14,7 @@ from typing import Literal
 
 import httpx
 
-from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.api.errors import EXIT_CONFIGURATION, EXIT_FAILED
 from rljob.local import decide
 from rljob.local.decide import Key, Limits, Observed, State
 from rljob.local.folder import JobFolder
@@ -204,7 +204,7 @@ class Supervisor:
 
     def _tell_end(self, key: Key, container: Container, stopping: bool) -> None:
         state = self.states[key]
-        final = state.code == EXIT_CONFIGURATION or state.failures > self._limits.backoff_limit
+        final = state.code in (EXIT_CONFIGURATION, EXIT_FAILED) or state.failures > self._limits.backoff_limit
         if decide.finished(container, state) and not stopping:
             self._listener(Event("done", key, ""))
         elif stopping or final:
@@ -242,10 +242,10 @@ class Supervisor:
         key, state = fail.key, self.states[fail.key]
         log = self._folder.log(*key)
         lines = last_lines(log, self._log_starts[key])
-        if fail.cause == "configuration":
+        if fail.cause in ("configuration", "job"):
             errors = [line for line in lines if line.startswith("error: ")]
-            message = errors[-1].removeprefix("error: ") if errors else f"{key} cannot work as configured (exit status 2)"
-            return Outcome("configuration", message, log, () if errors else lines)
+            message = errors[-1].removeprefix("error: ") if errors else f"{key} {how_it_ended(state)}"
+            return Outcome("configuration" if fail.cause == "configuration" else "failed", message, log, () if errors else lines)
         times = f"{state.failures} times in a row without progress of the job" if state.failures > 1 else "and may not be restarted"
         message = f"{key} failed {times} (spec.backoffLimit is {self._limits.backoff_limit}): {how_it_ended(state)}"
         return Outcome("failed", message, log, lines)
