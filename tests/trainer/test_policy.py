@@ -86,11 +86,11 @@ def test_gradients_of_packed_rows_are_those_of_separate_sequences(
     data = batch(groups=4, answers=5)
     made, model = replica(llama, spec()), transformers_model(llama)
     weight = torch.linspace(-1, 1, 20)
-    (reference_logprobs(model, data) * weight).sum().backward()
+    torch.autograd.backward((reference_logprobs(model, data) * weight).sum())
     made.ddp.zero_grad_buffer()
     for members in bins(needed(answers_of(data), regularised=True), 64, 1):
         packed = row(members)
-        (per_sample(packed, made.ddp(packed)) * weight[packed.indices]).sum().backward()
+        torch.autograd.backward((per_sample(packed, made.ddp(packed)) * weight[packed.indices]).sum())
     gradients = {name: p.main_grad for name, p in made.policy.named_parameters()}
     named = dict(model.named_parameters())
     for piece in made.pieces:
@@ -114,18 +114,18 @@ def test_logits_kept_and_logits_computed_again_give_the_same_gradients(megatron:
     from rljob.trainer.logprobs import token_logprobs
 
     torch.manual_seed(0)
-    group = torch.distributed.group.WORLD
+    group = megatron.control
     hidden, weight = torch.randn(40, 16, dtype=torch.float64), torch.randn(12, 16, dtype=torch.float64)
     targets = torch.from_numpy(np.random.default_rng(0).integers(0, 11, 40))
     results = []
     for budget in (2**20, 11 * 8 * 7):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         found = token_logprobs(h, w, targets, first=0, vocabulary=11, group=group, budget=budget)
-        (found * torch.arange(40)).sum().backward()
+        torch.autograd.backward((found * torch.arange(40)).sum())
         results.append((found.detach(), h.grad, w.grad))
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     expected = (h @ w[:11].t()).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    (expected * torch.arange(40)).sum().backward()
+    torch.autograd.backward((expected * torch.arange(40)).sum())
     for found, h_grad, w_grad in results:
         assert (found - expected).abs().max() < 1e-12
         assert h_grad is not None

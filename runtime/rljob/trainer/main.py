@@ -50,7 +50,7 @@ def run(environment: Environment) -> None:
         model_folder=model_folder,
         scratch=environment.directory("checkpoints"),
         node=environment.node,
-        incarnation=incarnation,
+        incarnation=ranks.share(incarnation.encode() if ranks.leads else None).decode(),
     )
     logging.info("rank %d of %d: %s, %s", ranks.rank, ranks.size, architecture.family, replica.precision)
     if board is not None:
