@@ -11,6 +11,7 @@ from rljob.api import ConfigurationError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST}
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def explained(doing: str) -> Iterator[None]:
     """Turns the operating system's refusals into a message with a remedy; everything else passes unchanged.
 
     Raises:
-        ConfigurationError: disk full, quota used up, no permission, read-only file system.
+        ConfigurationError: disk full, quota used up, no permission, read-only file system, a file in the way.
     """
     try:
         yield
@@ -28,6 +29,8 @@ def explained(doing: str) -> Iterator[None]:
             raise ConfigurationError(f"{doing}: disk full at {where}; free some space or put the job folder on another disk") from error
         if error.errno in _NO_PERMISSION:
             raise ConfigurationError(f"{doing}: no permission for {where} ({error.strerror}); change its owner or mode") from error
+        if error.errno in _IN_THE_WAY:
+            raise ConfigurationError(f"{doing}: a file is in the way at {where}, where a folder is needed; move it") from error
         raise
 
 

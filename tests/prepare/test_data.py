@@ -1,0 +1,219 @@
+"""Prompts: formats, splits, and every way in which data can be wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from tests.prepare.support import Place, words
+from transformers import AutoTokenizer
+
+from rljob.api import ConfigurationError
+from rljob.api.sources import ReasoningGymSource
+from rljob.prepare.data_sources import generated
+
+ROOMY = {"source": {"scratch": {"hiddenSize": 64, "ffnSize": 96, "layers": 1, "heads": 2, "kvHeads": 1, "contextLength": 256}}}
+SUMS = {"dataset": "chain_sum", "size": 40, "parameters": {"min_terms": 2, "max_terms": 2}}
+
+
+def test_a_record_becomes_tokens_through_the_chat_template(place: Place) -> None:
+    prepared = place.prepare(data={"train": {"path": "train.jsonl"}, "system": "Be brief."})
+    tokenizer = AutoTokenizer.from_pretrained(place.folders.model)
+    first = place.split("train")[0]
+    assert tokenizer.decode(first.tokens) == "<|bos|><|system|>Be brief.<|end|><|user|>word0<|end|><|assistant|>"
+    assert first.demonstration is not None
+    assert tokenizer.decode(first.demonstration) == "0drow<|end|>"
+    assert (first.id, first.question, first.reference, first.verifier) == ("train-000000", "word0", "0drow", "exact")
+    assert prepared.max_length == len(first.tokens) + 8
+    assert (prepared.train, prepared.heldout, prepared.warmstart) == (5, 0, 5)
+
+
+def test_a_chat_keeps_its_own_system_message(place: Place) -> None:
+    chat = [{"role": "system", "content": "Own."}, {"role": "user", "content": "a"}]
+    chat += [{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    place.write("train.jsonl", [{"messages": chat, "reference": "d", "demonstration": "d"}])
+    place.prepare(data={"train": {"path": "train.jsonl"}, "system": "Be brief."})
+    tokenizer = AutoTokenizer.from_pretrained(place.folders.model)
+    text = tokenizer.decode(place.split("train")[0].tokens)
+    assert text.startswith("<|bos|><|system|>Own.<|end|><|user|>a<|end|>")
+    assert place.split("train")[0].question == "c"
+
+
+def test_preparing_twice_does_nothing_and_a_changed_file_is_noticed(place: Place) -> None:
+    first = place.prepare()
+    weights = (place.folders.model / "model.safetensors").stat().st_mtime_ns
+    assert place.prepare() == first
+    assert place.said[-1].startswith("data: already in")
+    place.write("train.jsonl", words(6))
+    again = place.prepare()
+    assert (again.train, first.train) == (6, 5)
+    assert again.digest != first.digest
+    assert (place.folders.model / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_two_folders_with_the_same_job_have_the_same_digest(place: Place, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    other = Place(replace(place.folders, model=tmp_path / "m2", data=tmp_path / "d2"), [])
+    assert place.prepare().digest == other.prepare().digest
+
+
+def test_an_interrupted_preparation_starts_over(place: Place) -> None:
+    first = place.prepare()
+    (place.folders.data / "prepared.json").unlink()
+    (place.folders.model / ".source.json").unlink()
+    (place.folders.model / ".partial").mkdir()
+    assert place.prepare() == first
+
+
+def test_parquet_and_jsonl_hold_the_same_records(place: Place) -> None:
+    rows = words(7)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place.folders.source / "train.parquet")
+    place.write("train.jsonl", rows)
+    place.prepare()
+    from_jsonl = place.split("train")
+    place.prepare(data={"train": {"path": "train.parquet"}})
+    assert place.split("train") == from_jsonl
+
+
+def test_columns_of_a_foreign_file_are_mapped_and_the_rest_ignored(place: Place) -> None:
+    place.write("foreign.jsonl", [{"question": "1 + 1", "answer": "so #### 2", "source": "somewhere"}])
+    data = {"train": {"path": "foreign.jsonl", "columns": {"prompt": "question", "reference": "answer"}}}
+    place.prepare(data=data, reward={"verifier": "numeric"}, model=ROOMY, warmStart={"data": {"path": "train.jsonl"}})
+    record = place.split("train")[0]
+    assert (record.question, record.reference, record.verifier) == ("1 + 1", "so #### 2", "numeric")
+
+
+def test_a_records_own_verifier_and_options_win(place: Place) -> None:
+    rows = words(2)
+    rows[1] |= {"verifier": "instruction", "options": {"max_words": 3}}
+    rows[0] |= {"options": {"ignore_case": True}}
+    place.write("train.jsonl", rows)
+    place.prepare(reward={"verifier": "exact", "options": {"ignore_case": False}})
+    found = [(r.verifier, r.options) for r in place.split("train")]
+    assert found == [("exact", {"ignore_case": True}), ("instruction", {"max_words": 3})]
+
+
+def test_held_out_questions_never_occur_in_training(place: Place) -> None:
+    place.write("heldout.jsonl", [{"prompt": " WORD1 ", "reference": "x"}, {"prompt": "word3", "reference": "x"}])
+    prepared = place.prepare(evaluation={"data": {"path": "heldout.jsonl"}})
+    asked = {r.question for name in ("train", "warmstart") for r in place.split(name)}
+    assert asked == {"word0", "word2", "word4"}
+    assert (prepared.train, prepared.heldout, prepared.warmstart) == (3, 2, 3)
+    assert "data: dropped 2 training prompts whose question is held out" in place.said
+
+
+def test_a_held_out_set_that_swallows_the_training_set_is_refused(place: Place) -> None:
+    with pytest.raises(ConfigurationError, match=r"every question also stands in spec.evaluation.data"):
+        place.prepare(evaluation={"data": {"path": "train.jsonl"}})
+
+
+def test_generated_splits_of_neighbouring_seeds_are_not_the_same_list_shifted() -> None:
+    def questions(seed: int) -> list[str]:
+        source = ReasoningGymSource.model_validate(SUMS | {"seed": seed})
+        return [row["prompt"] for _, row in generated(source, "spec.data.train")]
+
+    first, second = questions(0), questions(1)
+    assert len(set(first)) == len(first)
+    assert len(set(first) & set(second)) < 5
+
+
+def test_a_generators_prompts_are_judged_by_its_own_scorer_and_demonstrate_by_template(place: Place) -> None:
+    source = {"reasoningGym": SUMS | {"demonstration": "\\boxed{{answer}}"}}
+    place.prepare(data={"train": source}, model=ROOMY, rollout={"maxTokens": 4})
+    record = place.split("train")[0]
+    tokenizer = AutoTokenizer.from_pretrained(place.folders.model)
+    assert record.verifier == "reasoning-gym"
+    assert record.demonstration is not None
+    assert tokenizer.decode(record.demonstration) == f"\\boxed{{{record.reference['entry']['answer']}}}<|end|>"
+    assert record.reference["dataset"] == "chain_sum"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"dataset": "chainsum"}, r"no generator 'chainsum'; did you mean chain_sum"),
+        ({"dataset": "chain_sum", "parameters": {"terms": 2}}, r"unexpected keyword argument 'terms'; chain_sum takes min_terms"),
+        ({"dataset": "chain_sum", "parameters": {"min_terms": 5, "max_terms": 2}}, "chain_sum refuses .*max_terms must be"),
+        ({"dataset": "rearc"}, "rearc does not recognise its own answers"),
+    ],
+)
+def test_a_generator_that_cannot_be_used_is_refused(place: Place, source: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        place.prepare(data={"train": {"reasoningGym": source}})
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "spec.data.train holds no records"),
+        (["{}"], r"train.jsonl line 1: needs `prompt` \(a question\) or `messages`"),
+        (['{"prompt": "a"}', "", "{oops"], "train.jsonl line 3: not JSON .*; one JSON object per line is expected"),
+        (['{"prompt": "a"}', "[1]"], "train.jsonl line 2: a record is a JSON object, this is list"),
+        (['{"prompt": "a", "referense": 1}'], "line 1: unknown field 'referense'; did you mean 'reference'?"),
+        (['{"prompt": "a", "label": 1}'], "line 1: unknown field 'label'; fields are .* map other columns with `columns`"),
+        (['{"prompt": 3}'], "line 1: `prompt`: Input should be a valid string"),
+        (['{"prompt": "  "}'], "line 1: `prompt` is empty"),
+        (['{"prompt": "a", "messages": []}'], "line 1: needs `prompt` .*, not both"),
+        (['{"messages": [{"role": "assistant", "content": "a"}]}'], "line 1: `messages` must end with a message of role `user`"),
+        (['{"id": "x", "prompt": "a"}', '{"id": "x", "prompt": "b"}'], "train.jsonl line 2: id 'x' stands already in train.jsonl line 1"),
+        (['{"prompt": "a", "reference": 3}'], "line 1: verifier exact: `reference` must be a text"),
+        (['{"prompt": "a", "verifier": "exakt"}'], "line 1: no verifier 'exakt'; did you mean 'exact'?"),
+        (
+            ['{"prompt": "a", "verifier": "instruction", "options": {"maxwords": 3}}'],
+            "line 1: verifier instruction: option `maxwords`: .*options are mention",
+        ),
+        (['{"prompt": "a", "verifier": "instruction"}'], "line 1: verifier instruction: no instruction is set"),
+        (['{"prompt": "a", "reference": "b"}'], "spec.warmStart needs records with a `demonstration`"),
+    ],
+)
+def test_bad_records_are_named_by_file_and_line(place: Place, lines: list[str], message: str) -> None:
+    (place.folders.source / "train.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ConfigurationError, match=message):
+        place.prepare()
+
+
+def test_a_line_that_is_not_utf8_is_named(place: Place) -> None:
+    (place.folders.source / "train.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
+    with pytest.raises(ConfigurationError, match=r"train.jsonl line 2: not UTF-8"):
+        place.prepare()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("gone.jsonl", "gone.jsonl does not exist"), ("data.csv", "neither .jsonl nor .parquet"), ("data.parquet", "not a readable Parquet")],
+)
+def test_a_file_that_is_missing_or_of_another_kind_is_named(place: Place, name: str, message: str) -> None:
+    if name != "gone.jsonl":
+        (place.folders.source / name).write_text("prompt\na\n")
+    with pytest.raises(ConfigurationError, match=message):
+        place.prepare(data={"train": {"path": name}})
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_named(place: Place) -> None:
+    place.write("train.jsonl", [*words(2), {"id": "long-one", "prompt": "x" * 120, "reference": "x", "demonstration": "x"}])
+    with pytest.raises(ConfigurationError, match=r"prompt 'long-one' has 124 tokens; with rollout.maxTokens \(8\) that is 132, more than"):
+        place.prepare()
+
+
+def test_a_demonstration_that_does_not_fit_is_named(place: Place) -> None:
+    place.write("train.jsonl", [{"id": "a", "prompt": "x", "reference": "x", "demonstration": "y" * 200}])
+    with pytest.raises(ConfigurationError, match=r"demonstration of 'a' has 201 tokens after a prompt of 5"):
+        place.prepare()
+
+
+def test_a_max_length_beyond_the_context_is_refused(place: Place) -> None:
+    model = {"source": {"scratch": {"contextLength": 64}}, "maxLength": 65}
+    with pytest.raises(ConfigurationError, match=r"spec.model.maxLength is 65, but the model's context is 64"):
+        place.prepare(model=model)
+
+
+def test_bad_data_leaves_no_half_prepared_job(place: Place) -> None:
+    place.prepare()
+    (place.folders.source / "train.jsonl").write_text("{oops\n")
+    with pytest.raises(ConfigurationError):
+        place.prepare()
+    assert not (place.folders.data / "prepared.json").exists()
+    assert json.loads((place.folders.model / "config.json").read_text())["model_type"] == "llama"
