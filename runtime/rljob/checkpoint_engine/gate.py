@@ -90,13 +90,17 @@ class NvmlMemory:
         self._idle = IDLE_CARD
 
     @classmethod
-    def open(cls) -> "NvmlMemory":
-        """With the installed NVML bindings."""
+    def open(cls, bindings: str = "pynvml") -> "NvmlMemory":
+        """With the installed NVML bindings.
+
+        Raises:
+            ConfigurationError: there are none.
+        """
         try:
-            return cls(importlib.import_module("pynvml"))
+            return cls(importlib.import_module(bindings))
         except ImportError as error:
             raise ConfigurationError(
-                "accelerator.type is nvidia, but the module pynvml is missing: install nvidia-ml-py in this image"
+                f"accelerator.type is nvidia, but the Python module {bindings} is missing: install nvidia-ml-py in this image"
             ) from error
 
     async def read(self, leaving: Owner) -> Reading:

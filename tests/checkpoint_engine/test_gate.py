@@ -1,0 +1,114 @@
+"""The memory gate."""
+
+import asyncio
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from tests.master.virtual import run
+
+from rljob.api import ConfigurationError
+from rljob.checkpoint_engine.gate import IDLE_CARD, Claim, CpuMemory, NvmlMemory, Reading, problem, wait_open
+from rljob.checkpoint_engine.outcome import GateFailed
+from rljob.checkpoint_engine.state import Owner
+
+GiB = 1 << 30
+
+
+@dataclass
+class Memory:
+    """Readings one after another; the last stays."""
+
+    readings: list[Reading] = field(default_factory=list)
+
+    async def read(self, leaving: Owner) -> Reading:
+        return self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
+
+    def total(self) -> int:
+        return 80 * GiB
+
+
+@dataclass
+class Nvml:
+    """The module pynvml, as far as it is used."""
+
+    used: list[int]
+
+    def nvmlInit(self) -> None:
+        return
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.used)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetMemoryInfo(self, device: int) -> SimpleNamespace:
+        return SimpleNamespace(total=80 * GiB, used=self.used[device])
+
+
+def test_it_opens_when_what_is_free_covers_the_claim() -> None:
+    claim = Claim("engine", 10 * GiB, baseline=GiB, tolerance=GiB // 2)
+    assert problem(Reading(free=10 * GiB, rest=GiB), claim) is None
+    assert problem(Reading(free=10 * GiB, rest=GiB + GiB // 2), claim) is None
+
+
+def test_it_says_what_is_missing_and_what_to_do() -> None:
+    text = problem(Reading(free=6 * GiB, rest=3 * GiB), Claim("engine", 10 * GiB, None, GiB))
+    assert text is not None
+    assert text.startswith("the engine will claim 10.0 GiB, 6.0 GiB are free (3.0 GiB are held by the trainer that left)")
+    assert "rollout.engine.kvCacheMemory" in text
+
+
+def test_a_rest_that_has_grown_is_a_leak_and_the_first_one_is_not() -> None:
+    reading = Reading(free=70 * GiB, rest=3 * GiB)
+    assert problem(reading, Claim("trainer", GiB, None, GiB)) is None
+    text = problem(reading, Claim("trainer", GiB, GiB, GiB))
+    assert text is not None
+    assert "the engine that left holds 3.0 GiB, 2.0 GiB more than at its first hand-over" in text
+
+
+def test_it_waits_for_memory_that_is_on_its_way_back() -> None:
+    memory = Memory([Reading(GiB, 9 * GiB), Reading(GiB, 9 * GiB), Reading(9 * GiB, GiB)])
+    assert run(wait_open(memory, Claim("engine", 8 * GiB, None, GiB), 10)) == Reading(9 * GiB, GiB)
+
+
+def test_it_gives_up_at_its_deadline() -> None:
+    async def wait() -> float:
+        with pytest.raises(GateFailed, match=r"after 10 s the engine will claim 8\.0 GiB, 1\.0 GiB are free"):
+            await wait_open(Memory([Reading(GiB, 0)]), Claim("engine", 8 * GiB, None, GiB), 10)
+        return asyncio.get_running_loop().time()
+
+    assert run(wait()) == pytest.approx(10, abs=0.1)
+
+
+def test_main_memory_is_what_the_kernel_has_available() -> None:
+    async def held(owner: Owner) -> int:
+        return {"trainer": 5, "engine": 7}[owner]
+
+    memory = CpuMemory(held)
+    reading = asyncio.run(memory.read("engine"))
+    assert reading.rest == 7
+    assert 0 < reading.free <= memory.total() == psutil.virtual_memory().total
+
+
+def test_device_memory_counts_from_the_idle_card_and_the_fullest_device() -> None:
+    nvml = Nvml([IDLE_CARD, IDLE_CARD + 2 * GiB])
+    memory = NvmlMemory(nvml)
+    reading = asyncio.run(memory.read("trainer"))
+    assert reading == Reading(80 * GiB - IDLE_CARD - 2 * GiB, 2 * GiB)
+    nvml.used = [0, 2 * GiB]
+    assert asyncio.run(memory.read("trainer")).rest == 2 * GiB - IDLE_CARD
+    nvml.used = [0, 0]
+    assert asyncio.run(memory.read("trainer")).rest == 0
+
+
+def test_no_device_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="NVML shows no device"):
+        NvmlMemory(Nvml([]))
+
+
+def test_missing_bindings_are_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="install nvidia-ml-py"):
+        NvmlMemory.open("rljob_has_no_such_module")
