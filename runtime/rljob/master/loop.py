@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import suppress
+from typing import Literal
 
 from rljob.api.status import ProgressStatus
 from rljob.master.checkpoints import delete_checkpoints, export_model
@@ -103,9 +104,11 @@ class Loop:
         gone = obsolete(found, p.state.versions.committed().version, first_policy(self.spec), self.spec.checkpoint)
         await asyncio.to_thread(delete_checkpoints, p.folders.checkpoints, gone)
 
-    async def serve(self) -> Weights:
+    async def serve(self, what_for: Literal["Rollout", "Evaluating"]) -> Weights:
         """Have the committed version served by at least one engine; its identity."""
         p = self.parts
+        if self.activity.phase != "Preparing":
+            self.activity.begin(what_for, tokens=p.pool.tokens())
         version = p.state.versions.committed().version
         p.nodes.want("rollout", version, p.state.versions.checksum(version))
         checksum = await p.nodes.until(lambda: p.state.versions.checksum(version))
@@ -122,7 +125,7 @@ class Loop:
     async def evaluate(self, iteration: int) -> None:
         """Evaluate the committed version on the held-out set."""
         p = self.parts
-        weights = await self.serve()
+        weights = await self.serve("Evaluating")
         self.activity.begin("Evaluating", ProgressStatus(done=0, total=len(p.inputs.heldout), unit="answers"), p.pool.tokens())
         with p.stopwatch.phase("evaluation"):
             evaluation = await evaluate_held_out(p, weights, iteration)
@@ -135,7 +138,7 @@ class Loop:
         """Collect answers; store the batch if at least one prompt's answers are complete, else grant the token budget once more."""
         p, buffer = self.parts, self.parts.state.buffer
         self.draw(iteration)
-        weights = await self.serve()
+        weights = await self.serve("Rollout")
         groups = buffer.open_groups()
         answers = sum(len(g.trajectories) for g in groups)
         done = sum(t.verdict is not None for g in groups for t in g.trajectories)
