@@ -50,7 +50,7 @@ QUESTIONS = (
 
 def at_most(draw: random.Random) -> tuple[str, dict[str, Any]]:
     """A limit on the number of words."""
-    limit = draw.randint(6, 14)
+    limit = draw.randint(8, 16)
     return f"Answer in at most {limit} words.", {"max_words": limit}
 
 
@@ -60,8 +60,8 @@ def one_sentence(draw: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def no_commas(draw: random.Random) -> tuple[str, dict[str, Any]]:
-    """No comma, in an answer that is long enough to want one."""
-    return "Do not use any commas.", {"no_commas": True, "min_words": 8}
+    """No comma, in an answer of some length."""
+    return "Do not use any commas.", {"no_commas": True, "min_words": 5}
 
 
 FAMILIES: dict[str, Callable[[random.Random], tuple[str, dict[str, Any]]]] = {

@@ -13,15 +13,15 @@ from rljob.wire.reward import ScoreItem, ScoreResult
 
 LONGEST_ANSWER = 1 << 20
 """Characters; a longer answer is wrong unseen."""
-_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
-"""Signals that a process brings upon itself; any other death came from outside."""
+_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+"""Signals that end a process for reasons of others, such as a machine without memory."""
 
 
 class Workers(Protocol):
     """Where killable verifiers run."""
 
     async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
-        """`outcome` is judged, raised, timeout, died or unready; see rljob.reward.worker."""
+        """`outcome` is judged, raised, timeout, died or unready (rljob.reward.worker), or lost (rljob.reward.pool)."""
         ...
 
 
@@ -73,11 +73,11 @@ class Judge:
 
     async def _killable(self, verifier: Verifier, item: ScoreItem) -> Judgement | str:
         said = await self.workers.ask(item, self.seconds)
-        if said["outcome"] == "died":
+        if said["outcome"] in ("died", "lost"):
             said = await self.workers.ask(item, self.seconds)
         if said["outcome"] == "judged":
             return Judgement(said["right"], said["reason"])
-        if said["outcome"] == "unready" or (said["outcome"] == "died" and said["signal"] not in _CRASHES):
+        if said["outcome"] in ("unready", "lost") or (said["outcome"] == "died" and said["signal"] in _FROM_OUTSIDE):
             return f"verifier {item.verifier}: {said['reason']}"
         probe = verifier.probe(item)
         if probe is None:

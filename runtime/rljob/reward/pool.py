@@ -25,7 +25,7 @@ class WorkerProcess:
     process: asyncio.subprocess.Process | None = None
 
     async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
-        """The worker's answer; `died` if it ends or hangs instead."""
+        """The worker's answer; `lost` if it ends or hangs instead."""
         try:
             async with asyncio.timeout(seconds + _GRACE):
                 process = await self._running()
@@ -35,10 +35,10 @@ class WorkerProcess:
                 return await _read(process)
         except (asyncio.IncompleteReadError, ConnectionError):
             await self.stop()
-            return {"outcome": "died", "signal": 0, "reason": "the verifier's worker died"}
+            return {"outcome": "lost", "reason": "the verifier's worker died"}
         except TimeoutError:
             await self.stop()
-            return {"outcome": "died", "signal": 0, "reason": f"the verifier's worker did not answer within {seconds + _GRACE:g} s"}
+            return {"outcome": "lost", "reason": f"the verifier's worker did not answer within {seconds + _GRACE:g} s"}
         except asyncio.CancelledError:
             await self.stop()  # its next answer would be read as the answer to another question
             raise

@@ -1,0 +1,211 @@
+"""Right, wrong or failed: who is to blame when a judgement does not come to an end. With twins for the workers, then with real ones."""
+
+import asyncio
+import faulthandler
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rljob.reward.judge import Judge, standard_judge
+from rljob.reward.pool import WorkerPool
+from rljob.reward.registry import VERIFIERS
+from rljob.reward.verifier import Judgement, Options, Verifier
+from rljob.wire.reward import ScoreItem
+
+pytestmark = pytest.mark.asyncio
+
+RIGHT, WRONG = {"outcome": "judged", "right": True, "reason": ""}, {"outcome": "judged", "right": False, "reason": "no"}
+TIMEOUT = {"outcome": "timeout", "reason": "not judged within 1 s"}
+RAISED = {"outcome": "raised", "reason": "ValueError: x"}
+LOST = {"outcome": "lost", "reason": "the verifier's worker died"}
+UNREADY = {"outcome": "unready", "reason": "ValueError: reference"}
+
+
+def _died(number: int) -> dict[str, Any]:
+    return {"outcome": "died", "signal": number, "reason": f"signal {number}"}
+
+
+def _item(answer: str = "\\boxed{1}", reference: Any = "1", verifier: str = "math", finished: bool = True, **options: Any) -> ScoreItem:
+    return ScoreItem(id="a", verifier=verifier, options=options, prompt="", answer=answer, reference=reference, finished=finished)
+
+
+@dataclass
+class Script:
+    """Workers that answer from a list and remember what they were asked."""
+
+    answers: list[dict[str, Any]]
+    asked: list[str] = field(default_factory=list)
+
+    async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
+        self.asked.append(item.answer)
+        return self.answers.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("script", "verdict", "asked"),
+    [
+        ([RIGHT], "right", ["x"]),
+        ([WRONG], "wrong", ["x"]),
+        ([TIMEOUT, RIGHT], "wrong", ["x", "\\boxed{1}"]),
+        ([TIMEOUT, TIMEOUT], "failed", ["x", "\\boxed{1}"]),
+        ([RAISED, RIGHT], "wrong", ["x", "\\boxed{1}"]),
+        ([RAISED, RAISED], "failed", ["x", "\\boxed{1}"]),
+        ([TIMEOUT, WRONG], "failed", ["x", "\\boxed{1}"]),
+        ([UNREADY], "failed", ["x"]),
+        ([LOST, RIGHT], "right", ["x", "x"]),
+        ([LOST, LOST], "failed", ["x", "x"]),
+        ([_died(0), _died(0), RIGHT], "wrong", ["x", "x", "\\boxed{1}"]),
+        ([_died(signal.SIGKILL), _died(signal.SIGKILL)], "failed", ["x", "x"]),
+        ([_died(signal.SIGSEGV), _died(signal.SIGSEGV), RIGHT], "wrong", ["x", "x", "\\boxed{1}"]),
+    ],
+)
+async def test_an_answer_is_to_blame_only_if_the_reference_itself_can_be_judged(
+    script: list[dict[str, Any]], verdict: str, asked: list[str]
+) -> None:
+    workers = Script(list(script))
+    result = await standard_judge(workers, 1.0).score(_item(answer="x"))
+    assert (result.verdict, workers.asked) == (verdict, asked)
+    assert (result.reward is None) == (verdict == "failed")
+    assert result.reason or verdict == "right"
+
+
+async def test_a_verifier_that_raises_is_a_failure_and_no_reward() -> None:
+    def judge(item: ScoreItem, options: Options) -> Judgement:
+        raise ZeroDivisionError("ours")
+
+    result = await Judge(Script([]), 1.0, {"broken": Verifier("broken", Options, judge)}).score(_item(verifier="broken"))
+    assert (result.verdict, result.reward) == ("failed", None)
+    assert result.reason == "verifier broken raised ZeroDivisionError: ours"
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (_item(verifier="maths"), "no verifier 'maths'; did you mean 'math'?"),
+        (_item(places="boxed"), "verifier math: option `places`: Extra inputs are not permitted (options are place)"),
+        (_item(reference=None), "verifier math: `reference` must be a number or an expression, not None"),
+    ],
+)
+async def test_a_record_that_cannot_be_judged_says_why(item: ScoreItem, reason: str) -> None:
+    result = await standard_judge(Script([]), 1.0).score(item)
+    assert (result.verdict, result.reason) == ("failed", reason)
+
+
+async def test_a_cut_off_or_endless_answer_is_wrong_unseen() -> None:
+    judge = standard_judge(Script([]), 1.0)
+    assert (await judge.score(_item(finished=False))).reason == "the answer was cut off"
+    assert (await judge.score(_item(answer="1" * 2_000_000))).verdict == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("\\boxed{0.5}", True),
+        ("\\boxed{\\frac{1}{2}}", True),
+        ("\\boxed{2/4}", True),
+        ("so x = 1/2", True),
+        ("\\boxed{1/2} or rather \\boxed{3}", False),
+        ("\\boxed{0.51}", False),
+        ("\\boxed{}", False),
+        ("I do not know", False),
+    ],
+)
+async def test_math_compares_values(pool: WorkerPool, answer: str, right: bool) -> None:
+    result = await standard_judge(pool, 10.0).score(_item(answer=answer, reference="\\frac{1}{2}"))
+    assert result.verdict == ("right" if right else "wrong")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "\\boxed{9^{9^{9^{9}}}}",
+        "\\boxed{10000000!}",
+        "\\boxed{2^{10^{10}}}",
+        "\\boxed{" + "{" * 1500 + "}" * 1500 + "}",
+        "\\boxed{" + "\\frac{1}{" * 150 + "2" + "}" * 150 + "}",
+        "\\boxed{\\sum_{i=1}^{10^9} \\frac{1}{i}}",
+        "\\boxed{" + "9" * 1900 + "}",
+        "(" * 1900,
+        "$" * 1900,
+        "1+" * 900 + "1",
+        "\\boxed{" + "x" * 900_000 + "}",
+    ],
+    ids=range(11),
+)
+async def test_no_answer_hangs_the_service_and_the_next_one_is_judged(pool: WorkerPool, answer: str) -> None:
+    judge = standard_judge(pool, 1.0)
+    async with asyncio.timeout(30):
+        assert (await judge.score(_item(answer=answer, reference="7"))).verdict == "wrong"
+        assert (await judge.score(_item(answer="\\boxed{7}", reference="7"))).verdict == "right"
+
+
+async def test_a_killed_worker_is_replaced_and_costs_no_answer(pool: WorkerPool) -> None:
+    judge = standard_judge(pool, 10.0)
+    assert (await judge.score(_item())).verdict == "right"
+    process = pool.workers[0].process
+    assert process is not None
+    asked = asyncio.create_task(judge.score(_item(answer="\\boxed{\\int_0^1 \\sin(\\sin(x^x)) dx}")))
+    os.kill(process.pid, signal.SIGKILL)
+    assert (await asked).verdict == "wrong"
+    assert pool.workers[0].process is not process
+
+
+async def test_a_worker_that_cannot_live_is_a_failure(pool: WorkerPool) -> None:
+    pool.workers[0].environment = {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"}
+    result = await standard_judge(pool, 1.0).score(_item())
+    assert (result.verdict, result.reason) == ("failed", "verifier math: the verifier's worker died")
+
+
+def _mischief(item: ScoreItem, options: Options) -> Judgement:
+    """A verifier that an answer has taken over."""
+    if item.answer == "poison":
+        import builtins
+
+        builtins.float = lambda *_: 1.0  # type: ignore[assignment, misc]
+        return Judgement(False)
+    if item.answer == "memory":
+        return Judgement(bool(bytearray(8 << 30)))
+    if item.answer == "exit":
+        os._exit(0)
+    if item.answer == "crash":
+        faulthandler.disable()  # pytest's, which would print a trace of a crash that is meant
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return Judgement(float("0") == 1.0 or item.answer == "right")
+
+
+@pytest.fixture
+def mischief() -> Verifier:
+    return Verifier("mischief", Options, _mischief, killable=True, probe=lambda item: "right")
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"), [("poison", "judged"), ("memory", "raised"), ("exit", "died"), ("crash", "died"), ("right", "judged")]
+)
+async def test_a_judgement_runs_in_a_process_that_changes_nothing_for_the_next(mischief: Verifier, answer: str, outcome: str) -> None:
+    from rljob.reward import worker
+
+    VERIFIERS["mischief"] = mischief
+    try:
+        assert worker.handle(_item(answer=answer, verifier="mischief"), 5.0)["outcome"] == outcome
+        after = worker.handle(_item(answer="plain", verifier="mischief"), 5.0)
+    finally:
+        del VERIFIERS["mischief"]
+    assert after == {"outcome": "judged", "right": False, "reason": ""}
+
+
+async def test_workers_inherit_nothing_secret() -> None:
+    pool = WorkerPool(1, {"PATH": "/bin", "HF_TOKEN": "secret", "RLJOB_NODE": "reward-0"})
+    assert set(pool.workers[0].environment) == {"PATH", "RLJOB_NODE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+
+
+async def test_workers_end_with_the_service() -> None:
+    pool = WorkerPool(2, dict(os.environ))
+    await pool.start()
+    pids = [w.process.pid for w in pool.workers if w.process is not None]
+    await pool.stop()
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

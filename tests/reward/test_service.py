@@ -1,0 +1,126 @@
+"""The service over HTTP: order of results, verdicts, metrics, and its process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rljob.api import RLJob
+from rljob.prepare.data_sources import stored
+from rljob.wire.reward import ScoreItem, ScoreRequest, ScoreResponse
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    folder = tmp_path_factory.mktemp("reward")
+    spec = {"model": {"source": {"path": "x"}}, "data": {"train": {"path": "x.jsonl"}}, "reward": {"timeoutSeconds": 2}}
+    job = RLJob.model_validate({"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "a"}, "spec": spec})
+    (folder / "job.json").write_text(job.model_dump_json(by_alias=True))
+    port = _free_port()
+    given = {"RLJOB_JOB": str(folder / "job.json"), "RLJOB_LISTEN_REWARD": f"127.0.0.1:{port}"}
+    started = subprocess.Popen([sys.executable, "-m", "rljob.reward"], env=dict(os.environ) | given)
+    address = f"http://127.0.0.1:{port}"
+    _await_health(address, started)
+    yield started, address
+    if started.poll() is None:
+        started.terminate()
+    started.wait(20)
+
+
+def _await_health(address: str, started: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert started.poll() is None, "the service ended"
+        try:
+            if httpx.get(f"{address}/healthz").status_code == 200:
+                return
+        except httpx.TransportError:
+            continue
+    raise TimeoutError("the service did not get ready")
+
+
+def _score(address: str, *items: dict[str, Any]) -> ScoreResponse:
+    made = [ScoreItem.model_validate({"id": str(i), "prompt": "", "finished": True} | item) for i, item in enumerate(items)]
+    answer = httpx.post(f"{address}/v1/score", content=ScoreRequest(items=tuple(made)).model_dump_json(), timeout=60)
+    assert answer.status_code == 200, answer.text
+    return ScoreResponse.model_validate_json(answer.text)
+
+
+def test_results_come_in_the_order_of_the_request(process: tuple[subprocess.Popen[bytes], str]) -> None:
+    entry = stored(_sum())
+    generated = {"verifier": "reasoning-gym", "reference": {"dataset": "chain_sum", "parameters": {}, "entry": entry}}
+    response = _score(
+        process[1],
+        {"verifier": "math", "answer": "\\boxed{9^{9^{9^{9}}}}", "reference": "1"},
+        {"verifier": "exact", "answer": "a", "reference": "a"},
+        generated | {"answer": f"\\boxed{{{entry['answer']}}}"},
+        generated | {"answer": "\\boxed{nonsense}"},
+        {"verifier": "nobody", "answer": "a"},
+        {"verifier": "numeric", "answer": "7", "reference": 8},
+        {"verifier": "instruction", "answer": "Dogs bark.", "options": {"max_words": 2}},
+    )
+    assert [r.id for r in response.results] == list("0123456")
+    assert [r.verdict for r in response.results] == ["wrong", "right", "right", "wrong", "failed", "wrong", "right"]
+    assert [r.reward for r in response.results] == [0.0, 1.0, 1.0, 0.0, None, 0.0, 1.0]
+
+
+def _sum() -> dict[str, Any]:
+    import reasoning_gym
+
+    entry: dict[str, Any] = reasoning_gym.create_dataset("chain_sum", size=1, seed=1)[0]
+    return entry
+
+
+def test_health_answers_while_a_judgement_runs_without_end(process: tuple[subprocess.Popen[bytes], str]) -> None:
+    body = ScoreRequest(items=(ScoreItem(id="a", verifier="math", prompt="", answer="\\boxed{10000000!}", reference="1", finished=True),))
+    with httpx.Client(timeout=30) as client, client.stream("POST", f"{process[1]}/v1/score", content=body.model_dump_json()) as slow:
+        assert httpx.get(f"{process[1]}/healthz").status_code == 200
+        assert json.loads(slow.read())["results"][0]["verdict"] == "wrong"
+
+
+def test_what_is_no_request_is_refused(process: tuple[subprocess.Popen[bytes], str]) -> None:
+    answer = httpx.post(f"{process[1]}/v1/score", content='{"items": [{"id": 3}]}')
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith("not a ScoreRequest: ")
+
+
+def test_metrics_count_verdicts(process: tuple[subprocess.Popen[bytes], str]) -> None:
+    _score(process[1], {"verifier": "exact", "answer": "a", "reference": "a"})
+    assert 'rljob_reward_judgements_total{verdict="right",verifier="exact"}' in httpx.get(f"{process[1]}/metrics").text
+
+
+def test_no_worker_survives_the_service_even_if_it_is_killed(process: tuple[subprocess.Popen[bytes], str]) -> None:
+    children = _children(process[0].pid)
+    assert children
+    process[0].send_signal(signal.SIGKILL)
+    process[0].wait(20)
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in children):
+        assert time.monotonic() < deadline, "a worker lives on"
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

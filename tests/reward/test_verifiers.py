@@ -1,0 +1,156 @@
+"""What each verifier calls right. Verifiers that need no process of their own are asked directly."""
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rljob.reward.registry import VERIFIERS, check, parse_options
+from rljob.reward.verifiers.extraction import last_boxed
+from rljob.reward.verifiers.instruction import InstructionOptions, broken
+from rljob.wire.reward import ScoreItem
+
+
+def _right(verifier: str, answer: str, reference: Any, **options: Any) -> bool:
+    item = ScoreItem(id="a", verifier=verifier, prompt="", answer=answer, reference=reference, finished=True)
+    found = VERIFIERS[verifier]
+    return found.judge(item, parse_options(found, options)).right
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "options", "right"),
+    [
+        ("yes", "yes", {}, True),
+        (" yes\n", "yes", {}, True),
+        ("Yes", "yes", {}, False),
+        ("Yes", "yes", {"ignore_case": True}, True),
+        ("yes, it is", "yes", {}, False),
+        ("b", ["a", "b"], {}, True),
+        ("", "yes", {}, False),
+    ],
+)
+def test_exact(answer: str, reference: Any, options: dict[str, Any], right: bool) -> None:
+    assert _right("exact", answer, reference, **options) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "options", "right"),
+    [
+        ("42", "42", {}, True),
+        ("42", 42, {}, True),
+        ("The answer is 42.", 42, {}, True),
+        ("1,234.50", "1234.5", {}, True),
+        ("It was 7, now it is 8", 8, {}, True),
+        ("It was 8, now it is 7", 8, {}, False),
+        ("\\boxed{8} of 9", 8, {}, True),
+        ("8", 8, {"place": "boxed"}, False),
+        ("about 3.14", 3.14159, {"tolerance": 0.01}, True),
+        ("about 3.14", 3.14159, {}, False),
+        ("1001", 1000, {"relative_tolerance": 0.01}, True),
+        ("1/3", "1/3", {}, True),
+        ("-5", 5, {}, False),
+        ("10-5", 5, {}, True),
+        ("5 apples", 5, {"pick": "only"}, False),
+        (" $5$ ", 5, {"pick": "only"}, True),
+        ("1e3", 1000, {}, True),
+        ("1/0", 5, {}, False),
+        ("no number", 5, {}, False),
+        ("so 3 + 4 #### 7", "some steps #### 7", {}, True),
+    ],
+)
+def test_numeric(answer: str, reference: Any, options: dict[str, Any], right: bool) -> None:
+    assert _right("numeric", answer, reference, **options) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "reason"),
+    [
+        ("Dogs are loyal.", {"mention": ["dog"], "min_words": 3}, None),
+        ("They are loyal.", {"mention": ["dog"]}, "does not mention the topic"),
+        ("A hotdog is food.", {"mention": ["dog"]}, "does not mention the topic"),
+        ("Dogs.", {"min_words": 3}, "1 words, at least 3 asked"),
+        ("One two three.", {"max_words": 2}, "3 words, at most 2 asked"),
+        ("One. Two!", {"sentences": 2}, None),
+        ("One. Two", {"sentences": 1}, "the last sentence does not end"),
+        ("It is 3.5 km.", {"sentences": 1}, None),
+        ('He said "stop."', {"sentences": 1}, None),
+        ("One, two.", {"no_commas": True}, "has a comma"),
+        ("A bad word.", {"avoid": ["bad"]}, "uses a word to avoid"),
+        ("A badge.", {"avoid": ["bad"]}, None),
+        ("Sure, yes.", {"begin": "Sure"}, None),
+        ("Yes. The end.", {"end": "The end."}, None),
+        ("Yes.", {"lowercase": True}, "has capital letters"),
+        ("YES.", {"uppercase": True}, None),
+    ],
+)
+def test_instruction(text: str, options: dict[str, Any], reason: str | None) -> None:
+    assert broken(text, InstructionOptions.model_validate(options)) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("\\boxed{1}", "1"),
+        ("\\boxed{1} and \\boxed{2}", "2"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{1", None),
+        ("1", None),
+        ("\\boxed{}", ""),
+    ],
+)
+def test_the_last_box_counts(text: str, content: str | None) -> None:
+    assert last_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9" * 1_000_000,
+        "1e999999999",
+        "-" * 1_000_000,
+        "1," * 500_000,
+        "1,111" * 200_000,
+        "\\boxed{" * 150_000,
+        "\\boxed{" + "{" * 900_000,
+        "!" * 1_000_000,
+        ". " * 500_000,
+        "\0\ud83d\udc00" * 1000,
+    ],
+    ids=range(10),
+)
+@pytest.mark.parametrize("verifier", ["exact", "numeric", "instruction"])
+def test_verifiers_without_a_process_of_their_own_are_fast_whatever_the_answer(verifier: str, answer: str) -> None:
+    options = {"instruction": {"sentences": 1, "mention": ["x"], "avoid": ["y"]}}.get(verifier, {})
+    started = time.process_time()
+    assert not _right(verifier, answer.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), "7", **options)
+    assert time.process_time() - started < 2
+
+
+@given(st.text(max_size=300))
+def test_no_answer_makes_a_verifier_raise(answer: str) -> None:
+    for verifier, reference, options in (
+        ("exact", "a", {}),
+        ("numeric", "3", {}),
+        ("instruction", None, {"sentences": 2, "mention": ["a"], "max_words": 3, "no_commas": True}),
+    ):
+        _right(verifier, answer, reference, **options)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "options", "reference", "message"),
+    [
+        ("exact", {}, 3, "`reference` must be a text"),
+        ("exact", {"case": True}, "a", r"option `case`: Extra inputs .* \(options are ignore_case\)"),
+        ("numeric", {}, "none", "must be a number or end with one"),
+        ("numeric", {"tolerance": -1}, 3, "option `tolerance`: Input should be greater"),
+        ("math", {}, None, "must be a number or an expression"),
+        ("reasoning-gym", {}, "42", "must hold the generator's `dataset` and `entry`"),
+        ("instruction", {}, None, "no instruction is set"),
+        ("instruction", {"min_words": 5, "max_words": 3}, None, r"max_words \(3\) is less than min_words \(5\)"),
+    ],
+)
+def test_what_cannot_be_judged_is_found_before_training(verifier: str, options: dict[str, Any], reference: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(verifier, options, reference)
