@@ -1,6 +1,6 @@
 """The hand-over at `switch.policy: restart`, against starting vLLM cold.
 
-    python benchmarks/phase_switch.py [--rounds 3] [--tiny] [--json]
+    python benchmarks/phase_switch.py [--rounds 3] [--tiny] [--policy restart] [--json]
 
 One pod with the main example's model on this machine: both shims, a real trainer, a real vLLM, and the node agent, driven by a master of
 a few lines that wants one training task after another. Measured per round: from the end of the last optimizer step to the first token of
@@ -52,7 +52,7 @@ TINY = {"scratch": {"hiddenSize": 128, "ffnSize": 384, "layers": 4, "heads": 4, 
 PROMPT = tuple(range(40, 60))
 
 
-def job(tiny: bool) -> RLJob:
+def job(tiny: bool, policy: str) -> RLJob:
     """A small job on the model; only its model, engine and trainer matter here."""
     return RLJob.model_validate({
         "apiVersion": "rljob.dev/v1alpha1",
@@ -62,7 +62,7 @@ def job(tiny: bool) -> RLJob:
             "model": {"source": TINY if tiny else MODEL},
             "data": {"train": {"path": "train.jsonl"}},
             "warmStart": {"steps": 1},
-            "switch": {"policy": "restart"},
+            "switch": {"policy": policy},
             "rollout": {"maxTokens": 64, "engine": {"maxSequences": 64}},
         },
     })  # fmt: skip
@@ -272,7 +272,7 @@ def memcpy_speed() -> float:
 
 
 def show(rounds: list[Mapping[str, float]], cold: float, switch: float, floor: float, size: int) -> None:
-    table = Table("step", "seconds (median)", title=f"Hand-over at restart, {size / 2**20:.0f} MiB of weights, {len(rounds)} rounds")
+    table = Table("step", "seconds (median)", title=f"Hand-over, {size / 2**20:.0f} MiB of weights, {len(rounds)} rounds")
     for name in rounds[0]:
         if name not in ("to_engine", "to_trainer"):
             table.add_row(name, f"{statistics.median(r.get(name, 0.0) for r in rounds):.3f}")
@@ -290,6 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a model of a million parameters, for a quick look")
+    parser.add_argument("--policy", choices=("restart", "sleep"), default="restart")
     parser.add_argument("--verbose", action="store_true", help="the agent's log")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
@@ -297,7 +298,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="rljob-bench-") as temporary:
         folder = Path(temporary)
-        with pod(folder, job(arguments.tiny)) as environment:
+        with pod(folder, job(arguments.tiny, arguments.policy)) as environment:
             rounds = asyncio.run(hand_overs(environment, arguments.rounds))
         size = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors")) * 2  # bf16 on disk, fp32 in the engine
         cold = asyncio.run(cold_start(environment, folder / "model", folder / "cold.log"))

@@ -213,7 +213,7 @@ class EngineTwin:
     def _fresh(self) -> None:
         self.content = "dummy"
         self.label: tuple[int, str] | None = None
-        self.paused = False
+        self.asleep = self.paused = False
         self._shares = False
         self.ready_at = self.world.now + 3
 
@@ -228,13 +228,14 @@ class EngineTwin:
         return EngineState(version, checksum, self.paused)
 
     async def load(self, manifest: Manifest, arena: Path, share: bool) -> None:
-        assert not self.paused, "loading into a sleeping engine"
+        assert not self.asleep, "loading into a sleeping engine"
         self.world.own("engine")
         self.label = None
         await self.world.at("engine.load", 0.5, self._check)
         if self.world.arena != (manifest.version, manifest.checksum):
             raise InfrastructureError(f"refused: the arena holds {self.world.arena}")
         self.content, self.label, self._shares = self.world.arena[1], (manifest.version, manifest.checksum), share
+        self.paused = False
 
     async def logprobs(self, tokens: tuple[int, ...]) -> list[float]:
         await self.world.at("engine.attest", 0.2, self._check)
@@ -242,11 +243,11 @@ class EngineTwin:
 
     async def sleep(self) -> None:
         await self.world.at("engine.sleep", 0.1, self._check)
-        self.paused, self.content, self.label = True, "dummy", None
+        self.asleep, self.paused, self.content, self.label = True, True, "dummy", None
 
     async def wake(self) -> None:
         await self.world.at("engine.wake", 0.1, self._check)
-        self.paused = False
+        self.asleep = False
 
     def _check(self) -> None:
         if not self.sidecar.alive:

@@ -59,13 +59,16 @@ class Engine(Protocol):
     async def state(self) -> EngineState | None:
         """None: it does not answer, or its core is dead."""
 
-    async def load(self, manifest: Manifest, arena: Path, share: bool) -> None: ...
+    async def load(self, manifest: Manifest, arena: Path, share: bool) -> None:
+        """Take these weights, and serve."""
 
     async def logprobs(self, tokens: tuple[int, ...]) -> list[float]: ...
 
-    async def sleep(self) -> None: ...
+    async def sleep(self) -> None:
+        """Leave the accelerator; the weights may be lost."""
 
-    async def wake(self) -> None: ...
+    async def wake(self) -> None:
+        """Take the accelerator again; nothing is served before the next load."""
 
 
 class Master(Protocol):
@@ -188,6 +191,8 @@ class HttpEngine:
 
     async def load(self, manifest: Manifest, arena: Path, share: bool) -> None:
         await self._client.load_weights(manifest, arena, share)
+        if await self._client.is_paused():  # it was asleep
+            await self._client.resume()
 
     async def logprobs(self, tokens: tuple[int, ...]) -> list[float]:
         return await self._client.logprobs(tokens)
@@ -198,7 +203,6 @@ class HttpEngine:
 
     async def wake(self) -> None:
         await self._client.wake()
-        await self._client.resume()
 
 
 class HttpMaster:
