@@ -95,6 +95,23 @@ def test_a_sync_answers_at_once_what_is_new_and_else_waits(tmp_path: Path) -> No
     with_master(world, work)
 
 
+def test_nobody_is_kept_waiting_by_a_master_that_ends(tmp_path: Path) -> None:
+    world = World(tmp_path, job(), inputs())
+
+    async def work() -> None:
+        assert world.parts is not None
+        node, loop = FakeNode(world), asyncio.get_running_loop()
+        node.seen = world.parts.nodes.desired.revision
+        waiting = asyncio.create_task(world.call("POST", "/v1/nodes/worker-0/sync?wait=20", node.report().model_dump_json()))
+        await asyncio.sleep(1)
+        begun = loop.time()
+        world.parts.nodes.close()
+        assert (await waiting).status_code == 200
+        assert loop.time() == begun
+
+    with_master(world, work)
+
+
 def test_a_restarted_master_never_repeats_a_revision(tmp_path: Path) -> None:
     revisions: list[int] = []
     for _ in range(2):

@@ -184,6 +184,7 @@ async def main(environment: Environment, clock: Clock) -> None:
                     try:
                         await run_job(parts)
                     finally:
+                        parts.nodes.close()
                         server.should_exit = True
                         await serving
         finally:

@@ -27,6 +27,7 @@ class Nodes:
         self._heard: dict[str, float] = {}
         self._polling: dict[str, int] = {}
         self._told: dict[str, int] = {}
+        self._closed = False
         self.observers: list[Callable[[NodeReport], None]] = []
         """Called with every report."""
 
@@ -48,7 +49,7 @@ class Nodes:
             for observe in self.observers:
                 observe(report)
             self.news.announce()
-            if self.desired.revision == report.seen_revision:
+            if self.desired.revision == report.seen_revision and not self._closed:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(wait, LONGEST_POLL)):
                         await self._revised.wait()
@@ -58,6 +59,11 @@ class Nodes:
         self._told[node] = self.desired.revision
         self.news.announce()
         return self.desired
+
+    def close(self) -> None:
+        """Let no node wait any longer: the master is about to end."""
+        self._closed = True
+        self._revised.announce()
 
     @property
     def reports(self) -> Mapping[str, NodeReport]:

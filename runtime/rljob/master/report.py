@@ -52,9 +52,7 @@ def _pairs(history: History) -> tuple[Pair, ...]:
 def _warm_start(metrics: TrainMetrics | None) -> str:
     if metrics is None:
         return ""
-    return (
-        f"{metrics.steps} steps, {metrics.samples:,} demonstrations, last loss {metrics.loss:.3f} <small>({metrics.seconds:.1f} s)</small>"
-    )
+    return f"{metrics.steps} steps, {metrics.samples:,} demonstrations, loss {metrics.loss:.3f} <small>({metrics.seconds:.1f} s)</small>"
 
 
 def _held_out_note(parts: Parts) -> str:

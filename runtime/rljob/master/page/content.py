@@ -19,8 +19,11 @@ Record = Mapping[str, Any]
 
 
 def reward_chart(records: Sequence[Record]) -> str:
-    """Mean reward and success rate of the training answers."""
-    return line_chart([_series("reward", records, "reward", 0), _series("success rate", records, "success_rate", 1)], low=0.0)
+    """Mean reward of the training answers, and their success rate where that is something else."""
+    series = [_series("reward", records, "reward", 0)]
+    if any(record["reward"] != record["success_rate"] for record in records):
+        series.append(_series("success rate", records, "success_rate", 1))
+    return line_chart(series, low=0.0)
 
 
 def held_out_chart(held_out: Sequence[HeldOutStatus]) -> str:
@@ -76,7 +79,7 @@ def summary(status: JobStatus, records: Sequence[Record], warm_start: str) -> st
         ("Weights", f"version {status.policy_version}"),
     ]
     if status.rewards:
-        count = min(3, len(status.rewards))
+        count = max(1, min(3, len(status.rewards) // 2))
         first, last = sum(status.rewards[:count]) / count, sum(status.rewards[-count:]) / count
         rows.append(("Mean reward", f"{first:.3f} → {last:.3f}" + (f" <small>(means of {count} iterations)</small>" if count > 1 else "")))
     if status.held_out:
