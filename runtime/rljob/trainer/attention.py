@@ -5,7 +5,6 @@ grouped-query heads folded into the rows), attention is done per block, and the 
 whose indices are computed once per row and serve all layers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,14 +15,10 @@ import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from rljob.trainer.packing import Ints, Row
+from rljob.trainer.packing import Ints, Row, similar
 
 Bools = npt.NDArray[np.bool_]
 
-WASTE = 1.25
-"""A block's query × key area may be so much larger than that of its sequences."""
-SMALL = 1 << 15
-"""... unless it is smaller than this: another block costs a dozen kernel launches a layer."""
 SCORES_BYTES = 64 * 2**20
 """On CPU, blocks whose scores take less memory are computed by two plain matrix products (four times as fast there as the fused kernel:
 8 against 33 ms forward and backward for 64 sequences of 30 × 62 tokens in bf16 on two cores)."""
@@ -58,7 +53,7 @@ def plan(row: Row, heads: int, kv_heads: int, device: torch.device) -> Plan:
     """The plan of a row for this rank's `heads` query and `kv_heads` key/value heads."""
     sequences = [_sequence(span) for span in row.spans]
     blocks, queries, real = [], [], []
-    for members in group([(len(q), len(k)) for q, k in sequences]):
+    for members in similar([(len(q), len(k)) for q, k in sequences]):
         block, block_queries, block_real = _block([sequences[i] for i in members], heads, kv_heads, device)
         blocks.append(block)
         queries.append(block_queries)
@@ -74,25 +69,6 @@ def plan(row: Row, heads: int, kv_heads: int, device: torch.device) -> Plan:
         real=padded,
         back=torch.from_numpy(back).to(device),
     )
-
-
-def group(lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Sort sequences of (query, key) lengths and cut them into blocks that waste little."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i][1] == lengths[i][0], lengths[i][1], lengths[i][0], i))
-    found: list[list[int]] = []
-    area = longest_q = longest_k = 0
-    for i in order:
-        q, k = lengths[i]
-        if found:
-            count = len(found[-1]) + 1
-            padded = count * max(longest_q, q) * max(longest_k, k)
-            if padded <= max(WASTE * (area + q * k), SMALL):
-                found[-1].append(i)
-                area, longest_q, longest_k = area + q * k, max(longest_q, q), max(longest_k, k)
-                continue
-        found.append([i])
-        area, longest_q, longest_k = q * k, q, k
-    return found
 
 
 def _sequence(span: tuple[int, int, int, int]) -> tuple[Ints, Ints]:

@@ -49,10 +49,9 @@ class Optimizer:
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that it holds: masters, moments, step counts."""
         for inner in self._inner():
-            for group in inner.param_groups:
-                yield from (p.data for p in group["params"])
-            for state in inner.state.values():
-                yield from (value for value in state.values() if torch.is_tensor(value))
+            for master in (p for group in inner.param_groups for p in group["params"]):
+                yield master.data
+                yield from (value for _, value in sorted(inner.state.get(master, {}).items()) if torch.is_tensor(value))
 
     def _inner(self) -> list[Any]:
         return [o.optimizer for o in getattr(self.megatron, "chained_optimizers", [self.megatron])]

@@ -18,6 +18,11 @@ from rljob.wire.batch import Batch
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+WASTE = 1.25
+"""A block's query × key area may be so much larger than that of its sequences."""
+SMALL = 1 << 15
+"""... unless it is smaller than this: another block costs a dozen kernel launches a layer."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -216,3 +221,22 @@ def sequence_row(tokens: Sequence[int]) -> Row:
     ids = np.array(tokens, np.int64)
     answer = Answer(0, ids[1:], np.ones(len(ids) - 1, bool), np.zeros(len(ids) - 1), 0.0)
     return row([Part(ids[:1], (answer,))])
+
+
+def similar(lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Sort sequences of (query, key) lengths and cut them into blocks that waste little."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i][1] == lengths[i][0], lengths[i][1], lengths[i][0], i))
+    found: list[list[int]] = []
+    area = longest_q = longest_k = 0
+    for i in order:
+        q, k = lengths[i]
+        if found:
+            count = len(found[-1]) + 1
+            padded = count * max(longest_q, q) * max(longest_k, k)
+            if padded <= max(WASTE * (area + q * k), SMALL):
+                found[-1].append(i)
+                area, longest_q, longest_k = area + q * k, max(longest_q, q), max(longest_k, k)
+                continue
+        found.append([i])
+        area, longest_q, longest_k = q * k, q, k
+    return found

@@ -80,16 +80,13 @@ def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,
 @torch.no_grad()
 def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], name: Name = str) -> dict[str, str]:
     """Write this rank's part of `tensors` (by Megatron name) into the file; returns the checksums of tensors it holds as a whole."""
-    checksums = {}
-    for piece in _to_write(replica):
-        mine = piece.view(tensors[piece.parameter])
-        if piece.whole:
-            checksums[name(piece.name)] = file.write(name(piece.name), mine.reshape(piece.shape))
-        else:
+    own = {piece: piece.view(tensors[piece.parameter]) for piece in _to_write(replica)}
+    for piece, mine in own.items():
+        if not piece.whole:
             target = file.view(name(piece.name))[piece.region]
             target.copy_(mine.reshape(target.shape))
     replica.device.synchronize()
-    return checksums
+    return file.write_all({name(piece.name): mine.reshape(piece.shape) for piece, mine in own.items() if piece.whole})
 
 
 def _to_write(replica: Replica) -> Iterator[Any]:

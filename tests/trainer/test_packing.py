@@ -1,0 +1,114 @@
+"""Packing loses nothing, doubles nothing, and keeps to its budget."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rljob.trainer.packing import SMALL, WASTE, Part, Row, answers_of, bins, needed, rl_steps, row, sft_steps, share, similar
+from rljob.wire.batch import Batch, Group, Sample
+
+
+def sample(length: int, advantage: float = 1.0, mask: list[int] | None = None) -> Sample:
+    tokens = np.arange(length, dtype=np.int32) + 10
+    return Sample(tokens, np.array(mask or [1] * length, np.uint8), np.zeros(length, np.float32), advantage)
+
+
+def parts(*sizes: tuple[int, list[int]]) -> list[Part]:
+    """Groups given as (prompt length, answer lengths)."""
+    groups = tuple(Group(np.arange(p, dtype=np.int32), tuple(sample(n) for n in answers)) for p, answers in sizes)
+    return answers_of(Batch(1, groups))
+
+
+def indices(rows: list[list[Part]]) -> list[int]:
+    return sorted(a.index for members in rows for part in members for a in part.answers)
+
+
+def test_a_row_is_the_prompt_once_and_then_its_answers_without_their_last_tokens() -> None:
+    packed = row(parts((3, [2, 4])))
+    assert packed.tokens.tolist() == [0, 1, 2, 10, 10, 11, 12]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 3, 4, 5]
+    assert packed.spans == ((0, 3, 3, 0), (0, 3, 3, 1), (0, 3, 4, 3))
+    assert packed.predictors.tolist() == [2, 3, 2, 4, 5, 6]
+    assert packed.targets.tolist() == [10, 11, 10, 11, 12, 13]
+    assert packed.sample.tolist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_what_is_out_of_the_loss_is_context_but_not_predicted_and_not_computed_at_the_end() -> None:
+    batch = Batch(1, (Group(np.arange(2, dtype=np.int32), (sample(5, mask=[0, 1, 1, 0, 0]),)),))
+    packed = row(answers_of(batch))
+    assert packed.tokens.tolist() == [0, 1, 10, 11]
+    assert packed.targets.tolist() == [11, 12]
+    assert packed.predictors.tolist() == [2, 3]
+
+
+def test_samples_without_advantage_or_without_loss_tokens_are_left_out_unless_regularised() -> None:
+    groups = (Group(np.arange(2, dtype=np.int32), (sample(3), sample(3, advantage=0.0), sample(3, mask=[0, 0, 0]))),)
+    members = answers_of(Batch(1, groups))
+    assert indices([needed(members, regularised=False)]) == [0]
+    assert indices([needed(members, regularised=True)]) == [0, 1]
+    assert needed(answers_of(Batch(1, (Group(np.arange(2, dtype=np.int32), (sample(3, 0.0),)),))), regularised=False) == []
+
+
+sizes = st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(1, 40), min_size=1, max_size=6)), min_size=1, max_size=6)
+
+
+@given(sizes, st.integers(16, 128), st.integers(1, 3))
+@settings(max_examples=200, deadline=None)
+def test_every_sample_is_in_exactly_one_micro_batch_and_ranks_get_as_many(
+    groups: list[tuple[int, list[int]]], budget: int, ranks: int
+) -> None:
+    members = parts(*groups)
+    filled = bins(members, budget, ranks)
+    assert indices(filled) == indices([members])
+    assert len(filled) % ranks == 0
+    for b in filled:
+        assert sum(p.size for p in b) <= budget or sum(len(p.answers) for p in b) == 1
+    shares = [share(filled, rank, ranks) for rank in range(ranks)]
+    assert len({len(s) for s in shares}) == 1
+    counted: list[Row] = [r for s in shares for r in s if r.counted]
+    assert sorted(int(i) for r in counted for i in r.indices) == indices([members])
+
+
+def test_fewer_samples_than_ranks_are_made_up_by_uncounted_copies() -> None:
+    filled = bins(parts((3, [4])), 64, 2)
+    first, second = share(filled, 0, 2), share(filled, 1, 2)
+    assert [r.counted for r in first + second] == [True, False]
+
+
+def test_groups_with_a_gradient_are_dealt_evenly_to_steps() -> None:
+    flat, steep = [sample(3, 0.0), sample(3, 0.0)], [sample(3, 0.5), sample(3, -0.5)]
+    groups = tuple(Group(np.arange(2, dtype=np.int32), tuple(s)) for s in [flat, flat, steep, flat, steep, steep, flat, steep])
+    members = answers_of(Batch(1, groups))
+    dealt = rl_steps(members, 2, (0, 1))
+    assert indices(dealt) == list(range(16))
+    assert [sum(p.answers[0].advantage != 0 for p in step) for step in dealt] == [2, 2]
+    assert [len(step) for step in dealt] == [4, 4]
+    assert indices(dealt[:1]) == indices(rl_steps(members, 2, (0, 1))[:1]), "the same seed deals the same"
+    assert any(indices(dealt[:1]) != indices(rl_steps(members, 2, (0, version))[:1]) for version in range(2, 8))
+
+
+def test_demonstrations_keep_their_order() -> None:
+    steps = sft_steps(parts((2, [1]), (2, [1, 1]), (2, [1]), (2, [1])), 2)
+    assert [indices([s]) for s in steps] in ([[0, 1], [2, 3, 4]], [[0, 1, 2], [3, 4]])
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 300)), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_blocks_hold_every_sequence_once_and_waste_little(lengths: list[tuple[int, int]]) -> None:
+    lengths = [(q, q + more) for q, more in lengths]
+    found = similar(lengths)
+    assert sorted(i for block in found for i in block) == list(range(len(lengths)))
+    for block in found:
+        area = len(block) * max(lengths[i][0] for i in block) * max(lengths[i][1] for i in block)
+        assert len(block) == 1 or area <= max(WASTE * sum(lengths[i][0] * lengths[i][1] for i in block), SMALL)
+
+
+def test_one_long_answer_makes_its_own_micro_batch() -> None:
+    filled = bins(parts((4, [50, 3, 3])), 20, 1)
+    assert sorted([a.inputs for p in b for a in p.answers] for b in filled) == [[2, 2], [49]]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_empty_step_has_no_micro_batches(ranks: int) -> None:
+    assert bins([], 64, ranks) == []

@@ -1,0 +1,300 @@
+"""Training steps, offload, checkpoints: what must be exact is exact."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rljob.api import ConfigurationError, InfrastructureError, RLJobSpec
+from rljob.wire.batch import Batch, Group, Sample
+from rljob.wire.node import TrainMetrics, TrainTask
+
+SFT = {"data": {"path": "warm.jsonl"}, "learningRate": 1e-3, "warmupSteps": 2}
+
+
+def task(version: int = 1, steps: int = 1, kind: str = "rl") -> TrainTask:
+    return TrainTask.model_validate({"version": version, "kind": kind, "steps": steps, "iteration": 1})
+
+
+def run(replica: Any, spec: RLJobSpec, batch: Batch, steps: int = 1, kind: str = "rl") -> TrainMetrics:
+    from rljob.trainer.training import train
+
+    return train(replica, spec, task(batch.version, steps, kind), batch, lambda done, total: None)
+
+
+def state(replica: Any) -> dict[str, torch.Tensor]:
+    """Masters, parameters and moments."""
+    found = {name: tensor.detach().clone() for name, tensor in replica.masters().items()}
+    found |= {f"parameter {name}": p.detach().clone() for name, p in replica.policy.named_parameters()}
+    return found | {f"optimizer {i}": t.clone() for i, t in enumerate(replica.optimizer.tensors())}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_one_step_is_the_step_that_plain_torch_takes(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], reference_logprobs: Callable[..., torch.Tensor]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    data, job = batch(), spec()
+    made = replica(llama, job)
+    metrics = run(made, job, data)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    advantages = torch.tensor([s.advantage for g in data.groups for s in g.samples])
+    loss = -(advantages * reference_logprobs(model, data)).mean()
+    torch.autograd.backward(loss)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    named, masters = dict(model.named_parameters()), made.masters()
+    for piece in made.pieces:
+        mine, theirs = piece.of(masters[piece.parameter], named[piece.name])
+        assert (mine - theirs).abs().max() < 2e-5, piece.name  # of a step of 1e-3
+    assert metrics.loss == pytest.approx(loss.item(), rel=1e-4)
+    assert metrics.grad_norm == pytest.approx(float(norm), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_batch_gives_the_same_weights_bit_for_bit(
+    precision: str, llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    job = spec(trainer={"precision": precision, "microBatchTokens": 64}, algorithm={"tau": 0.1, "stepsPerIteration": 2})
+    results = []
+    for _ in range(2):
+        made = replica(llama, job)
+        metrics = [run(made, job, batch(version=v, seed=v), steps=2) for v in (1, 2)]
+        results.append((state(made), [m.model_copy(update={"seconds": 0.0}) for m in metrics]))
+    assert same(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_small_steps_are_not_lost_in_bf16(llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]) -> None:
+    """A step of 1e-5 is far below bf16's resolution of these weights: only fp32 masters keep it."""
+    job = spec(trainer={"precision": "bf16", "optimizer": {"learningRate": 1e-5}})
+    made = replica(llama, job)
+    before = {name: t.detach().clone() for name, t in made.masters().items()}
+    for version in range(1, 4):
+        run(made, job, batch(version=version))
+    for name, master in made.masters().items():
+        assert master.dtype == torch.float32
+        moved = (master - before[name]).abs()
+        assert moved.max() <= 3.1e-5
+        if "embedding" not in name:  # most tokens of the vocabulary do not occur
+            assert moved.median() > 1e-5, name
+
+
+def test_more_steps_regularise_towards_the_start(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    found = {}
+    for tau in (0.0, 5.0):
+        job = spec(algorithm={"tau": tau, "stepsPerIteration": 3, "promptsPerIteration": 6})
+        found[tau] = run(replica(llama, job), job, batch(groups=6), steps=3)
+    assert found[5.0].kl < found[0.0].kl
+    assert run(replica(llama, spec()), spec(), batch()).kl == 0.0
+
+
+def test_supervised_training_learns_demonstrations(llama: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
+    job = spec(warmStart=SFT)
+    tokens, none = np.array([5, 6, 7, 8], np.int32), np.zeros(4, np.float32)
+    demonstration = Group(np.array([1, 2], np.int32), (Sample(tokens, np.ones(4, np.uint8), none, 0.0),))
+    made = replica(llama, job)
+    first = run(made, job, Batch(1, (demonstration,) * 8), steps=1, kind="sft")
+    last = run(made, job, Batch(2, (demonstration,) * 40), steps=20, kind="sft")
+    assert last.loss < first.loss / 2
+    assert (last.samples, last.steps, last.learning_rate) == (40, 20, 1e-3)
+
+
+def test_a_batch_without_any_advantage_changes_nothing(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    flat = Batch(
+        1, tuple(Group(g.prompt, tuple(Sample(s.tokens, s.loss_mask, s.logprobs, 0.0) for s in g.samples)) for g in batch().groups)
+    )
+    made = replica(llama, spec())
+    before = state(made)
+    assert run(made, spec(), flat).tokens == 0
+    assert same(before, state(made))
+
+
+def test_recomputation_and_the_size_of_micro_batches_change_only_rounding(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    norms = []
+    for trainer in ({"microBatchTokens": 64}, {"microBatchTokens": 512}, {"microBatchTokens": 64, "recompute": True}):
+        job = spec(trainer={"precision": "fp32", **trainer})
+        norms.append(run(replica(llama, job), job, batch()).grad_norm)
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_offload_and_onload_keep_every_bit(
+    precision: str, llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], tmp_path: Path
+) -> None:
+    from rljob.trainer.offload import Offloader
+
+    job = spec(trainer={"precision": precision}, algorithm={"resetOptimizer": False})
+    results = []
+    for interrupted in (False, True):
+        made = replica(llama, job)
+        offloader = Offloader(made, tmp_path)
+        for version in (1, 2, 3):
+            run(made, job, batch(version=version, seed=version))
+            if interrupted:
+                before = state(made)
+                offloader.offload()
+                assert sum(p.untyped_storage().nbytes() for p in made.policy.parameters()) == 0
+                assert sum(t.untyped_storage().nbytes() for t in made.optimizer.tensors()) == 0
+                assert sum(b.grad_data.untyped_storage().nbytes() for b in made.ddp.buffers) == 0
+                offloader.onload()
+                assert same(before, state(made))
+        results.append(state(made))
+    assert same(results[0], results[1])
+    assert list(tmp_path.iterdir()) == [], "the offloaded state has no name on disk"
+
+
+@pytest.mark.parametrize(("precision", "reset"), [("fp32", True), ("fp32", False), ("bf16", False)])
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(
+    precision: str,
+    reset: bool,
+    llama: Path,
+    replica: Any,
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    megatron: Any,
+    tmp_path: Path,
+) -> None:
+    from rljob.trainer import checkpoint, weights
+
+    job, folder = spec(trainer={"precision": precision}, algorithm={"resetOptimizer": reset}), tmp_path / "version-000001"
+    made = replica(llama, job)
+    metrics = run(made, job, batch(version=1))
+    record = checkpoint.save(made, megatron, folder, 1, metrics, llama, "me")
+    run(made, job, batch(version=2))
+    assert record is not None
+    assert record == checkpoint.read_record(folder)
+    assert (folder / "optimizer").exists() is not reset
+    resumed = replica(llama, job)
+    weights.load(resumed, folder)
+    checkpoint.load_moments(resumed, folder, record)
+    run(resumed, job, batch(version=2))
+    assert same(state(made), state(resumed))
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_damaged_checkpoint_is_refused(llama: Path, replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path) -> None:
+    from rljob.trainer import checkpoint
+
+    record = checkpoint.save(replica(llama, spec()), megatron, tmp_path / "v", 1, None, llama, "me")
+    assert record is not None
+    checkpoint.verify(tmp_path / "v", record)
+    with (tmp_path / "v" / "model.safetensors").open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"\x55")
+    with pytest.raises(InfrastructureError, match="damaged"):
+        checkpoint.verify(tmp_path / "v", record)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rljob.trainer import checkpoint
+os.rename = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.commit(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_killed_before_the_new_checkpoint_has_its_name_the_old_one_is_whole(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], megatron: Any, tmp_path: Path
+) -> None:
+    from rljob.trainer import checkpoint
+
+    made, old, draft = replica(llama, spec()), tmp_path / "version-000001", tmp_path / ".version-000002.dead"
+    record = checkpoint.save(made, megatron, old, 1, None, llama, "me")
+    draft.mkdir()
+    (draft / "model.safetensors").write_bytes((old / "model.safetensors").read_bytes())
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(draft), str(tmp_path / "version-000002")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "version-000002").exists()
+    assert record is not None
+    checkpoint.verify(old, record)
+    run(made, spec(), batch(version=2))
+    checkpoint.save(made, megatron, tmp_path / "version-000002", 2, None, llama, "next")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["version-000001", "version-000002"], "the dead draft is gone"
+
+
+def test_a_checkpoint_of_the_same_name_is_replaced_whole(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], megatron: Any, tmp_path: Path
+) -> None:
+    from rljob.trainer import checkpoint
+
+    made, folder = replica(llama, spec()), tmp_path / "version-000001"
+    first = checkpoint.save(made, megatron, folder, 1, None, llama, "me")
+    run(made, spec(), batch())
+    second = checkpoint.save(made, megatron, folder, 1, None, llama, "me")
+    assert first is not None
+    assert second is not None
+    assert first.checksum != second.checksum
+    checkpoint.verify(folder, second)
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+    assert load_file(folder / "model.safetensors").keys() == load_file(llama / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tensorParallel": 3}, r"tensorParallel is 3.*one of 1, 2"),
+        ({"pipelineParallel": 2}, "pipelineParallel is 2"),
+        ({"contextParallel": 2}, "contextParallel is 2"),
+    ],
+)
+def test_parallel_sizes_that_do_not_fit_are_refused(
+    change: dict[str, int], message: str, llama: Path, spec: Callable[..., RLJobSpec], megatron: Any
+) -> None:
+    from rljob.trainer.architecture import read_architecture
+    from rljob.trainer.build import check
+
+    job = spec(trainer=change, accelerator={"perNode": 6})
+    with pytest.raises(ConfigurationError, match=message):
+        check(job.trainer, read_architecture(llama))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "does not exist"),
+        ("{", "not JSON"),
+        ('{"model_type": "mixtral"}', "family 'mixtral' is not supported.*llama, qwen2"),
+        ('{"model_type": "llama", "attention_bias": true}', "attention_bias is True"),
+        ('{"model_type": "llama", "num_attention_heads": 4}', "is missing"),
+    ],
+)
+def test_model_folders_that_cannot_be_trained_are_refused(config: str | None, message: str, tmp_path: Path) -> None:
+    from rljob.trainer.architecture import read_architecture
+
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ConfigurationError, match=message):
+        read_architecture(tmp_path)
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(
+    llama: Path, make_model: Callable[..., Path], replica: Any, spec: Callable[..., RLJobSpec]
+) -> None:
+    from rljob.trainer import weights
+
+    made = replica(llama, spec())
+    with pytest.raises(ConfigurationError, match=r"embed_tokens.weight has shape \[90, 64\]"):
+        weights.load(made, make_model(vocab_size=90))
+    with pytest.raises(ConfigurationError, match=r"model.layers.1.* is missing"):
+        weights.load(made, make_model(num_hidden_layers=1))
