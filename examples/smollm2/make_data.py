@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SEED = 20240521
-TRAIN, HELD_OUT = 3000, 288
+TRAIN, HELD_OUT = 3000, 258
 
 TRAIN_TOPICS = """
 dogs cats trees rivers mountains bread music cars trains books birds fish rain snow winter summer bees flowers apples milk cheese coffee tea
