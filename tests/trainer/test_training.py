@@ -192,6 +192,31 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_checkpoint_of_an_offloaded_trainer_is_the_same(
+    precision: str,
+    llama: Path,
+    replica: Any,
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    megatron: Any,
+    tmp_path: Path,
+) -> None:
+    from rljob.trainer import checkpoint
+    from rljob.trainer.offload import Offloader
+
+    job = spec(trainer={"precision": precision}, algorithm={"resetOptimizer": False})
+    made = replica(llama, job)
+    run(made, job, batch())
+    offloader = Offloader(made, tmp_path)
+    here = checkpoint.save(made, megatron, tmp_path / "here", 1, None, llama, "me", offloader.view)
+    offloader.offload()
+    away = checkpoint.save(made, megatron, tmp_path / "away", 1, None, llama, "me", offloader.view)
+    assert here == away
+    for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "away" / file).read_bytes()
+
+
 def test_a_damaged_checkpoint_is_refused(llama: Path, replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path) -> None:
     from rljob.trainer import checkpoint
 

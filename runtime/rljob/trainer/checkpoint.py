@@ -8,6 +8,7 @@ draws numbers but the order of groups, which comes from the job's seed and the v
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from rljob.wire.node import TrainMetrics
 
 RECORD = "rljob.json"
 MODEL = "model.safetensors"
+Where = Callable[[torch.Tensor], torch.Tensor]
 OPTIMIZER = Path("optimizer") / "state.safetensors"
 
 
@@ -58,16 +60,26 @@ def verify(folder: Path, record: Record) -> None:
 
 
 def save(
-    replica: Replica, ranks: Ranks, folder: Path, version: int, trained: TrainMetrics | None, model_folder: Path, incarnation: str
+    replica: Replica,
+    ranks: Ranks,
+    folder: Path,
+    version: int,
+    trained: TrainMetrics | None,
+    model_folder: Path,
+    incarnation: str,
+    where: Where = lambda tensor: tensor,
 ) -> Record | None:
-    """Write a checkpoint and make it durable before it gets its name. Rank 0 returns its record, the others None."""
+    """Write a checkpoint and make it durable before it gets its name. Rank 0 returns its record, the others None.
+
+    `where` finds masters and moments if they are offloaded: a checkpoint needs no accelerator.
+    """
     draft = folder.with_name(f".{folder.name}.{incarnation}")
     with ranks.together():
         if ranks.leads:
             _discard_drafts(folder)
             (draft / OPTIMIZER).parent.mkdir(parents=True)
-    checksums, model = _write_masters(replica, ranks, draft)
-    steps = _write_moments(replica, ranks, draft) if not replica.optimizer.empty else {}
+    checksums, model = _write_masters(replica, ranks, draft, where)
+    steps = _write_moments(replica, ranks, draft, where) if not replica.optimizer.empty else {}
     with ranks.together():
         if not ranks.leads:
             return None
@@ -84,25 +96,25 @@ def save(
         return record
 
 
-def _write_masters(replica: Replica, ranks: Ranks, draft: Path) -> tuple[dict[str, str], TensorFile]:
+def _write_masters(replica: Replica, ranks: Ranks, draft: Path, where: Where) -> tuple[dict[str, str], TensorFile]:
     file = shared_file(ranks, draft / MODEL, layout(replica, torch.float32))
     with ranks.together():
         file.set_metadata({"format": "pt"})  # transformers wants to know
-        checksums = write(file, replica, replica.masters())
+        checksums = write(file, replica, {name: where(master) for name, master in replica.masters().items()})
         file.sync()
     return checksums, file
 
 
-def _write_moments(replica: Replica, ranks: Ranks, draft: Path) -> dict[str, float]:
+def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where) -> dict[str, float]:
     """Returns the step count of every tensor."""
     masters = replica.masters()
     states = {name: replica.optimizer.state(master) for name, master in masters.items()}
     names = tuple(_moment_name(moment) for moment in STATES)
     with shared_file(ranks, draft / OPTIMIZER, layout(replica, torch.float32, names)) as file, ranks.together():
         for moment in STATES:
-            write(file, replica, {name: state[moment] for name, state in states.items()}, _moment_name(moment))
+            write(file, replica, {name: where(state[moment]) for name, state in states.items()}, _moment_name(moment))
         file.sync()
-    return {piece.name: float(states[piece.parameter]["step"]) for piece in replica.pieces}
+    return {piece.name: float(where(states[piece.parameter]["step"])) for piece in replica.pieces}
 
 
 @torch.no_grad()

@@ -116,6 +116,7 @@ class Nvidia:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products need
         torch.cuda.set_device(self.device)
         torch.use_deterministic_algorithms(True)
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - nothing here reads what it has not written
         from rljob.trainer import cpu
 
         cpu.stub_triton()

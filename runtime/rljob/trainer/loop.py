@@ -93,7 +93,7 @@ class Trainer:
                 raise WrongState(f"the batch is for version {Batch.decode(blob).version}, the task for version {task.version}")
             case Export(body) | Checkpoint(body) if held != body.version:
                 raise WrongState(f"holds version {held}, not {body.version}: load it first")
-        if isinstance(command, Train | Export | Checkpoint) and not self.offloader.resident and self.fulfilled(command) is None:
+        if isinstance(command, Train | Export) and not self.offloader.resident and self.fulfilled(command) is None:
             raise WrongState(f"cannot {name(command)} while offloaded: onload first")
 
     def fulfilled(self, command: Command) -> Message | None:
@@ -181,7 +181,8 @@ class Trainer:
 
     def _checkpoint(self, version: int, folder: Path) -> None:
         trained = self._result(version)
-        record = checkpoint.save(self.replica, self.ranks, folder, version, trained, self.model_folder, self.incarnation)
+        where = self.offloader.view
+        record = checkpoint.save(self.replica, self.ranks, folder, version, trained, self.model_folder, self.incarnation, where)
         self.held = replace(self.held, checkpointed=version, checksum=record.checksum if record else None)
 
 

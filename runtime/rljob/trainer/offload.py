@@ -1,16 +1,28 @@
-"""Off the accelerator between training phases: parameters, masters and optimizer state move to one host buffer, gradients are dropped.
+"""Off the accelerator between training phases: masters and optimizer state move to one host buffer, the rest is dropped.
 
-A storage is resized to zero after its copy, which frees it whoever else holds a reference (Megatron's own offload swaps `.data`, takes
-30 times as long and frees nothing that is still referenced). The buffer is allocated once: fresh pages cost 20 to 40 times as much.
+Gradients are worth nothing between steps, and bf16 parameters are the rounded masters, so neither is kept. A storage is resized to zero
+after its copy, which frees it whoever else holds a reference (Megatron's own offload swaps `.data`, takes 30 times as long and frees
+nothing that is still referenced). The buffer is allocated once: fresh pages cost 20 to 40 times as much.
 Not covered: what the process itself needs on a GPU (CUDA context, kernels, NCCL: 1-2.5 GiB on one H100).
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rljob.trainer.build import Replica
+
+
+@dataclass(frozen=True)
+class Place:
+    """A storage and where in the buffer its bytes are."""
+
+    storage: torch.UntypedStorage
+    size: int
+    start: int
 
 
 class Offloader:
@@ -21,8 +33,8 @@ class Offloader:
         self._replica = replica
         self._folder = folder
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._kept: list[tuple[torch.UntypedStorage, int]] = []
-        self._dropped: list[tuple[torch.UntypedStorage, int]] = []
+        self._kept: dict[int, Place] = {}
+        self._dropped: dict[int, Place] = {}
         self.resident = True
 
     def offload(self) -> None:
@@ -31,44 +43,59 @@ class Offloader:
             return
         replica = self._replica
         replica.optimizer.megatron.zero_grad()  # drops references into the gradient buffer
-        self._kept = _storages([*(p.data for p in replica.policy.parameters()), *replica.optimizer.tensors()])
-        self._dropped = _storages([b.grad_data for b in [*replica.ddp.buffers, *replica.ddp.expert_parallel_buffers]])
-        total = sum(size for _, size in self._kept)
+        self._kept = _storages(replica.optimizer.tensors())
+        gradients = [b.grad_data for b in [*replica.ddp.buffers, *replica.ddp.expert_parallel_buffers]]
+        dropped = _storages([*replica.policy.parameters(), *gradients])
+        self._dropped = {key: place for key, place in dropped.items() if key not in self._kept}
+        total = max(place.start + place.size for place in self._kept.values())
         if self._buffer.numel() < total:
             self._buffer = replica.device.host_buffer(total, self._folder)
-        for (storage, size), place in zip(self._kept, self._places(), strict=True):
-            place.copy_(_bytes(storage, size), non_blocking=True)
+        for place in self._kept.values():
+            self._in_buffer(place).copy_(_bytes(place), non_blocking=True)
         replica.device.synchronize()
-        for storage, _ in self._kept + self._dropped:
-            storage.resize_(0)
+        for place in [*self._kept.values(), *self._dropped.values()]:
+            place.storage.resize_(0)
         self.resident = False
         replica.device.release()
 
     def onload(self, contents: bool = True) -> None:
-        """Come back; `contents=False` only takes the memory, for weights that are about to be loaded. Repeated: nothing."""
+        """Come back; `contents=False` only takes the memory, for weights that are about to be loaded. Repeated: nothing.
+
+        Gradients are not zeroed: every step begins with that.
+        """
         if self.resident:
             return
-        for storage, size in self._kept + self._dropped:
-            storage.resize_(size)
-        if contents:
-            for (storage, size), place in zip(self._kept, self._places(), strict=True):
-                _bytes(storage, size).copy_(place, non_blocking=True)
-        for storage, size in self._dropped:
-            _bytes(storage, size).zero_()
-        self._replica.device.synchronize()
+        for place in [*self._kept.values(), *self._dropped.values()]:
+            place.storage.resize_(place.size)
         self.resident = True
+        if contents:
+            for place in self._kept.values():
+                _bytes(place).copy_(self._in_buffer(place), non_blocking=True)
+            self._replica.follow_masters()
+        self._replica.device.synchronize()
 
-    def _places(self) -> list[Tensor]:
-        """One slice of the buffer for each kept storage."""
-        return list(self._buffer[: sum(size for _, size in self._kept)].split([size for _, size in self._kept]))
+    def view(self, tensor: Tensor) -> Tensor:
+        """A master or a moment where it is now: the tensor itself, or its copy in the host buffer."""
+        if self.resident:
+            return tensor
+        place = self._in_buffer(self._kept[tensor.untyped_storage()._cdata])
+        return place.view(tensor.dtype)[tensor.storage_offset() :].as_strided(tensor.shape, tensor.stride())
+
+    def _in_buffer(self, place: Place) -> Tensor:
+        return self._buffer[place.start : place.start + place.size]
 
 
-def _storages(tensors: list[Tensor]) -> list[tuple[torch.UntypedStorage, int]]:
-    """Each storage once, with its size in bytes."""
-    unique = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t.untyped_storage().nbytes()}
-    return [(storage, storage.nbytes()) for storage in unique.values()]
+def _storages(tensors: Iterable[Tensor]) -> dict[int, Place]:
+    """Each storage once, laid out one after the other at multiples of 256 bytes; by the storage's address, which outlives its memory."""
+    found: dict[int, Place] = {}
+    at = 0
+    for storage in (t.untyped_storage() for t in tensors):
+        if storage._cdata not in found:
+            found[storage._cdata] = Place(storage, storage.nbytes(), at)
+            at += -(-storage.nbytes() // 256) * 256
+    return found
 
 
-def _bytes(storage: torch.UntypedStorage, size: int) -> Tensor:
+def _bytes(place: Place) -> Tensor:
     """The storage as uint8 [size]."""
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (size,), (1,))
+    return torch.empty(0, dtype=torch.uint8, device=place.storage.device).set_(place.storage, 0, (place.size,), (1,))

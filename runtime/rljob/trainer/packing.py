@@ -9,6 +9,7 @@ predict; what a sample leaves out of the loss at its end is not computed at all.
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class Answer:
     engine_logprobs: Floats
     advantage: float
 
-    @property
+    @cached_property
     def inputs(self) -> int:
         """Tokens that go through the model: all before the last one in the loss."""
         return int(np.flatnonzero(self.mask)[-1]) if self.mask.any() else 0

@@ -9,7 +9,8 @@
 | `POST /v1/checkpoint` | CheckpointCommand | TrainerStatus |
 | `POST /v1/offload`, `POST /v1/onload` | - | TrainerStatus |
 
-Commands answer when done and run one at a time; repeating one that is already fulfilled answers at once. Errors carry TrainerError:
+Commands answer when done and run one at a time; repeating one that is already fulfilled answers at once. `checkpoint` works offloaded too
+(it reads the host copy), `train` and `export` need the accelerator, `load` takes it. Errors carry TrainerError:
 409 wrong state, 422 configuration error, 500 failure.
 """
 
