@@ -1,0 +1,156 @@
+"""What the benchmarks of generation and of the weight path share: a model of the main example's shape, its arena, and an engine."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rljob.api import RLJob
+from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_checksum, tensor_entries
+from rljob.rollout.client import EngineClient
+from rljob.rollout.engine import engine_argv, engine_environment, zygote_environment
+from rljob.wire.data import Prepared
+from rljob.wire.weights import Canary, Manifest
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+    "hidden_act": "silu", "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"}, "tie_word_embeddings": True,
+    "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
+}  # fmt: skip
+"""SmolLM2-135M's. Speed does not depend on what the weights are, so they are random: nothing to download or convert."""
+FUSED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+
+
+def job(dtype: str, sequences: int = 128) -> RLJob:
+    """A job of which only the engine matters."""
+    return RLJob.model_validate(
+        {
+            "apiVersion": "rljob.dev/v1alpha1",
+            "kind": "RLJob",
+            "metadata": {"name": "bench"},
+            "spec": {
+                "model": {"source": {"path": "model"}},
+                "data": {"train": {"path": "train.jsonl"}},
+                "rollout": {"maxTokens": 32, "engine": {"maxSequences": sequences, "dtype": dtype}},
+            },
+        }
+    )
+
+
+def prepared(max_length: int) -> Prepared:
+    """What `prepare` would have found out."""
+    return Prepared(
+        model_type="llama", eos_token_ids=(2,), vocab_size=SHAPE["vocab_size"], context_length=8192, max_length=max_length,
+        parameters=134_515_008, train=1, heldout=0, warmstart=0, digest="",
+    )  # fmt: skip
+
+
+def write_config(folder: Path) -> None:
+    """The model folder of an engine that starts with dummy weights."""
+    (folder / "config.json").write_text(json.dumps(SHAPE))
+
+
+def random_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """All tensors, in the order in which vLLM fuses them."""
+    width, inner, head = 576, 1536, 64
+    torch.manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape) * 0.03).to(dtype)
+
+    tensors = {"model.embed_tokens.weight": normal(49152, width)}
+    for i in range(30):
+        layer = f"model.layers.{i}."
+        rows = {"q_proj": (9 * head, width), "k_proj": (3 * head, width), "v_proj": (3 * head, width), "o_proj": (width, 9 * head)}
+        tensors |= {f"{layer}self_attn.{name}.weight": normal(*shape) for name, shape in rows.items()}
+        rows = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+        tensors |= {f"{layer}mlp.{name}.weight": normal(*shape) for name, shape in rows.items()}
+        tensors |= {f"{layer}{name}.weight": torch.ones(width, dtype=dtype) for name in ("input_layernorm", "post_attention_layernorm")}
+    return tensors | {"model.norm.weight": torch.ones(width, dtype=dtype)}
+
+
+def specs(tensors: dict[str, torch.Tensor]) -> list[TensorSpec]:
+    """Their layout in the arena."""
+    return [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+
+
+def export(file: TensorFile, tensors: dict[str, torch.Tensor], version: int, canary: Canary) -> Manifest:
+    """What the trainer does: write, checksum, describe, and only then name the version."""
+    file.set_metadata({})
+    entries = tensor_entries(file, file.write_all(tensors), "bench")
+    file.set_metadata({"version": str(version)})
+    return Manifest(version=version, dtype="F32", tensors=entries, checksum=manifest_checksum(entries), canary=canary)
+
+
+class Zygote:
+    """A zygote process and its engines, in blocking calls."""
+
+    def __init__(self, spec: RLJob, folder: Path) -> None:
+        self._spec, self._folder = spec, folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rljob.rollout.zygote"], env=zygote_environment(spec), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "zygote.log").open("w"),
+        )  # fmt: skip
+        self.imports = float(self._hear()["ready"])
+
+    def start(self, length: int) -> str:
+        """Fork an engine; its address."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        argv = engine_argv(self._spec, prepared(length), self._folder, "127.0.0.1", port)
+        start = {"argv": argv, "env": engine_environment(self._spec), "log": str(self._folder / "engine.log")}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"start": start}) + "\n")
+        self.process.stdin.flush()
+        self._engine = int(self._hear()["started"])
+        return f"http://127.0.0.1:{port}"
+
+    def stop(self) -> None:
+        """End the engine, whole."""
+        os.killpg(self._engine, signal.SIGKILL)
+        self._hear()
+
+    def close(self) -> None:
+        """End everything."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait()
+
+    def _hear(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        answer: dict[str, float] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+@contextlib.contextmanager
+def shared_memory(name: str) -> Iterator[Path]:
+    """A path below /dev/shm that is gone afterwards."""
+    path = Path(f"/dev/shm/rljob-bench-{name}-{os.getpid()}")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def until_healthy(engine: EngineClient) -> None:
+    """Wait for an engine that has just been started."""
+    async with asyncio.timeout(120):
+        while not await engine.healthy():  # noqa: ASYNC110 - another process, it cannot set an event
+            await asyncio.sleep(0.02)
+
+
+def processor() -> str:
+    """What this machine calculates with."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{len(os.sched_getaffinity(0))} cores {found.group(1) if found else '?'}"
