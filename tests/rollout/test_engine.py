@@ -87,10 +87,10 @@ class Policy:
 
     def export(self, leave_out: str = "", adjacent: bool = True) -> Manifest:
         """Write the next version into the arena; `adjacent` puts what vLLM fuses side by side, as the trainer does."""
-        self.version += 1
         tensors = {n: t for n, t in hf_tensors(self.model).items() if n != leave_out}
         names = sorted(tensors, key=_fused_order) if adjacent else sorted(tensors)
         file = TensorFile.create(self.arena, [TensorSpec(n, tensors[n].dtype, tuple(tensors[n].shape)) for n in names], {})
+        self.version += 1
         sums = {name: file.write(name, tensors[name]) for name in names}
         file.set_metadata({"version": str(self.version)})
         entries = tensor_entries(file, sums, "worker-0")
@@ -240,6 +240,16 @@ def test_an_engine_is_the_trained_policy_also_after_three_updates(engine: str, p
         manifest = policy.export()
         ask(engine, lambda e, m=manifest: e.load_weights(m, policy.arena, share))  # type: ignore[misc]
         assert_same_policy(engine, policy, manifest)
+        if share:
+            with pytest.raises(InfrastructureError, match="an engine serves from it"):
+                policy.export()
+            ask(engine, let_go)
+
+
+async def let_go(engine: EngineClient) -> None:
+    """Give the arena back; the engine is to load again before anything is asked."""
+    await engine.release_weights()
+    await engine.resume()
 
 
 def test_a_copied_arena_may_be_rewritten_while_the_engine_runs(engine: str, policy: Policy) -> None:
@@ -255,6 +265,7 @@ def test_the_order_of_the_tensors_does_not_matter(engine: str, policy: Policy) -
     manifest = policy.export(adjacent=False)
     ask(engine, lambda e: e.load_weights(manifest, policy.arena, share=True))
     assert_same_policy(engine, policy, manifest)
+    ask(engine, let_go)
 
 
 def stale(policy: Policy) -> Manifest:
@@ -375,6 +386,7 @@ def test_other_families_load_and_update_from_the_same_zygote(
     pid, url = zygote.start(tmp_path)
     for share in (True, False):
         policy.step(0.03)
+        ask(url, let_go)
         manifest = policy.export()
         ask(url, lambda e, m=manifest, s=share: e.load_weights(m, policy.arena, s))  # type: ignore[misc]
         assert_same_policy(url, policy, manifest)

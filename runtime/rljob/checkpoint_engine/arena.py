@@ -32,8 +32,8 @@ from rljob.wire.weights import Manifest, Shard, TensorEntry
 __all__ = [
     "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "human_size", "manifest_checksum", "tensor_entries", "verify_manifest",
 ]  # fmt: skip
-CHUNK = 512 * 1024
-"""Bytes that are copied before they are hashed: small enough that the hash finds them in the L2 cache."""
+CHUNK = 1 << 20
+"""Bytes that are copied before they are hashed: small enough that the hash still finds them in a cache."""
 _FLOCK = "hhqqi4x"
 """struct flock of 64-bit Linux: type, whence, start, length, pid."""
 

@@ -137,17 +137,25 @@ class EngineClient:
         if not paused:
             await self.pause("abort")
         await self._post("/update_weight_version", {"new_version": NO_WEIGHTS})
-        await self._post("/init_weight_transfer_engine", {"init_info": {}})
         await self._post("/start_weight_update")
         update = update_info(manifest, arena_path, share)
         await self._post("/update_weights", {"update_info": update}, seconds=LOAD_TIMEOUT)
-        # Old keys and values must go before new weights can be asked for; a paused engine can reset at once.
-        await self._post("/reset_prefix_cache")
+        if paused:  # whoever paused it may have kept its keys and values, which are of the old weights
+            await self._post("/reset_prefix_cache")
         await self._post(
             "/finish_weight_update", {"weight_version": weight_label(manifest.version, manifest.checksum)}, seconds=LOAD_TIMEOUT
         )
         if not paused:
             await self.resume()
+
+    async def release_weights(self) -> None:
+        """Let go of a shared arena, so that the next version can be written into it: pauses, and disowns what the engine has.
+
+        The engine must not be resumed before it has loaded weights again.
+        """
+        await self.pause("abort")
+        await self._post("/update_weight_version", {"new_version": NO_WEIGHTS})
+        await self._post("/shutdown_weight_transfer_engine")
 
     async def weight_version(self) -> str:
         """`version:checksum` of the weights; NO_WEIGHTS or vLLM's own default before the first load."""

@@ -9,6 +9,7 @@ Works with vLLM 0.32 and, by source, 0.26 (which has one more abstract method, `
 
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from rljob.api import InfrastructureError
-from rljob.checkpoint_engine.arena import TensorFile, verify_manifest
+from rljob.checkpoint_engine.arena import TensorFile, human_size, verify_manifest
 from rljob.rollout import linear, loading
 from rljob.wire.weights import Canary, Manifest, Shard, TensorEntry
 
@@ -79,9 +80,18 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         Raises:
             WeightsRefused: not proven; the model is as it was.
         """
+        began = time.perf_counter()
         file = self._open(Path(update_info.path))
         manifest = update_info.manifest()
         verify_manifest(manifest, file)
+        verified = time.perf_counter()
+        self._load(manifest, file, update_info.share)
+        log.info(
+            "Version %d (%s, %s): verified in %.3f s, loaded in %.3f s",
+            manifest.version, manifest.checksum, human_size(file.nbytes), verified - began, time.perf_counter() - verified,
+        )  # fmt: skip
+
+    def _load(self, manifest: Manifest, file: TensorFile, share: bool) -> None:
         tensors = [(entry.name, file.view(entry.name)) for entry in manifest.tensors]
         world = self.parallel_config.world_size
         if loading.is_transformed(self.model, self.model_config):
@@ -92,8 +102,8 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         pieces = loading.record(self.model, tensors)
         loading.refuse_incomplete(self.model, self._layout, pieces, world)
         if self.device.type == "cpu":
-            loading.adopt(self.model, self._layout, pieces, share=update_info.share)
-            if update_info.share:
+            loading.adopt(self.model, self._layout, pieces, share=share)
+            if share:
                 file.hold()
             else:
                 file.release()
@@ -104,13 +114,9 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         """Nothing left to do."""
 
     def shutdown(self) -> None:
-        """Give up the mapping."""
-        if self._registered is not None:
-            torch.cuda.cudart().cudaHostUnregister(self._registered.data_ptr())
-            self._registered = None
+        """Let others write the arena. The mapping stays for the next version: making and registering it costs as much as reading it."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            self._file.release()
 
     @staticmethod
     def trainer_send_weights(*_: Any, **__: Any) -> None:
@@ -123,11 +129,19 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
             status = os.stat(path)
             if self._file.identity == (status.st_dev, status.st_ino):
                 return self._file
-        self.shutdown()
+        self._close()
         self._file = TensorFile.open(path)
         if self.device.type == "cuda":
             self._register(self._file.mapping())
         return self._file
+
+    def _close(self) -> None:
+        if self._registered is not None:
+            torch.cuda.cudart().cudaHostUnregister(self._registered.data_ptr())
+            self._registered = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _register(self, mapping: torch.Tensor) -> None:
         """Pin the pages: 25 to 42 GB/s instead of 5 to 6 (facts measured on one H100)."""

@@ -187,9 +187,10 @@ def import_vllm() -> None:
     for name in (*COMMON, *IMPORTS["cpu" if current_platform.is_cpu() else "cuda"]):
         _import(name)
     if current_platform.is_cpu():
-        from rljob.rollout import linear
+        from rljob.rollout import kernels, linear
 
         linear.install()
+        kernels.install()
     _fork_engine_cores()
     # The argument parser is 0.3 s of pure Python whose caches a fork inherits.
     _parse(server, [])
