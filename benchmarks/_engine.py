@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -113,13 +112,8 @@ class Zygote:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"start": start}) + "\n")
         self.process.stdin.flush()
-        self._engine = int(self._hear()["started"])
-        return f"http://127.0.0.1:{port}"
-
-    def stop(self) -> None:
-        """End the engine, whole."""
-        os.killpg(self._engine, signal.SIGKILL)
         self._hear()
+        return f"http://127.0.0.1:{port}"
 
     def close(self) -> None:
         """End everything."""

@@ -6,7 +6,8 @@ The main example's model (513 MiB of weights in fp32) with random weights. A rou
 takes: *export* (copy into the warm arena, checksum of every tensor), *register* (the manifest as JSON, parsed and checked as the master
 does), *load* (the engine verifies every byte and takes the weights where they lie), *attest* (version, checksum, and log-probs of the
 canary by the engine's own forward pass). `share_of_memcpy` is the time of one memcpy(3) of all the weights, in one thread into warm memory
-in the same round, divided by the sum; both are the median round's. Each round has a fresh engine, as with `switch.policy: restart`.
+in the same round, divided by the sum; both are the median round's. One engine runs all the time; a first round, in which it maps the
+arena and meets its first request, is left out (what a fresh engine needs is part of its start: `phase_switch.py`).
 """
 
 import argparse
@@ -70,6 +71,7 @@ async def one_round(
         verify_manifest(received, file, contents=False)
     with clock.stage("load"):
         await engine.load_weights(received, file.path, share=True)
+        await engine.resume()
     with clock.stage("attest"):
         assert await engine.weight_version() == weight_label(version, manifest.checksum)
         found = await engine.logprobs(CANARY)
@@ -89,14 +91,14 @@ async def measure(rounds: int, dtype: str, folder: Path, arena: Path) -> tuple[l
     found: list[dict[str, float]] = []
     expected: list[float] | None = None
     try:
-        for version in range(rounds + 1):
-            async with httpx.AsyncClient() as http:
-                engine = EngineClient(zygote.start(128), http)
-                await until_healthy(engine)
+        async with httpx.AsyncClient() as http:
+            engine = EngineClient(zygote.start(128), http)
+            await until_healthy(engine)
+            for version in range(rounds + 1):
                 memcpy = memcpy_seconds(flat, copy)
+                await engine.release_weights()
                 stages, expected = await one_round(engine, file, tensors, version, expected)
-                zygote.stop()
-                if version:  # the first one touches the arena's pages
+                if version:
                     found.append({"memcpy": memcpy, **stages})
     finally:
         zygote.close()

@@ -4,7 +4,8 @@ What it guards: the file holds the announced version, complete, with the announc
 checksum; every parameter of the model is written. All of that is proven before the model is touched, so that a refused set leaves the
 engine as it was. What it does not guard: that the manifest itself belongs to the wanted policy; the node agent compares log-probs for that.
 
-Works with vLLM 0.32 and, by source, 0.26 (which has one more abstract method, `trainer_send_weights`).
+Written for vLLM 0.32, run on its CPU build. The CUDA branch does what was measured on one H100 with vLLM 0.26; that release itself is too
+old, since it labels neither engines nor answers with the version of their weights.
 """
 
 import logging
@@ -117,11 +118,6 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         """Let others write the arena. The mapping stays for the next version: making and registering it costs as much as reading it."""
         if self._file is not None:
             self._file.release()
-
-    @staticmethod
-    def trainer_send_weights(*_: Any, **__: Any) -> None:
-        """vLLM 0.26 wants it; our trainer writes the arena by itself."""
-        raise NotImplementedError("the trainer writes the arena, nothing is sent")
 
     def _open(self, path: Path) -> TensorFile:
         """The mapping, kept from version to version: an inode's layout never changes, and registering costs a pass over its pages."""

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
-SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
-"""Modules that hold vLLM's server, the newest first (0.32; 0.26)."""
+SERVER = "vllm.entrypoints.launchers.api_server.entry"
+"""Module of vLLM's OpenAI server (`python -m vllm.entrypoints.openai.api_server` ends up there)."""
 IMPORTS = {
     "cpu": ("vllm.v1.worker.cpu_worker",),
     "cuda": ("vllm.v1.worker.gpu_worker", "vllm.v1.attention.backends.flash_attn", "vllm.device_allocator.cumem"),
@@ -40,7 +40,7 @@ COMMON = (
     "vllm.model_executor.model_loader.dummy_loader", "vllm.model_executor.model_loader.reload", "vllm.entrypoints.rl.online.api_router",
     "vllm.entrypoints.scale_out.token_in_token_out.api_router", "rljob.rollout.weight_transfer",
 )  # fmt: skip
-"""Modules that a server imports late. One that a release of vLLM does not have is not needed there."""
+"""Modules that a server imports late; one that a release of vLLM does not have only makes the first engine's start slower."""
 
 
 @dataclass
@@ -179,13 +179,13 @@ def session_members(leader: int) -> list[int]:
 
 def import_vllm() -> None:
     """Import all that a server needs, and patch what must be patched before the fork (see `rljob.rollout.linear`)."""
-    server = _server()
     from vllm.platforms import current_platform
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
+    importlib.import_module(SERVER)
     for name in (*COMMON, *IMPORTS["cpu" if current_platform.is_cpu() else "cuda"]):
-        _import(name)
+        _import_if_there(name)
     if current_platform.is_cpu():
         from rljob.rollout import kernels, linear
 
@@ -193,23 +193,18 @@ def import_vllm() -> None:
         kernels.install()
     _fork_engine_cores()
     # The argument parser is 0.3 s of pure Python whose caches a fork inherits.
-    _parse(server, [])
+    _parse([])
 
 
 def serve(argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Be vLLM's OpenAI server until it ends."""
     import uvloop
 
-    server = _server()
-    args = _parse(server, argv)
-    uvloop.run(server.run_server(args))
+    uvloop.run(importlib.import_module(SERVER).run_server(_parse(argv)))
 
 
-def _parse(server: Any, argv: Sequence[str]) -> Any:
-    try:
-        cli = importlib.import_module("vllm.entrypoints.launchers.cli_args")
-    except ModuleNotFoundError:
-        cli = importlib.import_module("vllm.entrypoints.openai.cli_args")
+def _parse(argv: Sequence[str]) -> Any:
+    cli: Any = importlib.import_module("vllm.entrypoints.launchers.cli_args")
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     args = cli.make_arg_parser(FlexibleArgumentParser(prog="vllm")).parse_args(list(argv))
@@ -217,21 +212,12 @@ def _parse(server: Any, argv: Sequence[str]) -> Any:
     return args
 
 
-def _server() -> Any:
-    for name in SERVERS:
-        module = _import(name)
-        if module is not None:
-            return module
-    raise ModuleNotFoundError(f"this vLLM has none of {', '.join(SERVERS)}")
-
-
-def _import(name: str) -> Any:
+def _import_if_there(name: str) -> None:
     try:
-        return importlib.import_module(name)
+        importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is not None and name.startswith(error.name):
-            return None  # another release of vLLM
-        raise
+        if error.name is None or not name.startswith(error.name):
+            raise
 
 
 def _fork_engine_cores() -> None:
