@@ -22,7 +22,7 @@ def shown(status: JobStatus | None, note: str = "") -> str:
 
 def test_the_screen_before_the_master_speaks_shows_what_the_preparation_does() -> None:
     text = shown(None, "converting the model")
-    assert "Preparing" in text
+    assert "preparing" in text
     assert "1:23" in text
     assert "converting the model" in text
 

@@ -91,7 +91,7 @@ def live(job: str, status: JobStatus | None, elapsed: float, note: str) -> Rende
     grid.add_column()
     if status is None:
         grid.add_row("now", Text(note or "starting", overflow="ellipsis", no_wrap=True))
-        return Group(_head(job, "Preparing", "", elapsed), grid)
+        return Group(_head(job, "preparing", "", elapsed), grid)
     if status.progress is not None:
         grid.add_row(_PHASES.get(status.phase, status.phase.lower()), _progress(status))
     for node in status.nodes:
@@ -103,8 +103,9 @@ def live(job: str, status: JobStatus | None, elapsed: float, note: str) -> Rende
         accuracies = [h.accuracy for h in status.held_out]
         curve = sparkline(accuracies) if len(accuracies) > 1 else ""
         grid.add_row("held-out", Text.assemble((curve, "cyan"), f"  {' → '.join(percent(a) for a in _ends(accuracies))}"))
-    counted = f"iteration {min(status.iteration, status.iterations)}/{status.iterations}" if status.iteration else ""
-    return Group(_head(job, status.phase, counted, elapsed), grid)
+    in_loop = status.iteration > 0 and status.phase not in ("Preparing", "WarmStart")
+    counted = f"iteration {min(status.iteration, status.iterations)}/{status.iterations}" if in_loop else ""
+    return Group(_head(job, _PHASES.get(status.phase, status.phase.lower()), counted, elapsed), grid)
 
 
 def _ends(values: Sequence[float]) -> Sequence[float]:
