@@ -4,6 +4,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -76,10 +77,10 @@ WAITS = "import signal; print('up', flush=True); signal.pause()"
 class Shim:
     """A running shim and a client of it."""
 
-    def __init__(self, kind: str, socket: Path, *command: str) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", SHIM, kind, str(socket), *command], stdout=subprocess.PIPE)
-        self.client = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket), retries=0), base_url="http://shim", timeout=30)
-        poll(socket.exists)
+    def __init__(self, kind: str, path: Path, *command: str) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", SHIM, kind, str(path), *command], stdout=subprocess.PIPE)
+        self.client = httpx.Client(transport=httpx.HTTPTransport(uds=str(path), retries=0), base_url="http://shim", timeout=30)
+        poll(lambda: answers(path))
 
     def status(self) -> dict[str, Any]:
         answer: dict[str, Any] = self.client.get("/v1/status", params={"memory": 1}).json()
@@ -101,6 +102,12 @@ class Shim:
     def until(self, state: str) -> dict[str, Any]:
         status: dict[str, Any] = poll(lambda: next((s for s in [self.status()] if s["state"] == state), None))
         return status
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody accepts connections; the file alone is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as attempt:
+        return attempt.connect_ex(str(path)) == 0
 
 
 def poll(condition: Any, seconds: float = 30) -> Any:
