@@ -38,7 +38,7 @@ def test_the_screen_shows_progress_speed_reward_and_nodes() -> None:
     )
     text = shown(status)
     for words in (
-        "Rollout",
+        "rollout",
         "iteration 3/8",
         "312/512 answers",
         "2,140 tokens/s",
