@@ -9,8 +9,6 @@ hf_map.py. The layers are the local spec (no Transformer Engine, no Apex) with t
 checkpoint and offload paths.
 """
 
-import logging
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +72,6 @@ def check(spec: TrainerSpec, architecture: Architecture) -> None:
 def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, device: Device) -> Replica:
     """Build the model with unset weights. torch.distributed is initialised and `device.prepare()` was called."""
     check(spec, architecture)
-    warnings.filterwarnings("ignore", module="megatron")  # Transformer Engine and Apex are missing, as they may be
-    logging.getLogger("megatron.core.models.gpt.gpt_model").addFilter(lambda r: "GPTModel IS DEPRECATED" not in r.getMessage())
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer.module import Float16Module

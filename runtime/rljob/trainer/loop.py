@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -192,7 +193,7 @@ def lead(trainer: Trainer, board: Board) -> None:
     while True:
         board.show(trainer.status(error=error))
         command = board.next()
-        busy = name(command)
+        busy, started = name(command), time.monotonic()
         board.show(trainer.status(busy))
         trainer.report = lambda done, total, busy=busy: board.show(trainer.status(busy, Progress(done=done, total=total)))  # type: ignore[misc]
         try:
@@ -207,6 +208,7 @@ def lead(trainer: Trainer, board: Board) -> None:
         except Exception as failure:  # the boundary of this process: a command's failure is its answer
             log.exception("%s failed", busy)
             outcome, error = failure, f"{type(failure).__name__}: {failure}"
+        log.info("%s: %.2f s, version %s%s", busy, time.monotonic() - started, trainer.held.version, f", {error}" if error else "")
         board.show(trainer.status(error=error))
         board.answer(outcome if outcome is not None else trainer.status())
         _end_if_apart(trainer.ranks, outcome)

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import uuid
+import warnings
 
 from rljob.api import ConfigurationError
 from rljob.api.errors import EXIT_CONFIGURATION
@@ -14,10 +15,13 @@ from rljob.trainer.server import HttpBoard, serve
 from rljob.wire.environment import Environment
 from rljob.wire.trainer import TrainerStatus
 
+log = logging.getLogger(__name__)
+
 
 def main() -> None:
     """Run this rank until it is ended. Exits with 2 on a configuration error."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _quieten_libraries()
     try:
         run(Environment.current())
     except ConfigurationError as error:
@@ -52,8 +56,16 @@ def run(environment: Environment) -> None:
         node=environment.node,
         incarnation=ranks.share(incarnation.encode() if ranks.leads else None).decode(),
     )
-    logging.info("rank %d of %d: %s, %s", ranks.rank, ranks.size, architecture.family, replica.precision)
+    log.info("rank %d of %d: %s, %s", ranks.rank, ranks.size, architecture.family, replica.precision)
     if board is not None:
         lead(trainer, board)
     else:
         follow(trainer)
+
+
+def _quieten_libraries() -> None:
+    """What Megatron and torch say of every start: Transformer Engine, Apex and Triton are missing, as they may be; GPTModel is deprecated
+    (rljob.trainer.build says why it is used)."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    for name in ("megatron", "torch.utils.flop_counter"):
+        logging.getLogger(name).setLevel(logging.ERROR)
