@@ -28,8 +28,9 @@ from rljob.trainer import device as devices
 from rljob.wire.batch import Batch, Group, Sample
 from rljob.wire.node import TrainTask
 
+VOCABULARY = 49152
 SHAPE = {
-    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "vocab_size": VOCABULARY, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default",
     "rope_theta": 100000.0}, "tie_word_embeddings": True,
 }  # fmt: skip
@@ -47,9 +48,9 @@ def random_batch(prompts: int, answers: int, lengths: Callable[[np.random.Genera
         samples = []
         for advantage in rng.normal(size=answers):
             n = lengths(rng)
-            tokens = rng.integers(0, SHAPE["vocab_size"], n).astype(np.int32)
+            tokens = rng.integers(0, VOCABULARY, n).astype(np.int32)
             samples.append(Sample(tokens, np.ones(n, np.uint8), np.full(n, -10.0, np.float32), float(advantage)))
-        groups.append(Group(rng.integers(0, SHAPE["vocab_size"], PROMPT).astype(np.int32), tuple(samples)))
+        groups.append(Group(rng.integers(0, VOCABULARY, PROMPT).astype(np.int32), tuple(samples)))
     return Batch(1, tuple(groups))
 
 
@@ -92,7 +93,7 @@ class Plain:
             logits = self.model.lm_head(hidden[where[:, 0], where[:, 1]])
         chosen = logits.float().log_softmax(-1).gather(1, tokens[where[:, 0], where[:, 1] + 1, None])[:, 0]
         weights = torch.tensor([advantage for _, _, advantage in rows])[where[:, 0]]
-        return -(weights * chosen).sum()
+        return torch.neg((weights * chosen).sum())
 
 
 class Ours:

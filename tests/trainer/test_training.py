@@ -93,6 +93,38 @@ def test_small_steps_are_not_lost_in_bf16(llama: Path, replica: Any, spec: Calla
             assert moved.median() > 1e-5, name
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_after_three_updates_transformers_says_what_the_canary_says(
+    precision: str,
+    llama: Path,
+    replica: Any,
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    megatron: Any,
+    tmp_path: Path,
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from rljob.trainer import weights
+
+    job = spec(trainer={"precision": precision, "optimizer": {"learningRate": 1e-3}})
+    made, model = replica(llama, job), AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    for version in (1, 2, 3):
+        run(made, job, batch(version=version, seed=version))
+    manifest = weights.export(made, megatron, weights.Arena(), tmp_path / "arena", 3, torch.float32, "worker-0")
+    assert manifest is not None
+    canary = manifest.canary
+
+    def difference() -> float:
+        ids = torch.tensor([canary.tokens])
+        found = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        return float((found - torch.tensor(canary.logprobs)).abs().max())
+
+    assert difference() > canary.tolerance, "the old weights are found out"
+    model.load_state_dict(load_file(tmp_path / "arena"), strict=False)
+    assert difference() < 1e-5
+
+
 def test_more_steps_regularise_towards_the_start(
     llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
 ) -> None:
