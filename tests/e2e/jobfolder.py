@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 ROOT = Path(__file__).parents[2]
 RLJOB = Path(sys.executable).parent / "rljob"
 
@@ -45,12 +47,6 @@ def processes(folder: Path) -> list[Process]:
     return found
 
 
-def run(job: Path, folder: Path, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """`rljob run` to its end."""
-    command = [str(RLJOB), "run", str(job), "--workdir", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
-
-
 def start(job: Path, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """`rljob run` in the background; output goes to `<folder>.out`."""
     with folder.with_suffix(".out").open("ab") as out:
@@ -78,12 +74,43 @@ def status(folder: Path) -> dict[str, Any]:
     return found
 
 
+def live_status(folder: Path) -> dict[str, Any]:
+    """What the master says now, {} while there is none."""
+    try:
+        current = json.loads((folder / "run" / "current.json").read_text())
+        answer: dict[str, Any] = httpx.get(f"{current['master']}/v1/status", timeout=5).json()
+    except (FileNotFoundError, httpx.TransportError):
+        return {}
+    return answer
+
+
+def temporary(folder: Path) -> set[Path]:
+    """What the run that uses the folder has made outside of it: sockets and shared memory."""
+    try:
+        current = json.loads((folder / "run" / "current.json").read_text())
+    except FileNotFoundError:
+        return set()
+    return {Path(name) for name in current["temporary"]}
+
+
+def watch(process: subprocess.Popen[bytes], folder: Path, timeout: float) -> set[Path]:
+    """Wait for the end of `rljob run`; everything it made outside the job folder meanwhile."""
+    seen: set[Path] = set()
+
+    def ended() -> bool:
+        seen.update(temporary(folder))
+        return process.poll() is not None
+
+    wait(ended, "the end of the job", timeout, every=0.2)
+    return seen
+
+
 def database(folder: Path) -> sqlite3.Connection:
     """The master's state, read only."""
     return sqlite3.connect(f"file:{folder}/state/master.sqlite?mode=ro", uri=True)
 
 
-def wait(condition: Callable[[], bool], what: str, timeout: float = 240, every: float = 0.02) -> None:
+def wait(condition: Callable[[], bool], what: str, timeout: float = 240, every: float = 0.03) -> None:
     """Poll the outside world until `condition` holds.
 
     Raises:
@@ -106,8 +133,3 @@ def kill(found: Iterator[Process] | list[Process]) -> list[int]:
             continue
         pids.append(process.pid)
     return pids
-
-
-def shared_memory() -> set[str]:
-    """Names in /dev/shm that belong to this project."""
-    return {p.name for p in Path("/dev/shm").iterdir() if p.name.startswith("rljob")}

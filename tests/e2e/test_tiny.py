@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.e2e.jobfolder import ROOT, metrics, processes, run, shared_memory, status
+from tests.e2e.jobfolder import ROOT, metrics, processes, start, status, watch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 EXAMPLE = ROOT / "examples" / "tiny" / "rljob.yaml"
@@ -29,12 +29,13 @@ class Finished:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("tiny") / "job"
-    before = shared_memory()
-    done = run(EXAMPLE, folder, timeout=800)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    process = start(EXAMPLE, folder)
+    made = watch(process, folder, timeout=800)
+    output = folder.with_suffix(".out").read_text()
+    assert process.returncode == 0, output[-4000:]
     assert processes(folder) == []
-    assert shared_memory() <= before
-    return Finished(folder, done.stdout, metrics(folder), status(folder))
+    assert [path for path in made if path.exists()] == []
+    return Finished(folder, output, metrics(folder), status(folder))
 
 
 def _answers(folder: Path, records: list[dict[str, Any]], count: int) -> list[str]:
