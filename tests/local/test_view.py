@@ -95,6 +95,11 @@ def test_the_summary_tells_before_and_after_for_reward_and_every_family(tmp_path
     ]
 
 
+def test_few_iterations_are_compared_without_overlap(tmp_path: Path) -> None:
+    status = STATUS.model_copy(update={"rewards": [0.1, 0.3, 0.5]})
+    assert summary(Result("tiny", status, 100.0, {}, tmp_path)) == [("mean reward", "0.100 → 0.500")]
+
+
 def test_times_are_written_as_people_say_them() -> None:
     assert [clock(s) for s in (7, 83, 3723)] == ["0:07", "1:23", "1:02:03"]
     assert [span(s) for s in (0.25, 41.2, 200)] == ["0.2 s", "41 s", "3 min 20 s"]
@@ -104,7 +109,7 @@ def test_time_is_added_up_per_phase() -> None:
     times = PhaseTimes(since=10.0)
     for phase, now in (("Preparing", 12.0), ("Rollout", 20.0), ("Training", 23.0), ("Rollout", 24.0), ("Rollout", 30.0)):
         times = times.at(phase, now)
-    assert times.seconds == {"Starting": 2.0, "Preparing": 8.0, "Rollout": 9.0, "Training": 1.0}
+    assert times.seconds == {"Preparing": 10.0, "Rollout": 9.0, "Training": 1.0}
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=100))

@@ -148,6 +148,9 @@ async def _session(
     showing = asyncio.create_task(_show(display, watcher, folder, guardian))
     try:
         outcome = await supervisor.run()
+        # The master's last words may have come between two looks at it.
+        if (last := folder.status()) is not None:
+            watcher.take(last)
     finally:
         for task in (watching, showing):
             task.cancel()

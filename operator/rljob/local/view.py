@@ -19,7 +19,6 @@ _PHASES = {
     "Training": "training",
     "Evaluating": "evaluation",
     "Finishing": "finishing",
-    "Starting": "starting",
 }
 
 
@@ -151,7 +150,7 @@ def summary(result: Result) -> list[tuple[str, str]]:
     status = result.status
     rows = []
     if status.rewards:
-        count = min(3, len(status.rewards))
+        count = max(1, min(3, len(status.rewards) // 2))
         first, last = sum(status.rewards[:count]) / count, sum(status.rewards[-count:]) / count
         over = f" (means of the first and last {count} iterations)" if count > 1 else ""
         rows.append(("mean reward", f"{first:.3f} → {last:.3f}{over}"))

@@ -16,7 +16,7 @@ class PhaseTimes:
     """Seconds spent in each phase so far; a value, folded forward."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    phase: str = "Starting"
+    phase: str = "Preparing"
     since: float = 0.0
 
     def at(self, phase: str, now: float) -> "PhaseTimes":
