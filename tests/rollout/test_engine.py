@@ -353,7 +353,8 @@ def test_log_probs_are_the_policys_own_at_any_temperature_and_stop_tokens_stop(e
     answer = ask(engine, lambda e: e.generate("warm", PROMPT, SamplingParams(max_tokens=20, temperature=1.7, top_p=0.9)))
     expected = policy.logprobs(PROMPT + list(answer.tokens))[len(PROMPT) - 1 :]
     assert answer.logprobs == pytest.approx(expected, abs=1e-5)
-    assert answer.finish_reason == "length"
+    # What is sampled may be the model's own end-of-text token.
+    assert answer.finish_reason == ("length" if len(answer.tokens) == 20 else "stop")
     stop = policy.greedy(3)[-1]
     stopped = ask(engine, lambda e: e.generate("s", PROMPT, SamplingParams(max_tokens=20, temperature=0.0, stop_token_ids=(stop,))))
     assert (stopped.finish_reason, stopped.tokens[-1]) == ("stop", stop)
