@@ -28,7 +28,7 @@ def records(folder: Path, iterations: int) -> list[dict[str, Any]]:
     if not file.exists():
         example = ROOT / "examples" / "smollm2" / "rljob.yaml"
         command = [str(Path(sys.executable).parent / "rljob"), "run", str(example), "--workdir", str(folder)]
-        subprocess.run([*command, "--set", f"spec.iterations={iterations}", "--set", "spec.evaluation=null"], check=True)
+        subprocess.run([*command, "--set", f"spec.iterations={iterations}", "--set", "spec.evaluation=null"], check=True, stdout=sys.stderr)
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -40,13 +40,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         rows = records(arguments.workdir or Path(temporary) / "job", arguments.iterations)[1:]
-    names = sorted({name for row in rows for name in row["seconds"]}, key=lambda n: (n not in USEFUL, n))
-    total = sum(row["seconds_total"] - row["seconds"].get("evaluation", 0.0) for row in rows)
+    names = sorted({name for row in rows for name in row["seconds"]} - {"total", "evaluation"}, key=lambda n: (n not in USEFUL, n))
+    total = sum(row["seconds"]["total"] - row["seconds"].get("evaluation", 0.0) for row in rows)
     table = Table("phase", "seconds per iteration", "share", title="Main example, iterations 2 to the last")
     for name in names:
-        if name != "evaluation":
-            seconds = sum(row["seconds"].get(name, 0.0) for row in rows)
-            table.add_row(name, f"{seconds / len(rows):.2f}", f"{seconds / total:.1%}")
+        seconds = sum(row["seconds"].get(name, 0.0) for row in rows)
+        table.add_row(name, f"{seconds / len(rows):.2f}", f"{seconds / total:.1%}")
     share = sum(row["seconds"].get(name, 0.0) for row in rows for name in USEFUL) / total
     table.add_row("useful (rollout + train)", "", f"{share:.1%}", style="bold")
     Console().print(table)
