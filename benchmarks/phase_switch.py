@@ -182,8 +182,8 @@ def pod(folder: Path, the_job: RLJob) -> Iterator[Environment]:
         shutil.rmtree(sockets)
 
 
-async def hand_overs(environment: Environment, rounds: int) -> list[dict[str, float]]:
-    """Seconds of every step of each round, with `to_engine` and `to_trainer` as wholes."""
+async def hand_overs(environment: Environment, rounds: int) -> tuple[list[dict[str, float]], int]:
+    """Seconds of every step of each round, with `to_engine` and `to_trainer` as wholes; bytes of the weights."""
     the_job, master = environment.job, Master()
     limits = httpx.Limits(max_connections=20)
     async with (
@@ -205,10 +205,11 @@ async def hand_overs(environment: Environment, rounds: int) -> list[dict[str, fl
             await serve(master, client, 0)
             for version in range(1, rounds + 1):
                 measured.append(await one_round(master, client, trainer, version))
+            size = plan.arena.stat().st_size
         finally:
             await master.want(phase="stop")
             await agent
-        return measured
+        return measured, size
 
 
 async def serve(master: Master, client: EngineClient, version: int) -> float:
@@ -299,8 +300,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rljob-bench-") as temporary:
         folder = Path(temporary)
         with pod(folder, job(arguments.tiny, arguments.policy)) as environment:
-            rounds = asyncio.run(hand_overs(environment, arguments.rounds))
-        size = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors")) * 2  # bf16 on disk, fp32 in the engine
+            rounds, size = asyncio.run(hand_overs(environment, arguments.rounds))
         cold = asyncio.run(cold_start(environment, folder / "model", folder / "cold.log"))
     switch = statistics.median(r["to_engine"] + r["to_trainer"] for r in rounds)
     floor = 3.0 + size / (0.6 * memcpy_speed())

@@ -16,6 +16,7 @@ from rljob.checkpoint_engine.state import (
     Export,
     Fetch,
     Finish,
+    ForkEngine,
     Gate,
     Idle,
     Known,
@@ -105,6 +106,9 @@ def done(step: Step, seen: Observed) -> Observed:
             return replace(seen, engine=engine(version, incarnation=str(seen.engine.incarnation)))
         case Attest(version):
             return replace(seen, known=replace(known, attested=(str(seen.engine.incarnation), version, truth(version))))
+        case ForkEngine(version):
+            forked = EngineSeen("running", "e3")
+            return replace(seen, engine=forked, known=replace(known, ahead=(version, "e3")))
         case StopEngine():
             return replace(seen, engine=EngineSeen(), known=replace(known, gate=None, attested=None))
         case SleepEngine():
@@ -192,6 +196,27 @@ TRAIN_CASES = {
         world(NVIDIA, trainer=trainer(), engine=engine(), known=Known(restart_reason="2 GiB stayed")),
         [StopEngine("auto restarts: 2 GiB stayed"), Gate("trainer"), Onload(), Train(TASK), *MAKE],
     ),
+    "the engine can be forked ahead": (
+        world(trainer=trainer(resident=True), engine=EngineSeen(ready=True), known=Known(gate="trainer")),
+        [Train(TASK), ForkEngine(4), *MAKE],
+    ),
+    "there was no memory to fork it ahead": (
+        world(trainer=trainer(4, resident=True), engine=EngineSeen(ready=True), known=Known(trained=metrics(4), ahead=(4, None))),
+        MAKE,
+    ),
+    "on a GPU nothing is forked ahead": (
+        world(Site("worker", "nvidia", "restart"), trainer=trainer(4, resident=True), engine=EngineSeen(ready=True),
+              known=Known(trained=metrics(4))),
+        MAKE,
+    ),
+    "an engine of unknown origin lives while the version is saved": (
+        world(trainer=trainer(4, resident=True), engine=engine(3), known=Known(trained=metrics(4), ahead=(4, "e0"))),
+        [RESTART, *MAKE],
+    ),
+    "an engine that was forked ahead of another version": (
+        world(trainer=trainer(4, resident=True), engine=engine(None), known=Known(trained=metrics(4), ahead=(3, "e"))),
+        [RESTART, *MAKE],
+    ),
     "a rollout node": (world(Site("rollout", "cpu", "restart"), engine=engine()), [RESTART]),
 }  # fmt: skip
 
@@ -204,6 +229,10 @@ ROLLOUT_CASES = {
         ENGINE_UP,
     ),
     "the engine's shim does not answer": (world(trainer=trainer(), engine=EngineSeen("away"), arena=3, known=knows()), ENGINE_UP),
+    "an engine was forked ahead": (
+        world(trainer=trainer(resident=True), engine=EngineSeen("running", "e"), arena=3, known=knows(ahead=(3, "e"))),
+        [Offload(), StartEngine(), Gate("engine"), LoadEngine(3), Attest(3)],
+    ),
     "the engine has failed": (
         world(trainer=trainer(), engine=engine(), arena=3, known=knows(unfit=frozenset({"e"}))),
         [StopEngine("it failed"), *ENGINE_UP],

@@ -20,6 +20,7 @@ from rljob.checkpoint_engine.state import (
     EndTrainer,
     Export,
     Fetch,
+    ForkEngine,
     Gate,
     Known,
     Load,
@@ -119,7 +120,7 @@ class Actor:
         match step:
             case StartTrainer() | EndTrainer() | Load() | Checkpoint() | Export() | Offload() | Onload():
                 return await self._trainer(step, known)
-            case StartEngine() | LoadEngine() | Attest() | StopEngine() | SleepEngine():
+            case StartEngine() | ForkEngine() | LoadEngine() | Attest() | StopEngine() | SleepEngine():
                 return await self._engine(step, seen)
             case Gate(owner):
                 return await self._gate(owner, seen)
@@ -167,15 +168,18 @@ class Actor:
                 await trainer.offload()
             case Onload():
                 await trainer.onload()
+            case _:
+                raise TypeError(f"{step} is no step of a trainer")
         return known
 
     async def _engine(self, step: Step, seen: Observed) -> Known:
         known, engine = seen.known, self.parts.engine
         match step:
             case StartEngine():
-                request = StartRequest(argv=self.plan.engine_argv, env=dict(self.plan.engine_env), incarnation=self.parts.new_incarnation())
-                incarnation = await self._start(self.parts.engine_shim, request, self._engine_answers, "engine")
+                incarnation = await self._start(self.parts.engine_shim, self._engine_request(), self._engine_answers, "engine")
                 return replace(known, engine=incarnation, attested=None)
+            case ForkEngine(version):
+                return await self._fork(version, known)
             case LoadEngine(version):
                 if seen.engine.state is not None and seen.engine.state.paused:
                     await engine.wake()
@@ -194,7 +198,21 @@ class Actor:
                 known = await self._with_peak("engine", known)
                 await engine.sleep()
                 return replace(known, attested=None, switch_policy="sleep", switch_reason=reason)
-        return known
+            case _:
+                raise TypeError(f"{step} is no step of an engine")
+
+    async def _fork(self, version: int, known: Known) -> Known:
+        """Start an engine if there is memory for it beside the trainer; no failure if not, it is started later then."""
+        reading = await self.parts.memory.read("trainer")
+        need = max(self.plan.claims["engine"], known.peaks.get("engine", 0))
+        if reading.free < need:
+            log.info("no engine ahead of time: it needs %d MiB, %d MiB are free", need >> 20, reading.free >> 20)
+            return replace(known, ahead=(version, None))
+        status = await self.parts.engine_shim.start(self._engine_request())
+        return replace(known, ahead=(version, status.incarnation), engine=status.incarnation, attested=None)
+
+    def _engine_request(self) -> StartRequest:
+        return StartRequest(argv=self.plan.engine_argv, env=dict(self.plan.engine_env), incarnation=self.parts.new_incarnation())
 
     async def finish(self) -> None:
         """End engine and trainer, and leave no shared memory. A shim that ends meanwhile ends its payload by itself."""
@@ -275,10 +293,12 @@ class Actor:
         leaving = _memory_key("trainer" if owner == "engine" else "engine", seen)
         coming = _memory_key(owner, seen)
         need = max(plan.claims[owner], known.peaks.get(owner, 0))
+        if owner == "engine" and seen.engine.state is not None and not seen.engine.state.paused:
+            need = 0  # it lives and has what it needs: only what the trainer keeps is judged
         claim = gate.Claim(
             owner,
             # What it holds while it is away it does not have to get.
-            max(0, need - known.baselines.get(coming or "", 0)) if coming else need,
+            max(0, need - known.baselines.get(coming or "", 0)),
             known.baselines.get(leaving) if leaving else None,
             plan.leak_tolerance,
         )

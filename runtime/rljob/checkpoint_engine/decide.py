@@ -11,6 +11,7 @@ from rljob.checkpoint_engine.state import (
     Export,
     Fetch,
     Finish,
+    ForkEngine,
     Gate,
     Idle,
     Load,
@@ -63,17 +64,19 @@ def _train(version: int, task: TrainTask, seen: Observed) -> Step:
     new = task.version
     if seen.site.kind == "rollout":
         return _engine_leaves(seen) or Idle("rollout nodes do not train")
-    if step := _engine_leaves(seen):
-        return step
-    if _made(new, seen):
-        return Idle(f"version {new} is made; the master commits it")
     held = seen.trainer.status if seen.trainer.life == "running" else None
     # A trainer that died after its checkpoint need not train again.
     trained = _trained(seen) == new and (_checkpointed(new, seen) or (held is not None and held.version == new))
+    if not (trained and _forked_for(new, seen)) and (step := _engine_leaves(seen)):
+        return step
+    if _made(new, seen):
+        return Idle(f"version {new} is made; the master commits it")
     if step := _trainer_holds(new if trained else version, seen):
         return step
     if not trained:
         return Train(task)
+    if _forks_ahead(new, seen):
+        return ForkEngine(new)
     if not _checkpointed(new, seen):
         return Checkpoint(new)
     if _manifest(new, None, seen) is None:
@@ -145,6 +148,22 @@ def _engine_leaves(seen: Observed) -> Step | None:
     return None if engine.state.paused else SleepEngine(reason)
 
 
+def _forks_ahead(version: int, seen: Observed) -> bool:
+    """Whether an engine may start while the trainer saves `version`: on CPU, where the two share memory anyway, and only once.
+
+    It holds no weights yet, so this takes nothing from the order of export, register, offload, load, attest.
+    """
+    untried = seen.known.ahead is None or seen.known.ahead[0] != version
+    gone = seen.engine.life in ("stopped", "exited") and seen.engine.ready
+    return seen.site.accelerator == "cpu" and not keeps_engine(seen)[0] and gone and untried
+
+
+def _forked_for(version: int, seen: Observed) -> bool:
+    """Whether the engine that lives is the one that was started ahead of `version`."""
+    incarnation = seen.engine.incarnation
+    return incarnation is not None and seen.known.ahead == (version, incarnation) and incarnation not in seen.known.unfit
+
+
 def _engine_serves(manifest: Manifest, seen: Observed) -> Step | None:
     """The engine is up, on the accelerator, and proven to hold this manifest's weights."""
     engine, known = seen.engine, seen.known
@@ -154,10 +173,8 @@ def _engine_serves(manifest: Manifest, seen: Observed) -> Step | None:
         return StopEngine("it failed")
     if engine.state is None:
         return StartEngine()
-    if engine.state.paused and known.gate != "engine":
-        return Gate("engine")
     if engine.state.paused or (engine.state.version, engine.state.checksum) != (manifest.version, manifest.checksum):
-        return LoadEngine(manifest.version)
+        return LoadEngine(manifest.version) if known.gate == "engine" else Gate("engine")
     if known.attested != (engine.incarnation, manifest.version, manifest.checksum):
         return Attest(manifest.version)
     return None

@@ -41,7 +41,7 @@ class Observer:
             return EngineSeen(life="away")
         state = await self._parts.engine.state() if shim.state == "running" else None
         state = self._patient(shim.incarnation, state, known) if shim.state == "running" else None
-        return EngineSeen(shim.state, shim.incarnation, shim.exit_status, _last_line(shim), state)
+        return EngineSeen(shim.state, shim.incarnation, shim.exit_status, _last_line(shim), state, shim.ready)
 
     def _patient(self, incarnation: str | None, state: EngineState | None, known: Known) -> EngineState | None:
         """An attested engine's last answer stands in for a late one."""

@@ -59,6 +59,8 @@ class EngineSeen:
     last_line: str = ""
     state: EngineState | None = None
     """None: it does not answer (yet)."""
+    ready: bool = False
+    """A start would not have to wait for imports."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Known:
     trainer: str | None = None
     """Incarnation that should be alive; None: nobody, or not known."""
     engine: str | None = None
+    ahead: tuple[int, str | None] | None = None
+    """Version for which an engine was to be forked ahead of time, and the engine's incarnation if there was memory for it."""
     unfit: frozenset[str] = frozenset()
     """Incarnations that failed and have to be ended."""
     arena_refused: bool = False
@@ -196,6 +200,13 @@ class StartEngine:
 
 
 @dataclass(frozen=True)
+class ForkEngine:
+    """Start it ahead of time, without weights and without waiting, while the trainer still saves a version."""
+
+    version: int
+
+
+@dataclass(frozen=True)
 class LoadEngine:
     """The engine takes the arena's weights; wakes it if it sleeps."""
 
@@ -243,7 +254,7 @@ class Finish:
 
 Step = (
     StartTrainer | EndTrainer | Load | Train | Checkpoint | Export | Fetch | Recall | Register | Offload | Onload | Gate | StartEngine
-    | LoadEngine | Attest | StopEngine | SleepEngine | Rollout | Idle | Finish
+    | ForkEngine | LoadEngine | Attest | StopEngine | SleepEngine | Rollout | Idle | Finish
 )  # fmt: skip
 
 NAMES: Mapping[type[Step], node.Step] = {
@@ -260,6 +271,7 @@ NAMES: Mapping[type[Step], node.Step] = {
     Onload: "onload",
     Gate: "gate",
     StartEngine: "start-engine",
+    ForkEngine: "start-engine",
     LoadEngine: "load-engine",
     Attest: "attest",
     StopEngine: "stop-engine",
@@ -271,5 +283,5 @@ NAMES: Mapping[type[Step], node.Step] = {
 """What the master and the user read."""
 TRAINER_STEPS = (StartTrainer, Load, Train, Checkpoint, Export, Offload, Onload)
 """Steps after whose failure nobody knows what state the trainer is in."""
-ENGINE_STEPS = (StartEngine, LoadEngine, Attest, SleepEngine)
+ENGINE_STEPS = (StartEngine, ForkEngine, LoadEngine, Attest, SleepEngine)
 """Likewise the engine."""
