@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,14 +23,43 @@ from rljob.rollout.engine import engine_argv, engine_environment, zygote_environ
 from rljob.wire.data import Prepared
 from rljob.wire.weights import Canary, Manifest
 
-SHAPE = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-    "hidden_act": "silu", "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"}, "tie_word_embeddings": True,
-    "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
-}  # fmt: skip
-"""SmolLM2-135M's. Speed does not depend on what the weights are, so they are random: nothing to download or convert."""
-FUSED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama with heads of 64 and tied embeddings; its weights are random, since speed does not depend on what they are."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int = 49152
+
+    def config(self) -> dict[str, object]:
+        """`config.json`."""
+        return {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": self.hidden, "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": 64,
+            "vocab_size": self.vocabulary, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+            "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"}, "tie_word_embeddings": True,
+            "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
+        }  # fmt: skip
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor, in the order in which vLLM fuses them."""
+        width, inner = self.hidden, self.inner
+        rows: dict[str, tuple[int, ...]] = {"self_attn.q_proj": (64 * self.heads, width)}
+        rows |= {f"self_attn.{name}": (64 * self.kv_heads, width) for name in ("k_proj", "v_proj")}
+        rows |= {"self_attn.o_proj": (width, 64 * self.heads), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width)}
+        rows |= {"mlp.down_proj": (width, inner), "input_layernorm": (width,), "post_attention_layernorm": (width,)}
+        layers = {f"model.layers.{i}.{name}.weight": shape for i in range(self.layers) for name, shape in rows.items()}
+        return {"model.embed_tokens.weight": (self.vocabulary, width), **layers, "model.norm.weight": (width,)}
+
+
+SMOLLM2 = Shape(576, 1536, 30, 9, 3)
+"""SmolLM2-135M, the main example's model: 513 MiB in fp32."""
+HALF_BILLION = Shape(1536, 4096, 18, 24, 8)
+"""529 million parameters: 2 GiB in fp32."""
 
 
 def job(dtype: str, sequences: int = 128) -> RLJob:
@@ -49,33 +81,27 @@ def job(dtype: str, sequences: int = 128) -> RLJob:
 def prepared(max_length: int) -> Prepared:
     """What `prepare` would have found out."""
     return Prepared(
-        model_type="llama", eos_token_ids=(2,), vocab_size=SHAPE["vocab_size"], context_length=8192, max_length=max_length,
+        model_type="llama", eos_token_ids=(2,), vocab_size=49152, context_length=8192, max_length=max_length,
         parameters=134_515_008, train=1, heldout=0, warmstart=0, digest="",
     )  # fmt: skip
 
 
-def write_config(folder: Path) -> None:
+def write_config(shape: Shape, folder: Path) -> None:
     """The model folder of an engine that starts with dummy weights."""
-    (folder / "config.json").write_text(json.dumps(SHAPE))
+    (folder / "config.json").write_text(json.dumps(shape.config()))
 
 
-def random_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """All tensors, in the order in which vLLM fuses them."""
-    width, inner, head = 576, 1536, 64
+def random_weights(shape: Shape, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """All tensors, and the one piece of memory that they lie in."""
     torch.manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return (torch.randn(*shape) * 0.03).to(dtype)
-
-    tensors = {"model.embed_tokens.weight": normal(49152, width)}
-    for i in range(30):
-        layer = f"model.layers.{i}."
-        rows = {"q_proj": (9 * head, width), "k_proj": (3 * head, width), "v_proj": (3 * head, width), "o_proj": (width, 9 * head)}
-        tensors |= {f"{layer}self_attn.{name}.weight": normal(*shape) for name, shape in rows.items()}
-        rows = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
-        tensors |= {f"{layer}mlp.{name}.weight": normal(*shape) for name, shape in rows.items()}
-        tensors |= {f"{layer}{name}.weight": torch.ones(width, dtype=dtype) for name in ("input_layernorm", "post_attention_layernorm")}
-    return tensors | {"model.norm.weight": torch.ones(width, dtype=dtype)}
+    flat = torch.empty(sum(math.prod(size) for size in shape.tensors().values()), dtype=dtype).uniform_(-0.05, 0.05)
+    tensors, at = {}, 0
+    for name, size in shape.tensors().items():
+        tensors[name] = flat[at : at + math.prod(size)].view(size)
+        at += math.prod(size)
+        if len(size) == 1:
+            tensors[name].fill_(1.0)
+    return flat, tensors
 
 
 def specs(tensors: dict[str, torch.Tensor]) -> list[TensorSpec]:
@@ -129,7 +155,8 @@ class Zygote:
 
 @contextlib.contextmanager
 def shared_memory(name: str) -> Iterator[Path]:
-    """A path below /dev/shm that is gone afterwards."""
+    """A path below /dev/shm that is gone afterwards, also after SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     path = Path(f"/dev/shm/rljob-bench-{name}-{os.getpid()}")
     try:
         yield path

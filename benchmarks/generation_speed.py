@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 import torch
-from _engine import Zygote, export, job, prepared, processor, random_weights, shared_memory, specs, until_healthy, write_config
+from _engine import SMOLLM2, Zygote, export, job, prepared, processor, random_weights, shared_memory, specs, until_healthy, write_config
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -100,9 +100,9 @@ async def ours(engine: EngineClient, seed: int) -> float:
 
 async def measure(rounds: int, dtype: str, folder: Path, arena: Path) -> list[tuple[float, float]]:
     """Tokens per second, direct and ours, of every round."""
-    write_config(folder)
-    tensors = random_weights(getattr(torch, dtype))
-    save_file(tensors, folder / "model.safetensors")
+    write_config(SMOLLM2, folder)
+    _, tensors = random_weights(SMOLLM2, getattr(torch, dtype))
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     rival = Direct(folder, dtype, kv_cache_bytes(job(dtype), prepared(LENGTH), folder))
     zygote = Zygote(job(dtype), folder)
     tokens = PROMPTS * SAMPLES * TOKENS

@@ -1,13 +1,14 @@
 """From the trainer's memory to a proven engine, against a memcpy of the same bytes.
 
-    python benchmarks/weight_path.py [--rounds 5] [--dtype float32] [--json]
+    python benchmarks/weight_path.py [--rounds 5] [--small] [--json]
 
-The main example's model (513 MiB of weights in fp32) with random weights. A round makes a version and takes the way that the node agent
-takes: *export* (copy into the warm arena, checksum of every tensor), *register* (the manifest as JSON, parsed and checked as the master
-does), *load* (the engine verifies every byte and takes the weights where they lie), *attest* (version, checksum, and log-probs of the
-canary by the engine's own forward pass). `share_of_memcpy` is the time of one memcpy(3) of all the weights, in one thread into warm memory
-in the same round, divided by the sum; both are the median round's. One engine runs all the time; a first round, in which it maps the
-arena and meets its first request, is left out (what a fresh engine needs is part of its start: `phase_switch.py`).
+A model of half a billion random weights (2 GiB in fp32; `--small`: the main example's, 513 MiB, where fixed costs weigh more). A round
+makes a version and takes the way that the node agent takes: *export* (copy into the warm arena, checksum of every tensor), *register* (the
+manifest as JSON, parsed and checked as the master does), *load* (the engine verifies every byte and takes the weights where they lie),
+*attest* (version, checksum, and log-probs of the canary by the engine's own forward pass). `share_of_memcpy` is the time of one memcpy(3)
+of all the weights, in one thread into the warm arena in the same round, divided by the sum; both are the median round's. One engine runs
+all the time; a first round, in which it maps the arena and meets its first request, is left out (what a fresh engine needs is part of its
+start: `phase_switch.py`).
 """
 
 import argparse
@@ -23,7 +24,20 @@ from pathlib import Path
 
 import httpx
 import torch
-from _engine import Zygote, export, job, processor, random_weights, shared_memory, specs, until_healthy, write_config
+from _engine import (
+    HALF_BILLION,
+    SMOLLM2,
+    Shape,
+    Zygote,
+    export,
+    job,
+    processor,
+    random_weights,
+    shared_memory,
+    specs,
+    until_healthy,
+    write_config,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -47,12 +61,13 @@ class Clock:
         self.stages[name] = time.perf_counter() - began
 
 
-def memcpy_seconds(source: torch.Tensor, target: torch.Tensor) -> float:
+def memcpy_seconds(source: torch.Tensor, file: TensorFile) -> float:
     """One copy of all bytes, one call of the C library, warm memory on both sides; the best of three."""
+    target = file.mapping().data_ptr() + file.data_start
 
     def once() -> float:
         began = time.perf_counter()
-        ctypes.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
+        ctypes.memmove(target, source.data_ptr(), source.nbytes)
         return time.perf_counter() - began
 
     return min(once() for _ in range(3))
@@ -80,13 +95,11 @@ async def one_round(
     return clock.stages, found
 
 
-async def measure(rounds: int, dtype: str, folder: Path, arena: Path) -> tuple[list[dict[str, float]], int]:
+async def measure(rounds: int, shape: Shape, folder: Path, arena: Path) -> tuple[list[dict[str, float]], int]:
     """Stages of every round, and the bytes of the weights."""
-    write_config(folder)
-    tensors = random_weights(getattr(torch, dtype))
-    total = sum(t.nbytes for t in tensors.values())
-    flat, copy = torch.ones(total, dtype=torch.uint8), torch.zeros(total, dtype=torch.uint8)
-    zygote = Zygote(job(dtype, sequences=8), folder)
+    write_config(shape, folder)
+    flat, tensors = random_weights(shape, torch.float32)
+    zygote = Zygote(job("float32", sequences=8), folder)
     file = TensorFile.create(arena, specs(tensors), {})
     found: list[dict[str, float]] = []
     expected: list[float] | None = None
@@ -95,15 +108,15 @@ async def measure(rounds: int, dtype: str, folder: Path, arena: Path) -> tuple[l
             engine = EngineClient(zygote.start(128), http)
             await until_healthy(engine)
             for version in range(rounds + 1):
-                memcpy = memcpy_seconds(flat, copy)
                 await engine.release_weights()
+                memcpy = memcpy_seconds(flat, file)
                 stages, expected = await one_round(engine, file, tensors, version, expected)
                 if version:
                     found.append({"memcpy": memcpy, **stages})
     finally:
         zygote.close()
         file.close()
-    return found, total
+    return found, flat.nbytes
 
 
 def report(rounds: list[dict[str, float]], total: int, console: Console) -> dict[str, float]:
@@ -135,11 +148,11 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--small", action="store_true", help="the main example's model instead of one of 2 GiB")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rljob-bench-") as folder, shared_memory("weights") as arena:
-        rounds, total = asyncio.run(measure(arguments.rounds, arguments.dtype, Path(folder), arena))
+        rounds, total = asyncio.run(measure(arguments.rounds, SMOLLM2 if arguments.small else HALF_BILLION, Path(folder), arena))
     keys = report(rounds, total, Console())
     if arguments.json:
         print(json.dumps(keys))

@@ -124,7 +124,7 @@ class EngineClient:
         """Take the manifest's weights from the arena, drop the prefix cache, and call itself `version:checksum`.
 
         A serving engine is paused first; its running requests end with reason `abort`. The engine checks every byte before it touches
-        its model: a refused set leaves the engine running with its old weights, which nobody vouches for any more (`NO_WEIGHTS`).
+        its model: a refused set leaves the engine paused with its old weights, which nobody vouches for any more (`NO_WEIGHTS`).
 
         Args:
             share: let the engine read the arena's memory instead of copying it, where it can (CPU). Faster to load; in exchange the

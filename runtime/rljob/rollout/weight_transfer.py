@@ -68,6 +68,7 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         self._layout = loading.Layout.of(self.model)
         self._file: TensorFile | None = None
         self._registered: torch.Tensor | None = None
+        self._shares = False
 
     def init_transfer_engine(self, init_info: ArenaInit) -> None:
         """Nothing to connect to."""
@@ -84,38 +85,42 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         began = time.perf_counter()
         file = self._open(Path(update_info.path))
         manifest = update_info.manifest()
-        verify_manifest(manifest, file)
-        verified = time.perf_counter()
-        self._load(manifest, file, update_info.share)
+        file.hold()  # what has been verified is what gets loaded
+        try:
+            verify_manifest(manifest, file)
+            verified = time.perf_counter()
+            self._shares = self._load(manifest, file, update_info.share)
+        finally:
+            if not self._shares:
+                file.release()
         log.info(
             "Version %d (%s, %s): verified in %.3f s, loaded in %.3f s",
             manifest.version, manifest.checksum, human_size(file.nbytes), verified - began, time.perf_counter() - verified,
         )  # fmt: skip
 
-    def _load(self, manifest: Manifest, file: TensorFile, share: bool) -> None:
+    def _load(self, manifest: Manifest, file: TensorFile, share: bool) -> bool:
+        """Put the proven weights into the model; whether that reads the file's memory from now on."""
         tensors = [(entry.name, file.view(entry.name)) for entry in manifest.tensors]
         world = self.parallel_config.world_size
         if loading.is_transformed(self.model, self.model_config):
             loading.layerwise(self.model, self.model_config, self._layout, tensors, world)
-            return
+            return False
         if self.device.type == "cpu" and not linear.installed():
             raise InfrastructureError("this engine has packed its weights away; start it through rljob.rollout.zygote")
         pieces = loading.record(self.model, tensors)
         loading.refuse_incomplete(self.model, self._layout, pieces, world)
         if self.device.type == "cpu":
             loading.adopt(self.model, self._layout, pieces, share=share)
-            if share:
-                file.hold()
-            else:
-                file.release()
-        else:
-            loading.in_place(self.model, tensors)
+            return share
+        loading.in_place(self.model, tensors)
+        return False
 
     def finish_weight_update(self) -> None:
         """Nothing left to do."""
 
     def shutdown(self) -> None:
         """Let others write the arena. The mapping stays for the next version: making and registering it costs as much as reading it."""
+        self._shares = False
         if self._file is not None:
             self._file.release()
 
@@ -135,6 +140,7 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         if self._registered is not None:
             torch.cuda.cudart().cudaHostUnregister(self._registered.data_ptr())
             self._registered = None
+        self._shares = False  # an inode that has been replaced is not written any more
         if self._file is not None:
             self._file.close()
             self._file = None
