@@ -97,11 +97,18 @@ class Zygote:
 
     def _fork(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> int:
         parent = os.getpid()
+        heard, said = os.pipe()
         pid = os.fork()
         if pid:
+            os.close(said)
+            os.read(heard, 1)  # nobody hears of a server that has no session yet, by which it is found and ended
+            os.close(heard)
             return pid
         status = 1
         try:
+            os.close(heard)
+            os.setsid()
+            os.close(said)
             self._become_child(parent, env, output)
             self.launch(argv, env)
             status = 0
@@ -117,7 +124,6 @@ class Zygote:
             os._exit(status)
 
     def _become_child(self, parent: int, env: Mapping[str, str], output: int) -> None:
-        os.setsid()
         die_with(parent)
         os.register_at_fork(after_in_child=die_with_parent)
         silence = os.open(os.devnull, os.O_RDONLY)
