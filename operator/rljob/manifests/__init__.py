@@ -1,0 +1,6 @@
+"""`render(...)`: a plan as Kubernetes objects. Pure: no connection to a cluster; the operator and `rljob render` share it."""
+
+from rljob.manifests.settings import Settings
+from rljob.manifests.types import Cluster, Manifest, Owner, SharingChoice
+
+__all__ = ["Cluster", "Manifest", "Owner", "Settings", "SharingChoice"]

@@ -1,0 +1,79 @@
+"""How an operator was installed: what no job says. Read from one YAML file, which the chart writes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rljob.api.base import Part
+
+Sharing = Literal["claim", "single", "visible"]
+
+
+class Images(Part):
+    """Image of each process. One repository with several tags, or several repositories."""
+
+    operator: str = "rljob/operator:latest"
+    """The operator itself."""
+    master: str = "rljob/master:latest"
+    """The master and the node agent (`checkpoint-engine`), both without torch."""
+    reward: str = "rljob/reward:latest"
+    """The reward service."""
+    trainer: str = "rljob/trainer:latest"
+    """The sidecar `megatron`, and the init container `prepare`, which converts models."""
+    rollout: str = "rljob/rollout:latest"
+    """The sidecar `vllm`."""
+    combined: str = "rljob/combined:latest"
+    """Trainer and rollout in one, for `accelerator.sharing: single`."""
+    sandbox: str = "rljob/sandbox:latest"
+    """The code sandbox."""
+
+
+class Devices(Part):
+    """How accelerators of a type are asked for."""
+
+    resource: str = "nvidia.com/gpu"
+    """Extended resource of the device plugin, for `single` and `visible`."""
+    device_class: str = "gpu.nvidia.com"
+    """DeviceClass of the DRA driver, for `claim`."""
+    runtime_class: str | None = None
+    """RuntimeClass of pods that see devices without asking for them (`visible`)."""
+
+
+class LeaderElection(Part):
+    """Which of several operators acts: the holder of a Lease."""
+
+    enabled: bool = True
+    """Off only where a single replica is certain."""
+    lease: str = "rljob-operator"
+    """Name of the Lease, in the operator's own namespace."""
+    seconds: Annotated[int, Field(ge=5)] = 15
+    """A holder that has not renewed for so long is replaced."""
+
+
+class Settings(Part):
+    """The operator's settings file."""
+
+    images: Images = Images()
+    """Images."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """Pull policy of every container."""
+    image_pull_secrets: list[str] = Field(default_factory=list)
+    """Names of Secrets in the job's namespace."""
+    namespaces: list[str] = Field(default_factory=list)
+    """Namespaces whose jobs are run; empty: all."""
+    devices: dict[str, Devices] = Field(default_factory=lambda: {"nvidia": Devices()})
+    """Per `accelerator.type`."""
+    storage_class: str | None = None
+    """Class of the volumes that are created for jobs; None: the cluster's default."""
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+    """Of those volumes. `ReadWriteOnce` keeps all pods of a job on one node."""
+    leader_election: LeaderElection = LeaderElection()
+    """Leader election."""
+    progress_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Between two looks at a running job's master."""
+    workers: Annotated[int, Field(ge=1)] = 16
+    """Jobs looked at at the same time."""
+    metrics_port: Annotated[int, Field(ge=0)] = 8080
+    """Port of /metrics, /healthz and /readyz."""
+    network_policies: bool = True
+    """Write NetworkPolicies."""
