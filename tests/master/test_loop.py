@@ -57,6 +57,7 @@ def test_the_outputs_tell_what_happened(tmp_path: Path) -> None:
     assert lines[1]["evaluation"]["families"] == {"even": 1.0, "odd": 0.0}
     assert all(line["answers"] == 6 and line["success_rate"] == line["reward"] and line["loss"] == 0.5 for line in lines)
     assert all(line["seconds"]["train"] == 2.0 and line["seconds"]["rollout"] > 0 for line in lines)
+    assert all(line["seconds"]["register"] == 0.25 for line in lines), "the last step's time arrives after its effect"
     assert all(sum(v for k, v in line["seconds"].items() if k != "total") >= line["seconds"]["total"] - 1e-6 for line in lines)
     model = tmp_path / "output" / "model"
     assert [f.name for f in model.iterdir()] == ["model.safetensors"]  # optimizer state stays behind

@@ -6,12 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
+import pytest
 from tests.master.twins import inputs, job
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+
+from rljob.wire.node import NodeReport
 
 
 def environment(root: Path, listen: str) -> dict[str, str]:
@@ -67,13 +73,44 @@ def test_unreadable_data_and_damaged_state_are_one_line_and_exit_status_2(tmp_pa
     assert (process.returncode, errors.splitlines()[-1].startswith("error: the prepared data in")) == (2, True)
 
 
-def test_it_serves_and_stops_when_asked_to(tmp_path: Path) -> None:
-    process = master(environment(tmp_path, "127.0.0.1:0"))
+def _serving(root: Path) -> tuple[subprocess.Popen[str], str]:
+    """A master that serves, and its address."""
+    process = master(environment(root, "127.0.0.1:0"))
     assert process.stderr is not None
-    address = next(line for line in process.stderr if "listening on" in line).split()[-1]
+    return process, next(line for line in process.stderr if "listening on" in line).split()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_and_stops_when_asked_to(tmp_path: Path, number: signal.Signals) -> None:
+    process, address = _serving(tmp_path)
     with urllib.request.urlopen(f"http://{address}/healthz", timeout=60) as answer:
         assert answer.read() == b"ok\n"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 128 + number
+    assert errors == "stopped; start again on the same state to go on\n"
+
+
+def test_open_requests_do_not_keep_it_from_stopping_and_leave_no_trace(tmp_path: Path) -> None:
+    """One node waits in a long poll, one has said that a report is coming and never sends it; a second signal changes nothing."""
+    process, address = _serving(tmp_path)
+    host, port = address.split(":")
+    report = NodeReport(node="a", kind="worker", incarnation="1", seen_revision=0, step="idle", step_started=0.0)
+    with httpx.Client(base_url=f"http://{address}", timeout=60) as client, socket.create_connection((host, int(port))) as silent:
+        revision = client.post("/v1/nodes/a/sync", content=report.model_dump_json()).json()["revision"]
+        silent.sendall(b"POST /v1/nodes/b/sync HTTP/1.1\r\nHost: master\r\nContent-Length: 10\r\n\r\n")
+        with ThreadPoolExecutor(1) as pool:
+            seen = report.model_copy(update={"seen_revision": revision, "step": "load"}).model_dump_json()
+            poll = pool.submit(client.post, "/v1/nodes/a/sync?wait=30", content=seen)
+            while [node["step"] for node in httpx.get(f"http://{address}/v1/status").json()["nodes"]] != ["load"]:
+                assert not poll.done()
+            began = time.monotonic()
+            process.terminate()
+            process.terminate()
+            assert poll.result().json()["revision"] == revision
+            assert silent.recv(100).startswith(b"HTTP/1.1 503 ")
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert process.returncode == 143
+    assert "Traceback" not in errors
     assert errors.splitlines()[-1] == "stopped; start again on the same state to go on"

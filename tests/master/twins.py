@@ -26,7 +26,7 @@ from rljob.wire.base import Failure
 from rljob.wire.batch import Batch
 from rljob.wire.checkpoints import checkpoint_folder
 from rljob.wire.data import Prepared, PromptRecord
-from rljob.wire.node import EngineReport, NodeDesired, NodeReport, TrainerReport, TrainMetrics
+from rljob.wire.node import EngineReport, NodeDesired, NodeReport, Step, TrainerReport, TrainMetrics
 from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
 from rljob.wire.weights import Canary, Manifest, Shard, TensorEntry
 
@@ -182,6 +182,8 @@ class FakeNode:
         self.trained: TrainMetrics | None = None
         self.checkpointed: int | None = None
         self.timings: dict[str, float] = {}
+        self.step: Step = "idle"
+        self.registered: int | None = None
 
     def report(self) -> NodeReport:
         engine = None
@@ -194,7 +196,7 @@ class FakeNode:
                 routable=True,
             )
         return NodeReport(
-            node=self.name, kind="worker", incarnation=self.incarnation, seen_revision=self.seen, step="idle", step_started=clock(),
+            node=self.name, kind="worker", incarnation=self.incarnation, seen_revision=self.seen, step=self.step, step_started=clock(),
             trainer=TrainerReport(incarnation=self.incarnation, version=self.version, resident=True), engine=engine, trained=self.trained,
             checkpointed=self.checkpointed, timings=self.timings, failure=self.failing, failures=self.failures,
         )  # fmt: skip
@@ -212,8 +214,8 @@ class FakeNode:
             except httpx.HTTPError:
                 await asyncio.sleep(0.5)
 
-    async def _sync(self) -> NodeDesired:
-        answer = await self.world.call("POST", f"/v1/nodes/{self.name}/sync?wait=5", self.report().model_dump_json())
+    async def _sync(self, wait: int = 5) -> NodeDesired:
+        answer = await self.world.call("POST", f"/v1/nodes/{self.name}/sync?wait={wait}", self.report().model_dump_json())
         return NodeDesired.model_validate_json(answer.content)
 
     async def _step(self, desired: NodeDesired) -> None:
@@ -240,20 +242,28 @@ class FakeNode:
             self.world.engines[self.engine_incarnation] = self.engine
 
     async def _train(self, version: int) -> None:
-        if self.trained is not None and self.trained.version == version:
-            return
-        if self.version != version - 1:
-            await self._load(version - 1)
-        answer = await self.world.call("GET", f"/v1/batches/{version}")
-        if answer.status_code != 200:
-            return
+        if self.trained is None or self.trained.version != version:
+            if self.version != version - 1:
+                await self._load(version - 1)
+            answer = await self.world.call("GET", f"/v1/batches/{version}")
+            if answer.status_code != 200:
+                return
+            await self._make(version, answer.content)
+        if self.registered != version:
+            # All is done but the last step, whose time is known only when the master has answered.
+            self.step = "register"
+            await self._sync(wait=0)
+            await self._register()
+            await asyncio.sleep(0.25)
+            self.step, self.timings = "idle", self.timings | {"register": 0.25}
+
+    async def _make(self, version: int, batch: bytes) -> None:
         await asyncio.sleep(2)
-        self.batches[version] = Batch.decode(answer.content)
-        self.checksum = hashlib.sha256(self.checksum.encode() + answer.content).hexdigest()[:8]
+        self.batches[version] = Batch.decode(batch)
+        self.checksum = hashlib.sha256(self.checksum.encode() + batch).hexdigest()[:8]
         self.version = version
         self.trained_versions.append(version)
         self.timings = {"train": 2.0}
-        await self._register()
         folder = checkpoint_folder(self.world.folders.checkpoints, version)
         if not folder.exists():
             folder.mkdir(parents=True)
@@ -278,6 +288,7 @@ class FakeNode:
         body = manifest(self.version, self.checksum, self.name)
         answer = await self.world.call("PUT", f"/v1/weights/{self.version}", body.model_dump_json())
         assert answer.status_code == 204, answer.text
+        self.registered = self.version
         self.world.checksums[self.version] = self.checksum
 
 

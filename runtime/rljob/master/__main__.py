@@ -1,5 +1,6 @@
 """`python -m rljob.master`. Exit status 0: the job succeeded, 2: the user has to change something, 3: the
-job has failed for good, 1: anything else."""
+job has failed for good, 143 (130): stopped by SIGTERM (SIGINT), 1: anything else. A stopped master does not exit with 0, because that
+would mean that the job is done."""
 
 import asyncio
 import errno
@@ -26,12 +27,26 @@ def _line(error: BaseException) -> str:
     return str(error) if isinstance(error, RLJobError) else f"{type(error).__name__}: {error}"
 
 
-async def _interruptible() -> None:
-    """Run until the job ends or a signal asks to stop. A stopped master has lost nothing but unfinished answers."""
+async def _interruptible() -> signal.Signals | None:
+    """Run until the job ends, or until a signal asks to stop: which. A stopped master has lost nothing but unfinished answers."""
     work = asyncio.create_task(main(Environment.current(), time.time))
+    received: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        # Once: a second one would cut off what the first has begun to put in order.
+        if not received:
+            work.cancel()
+        received.append(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-    await work
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        return received[0]
+    return None
 
 
 def run() -> int:
@@ -39,14 +54,14 @@ def run() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        asyncio.run(_interruptible())
-    except asyncio.CancelledError:
-        print("stopped; start again on the same state to go on", file=sys.stderr)
-        return 1
+        stopped_by = asyncio.run(_interruptible())
     except BaseExceptionGroup as group:
         return _failed(group)
     except (RLJobError, ValidationError, OSError, sqlite3.Error) as error:
         return _failed(error)
+    if stopped_by is not None:
+        print("stopped; start again on the same state to go on", file=sys.stderr)
+        return 128 + stopped_by
     return 0
 
 

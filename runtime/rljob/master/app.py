@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rljob.api import ConfigurationError, JobFailed, RLJob, RLJobError
 from rljob.master.activity import Activity
@@ -177,9 +179,8 @@ async def main(environment: Environment, clock: Clock) -> None:
                 outside = Outside(lambda url: EngineClient(url, http), HttpRewardService(environment.url("reward"), http), clock)
                 parts = assemble(job, folders, inputs, decode, database, outside)
                 async with asyncio.TaskGroup() as tasks:
-                    server = _Server(
-                        uvicorn.Config(Service(parts).application(), log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
-                    )
+                    application = _quiet(Service(parts).application())
+                    server = _Server(uvicorn.Config(application, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
                     serving = tasks.create_task(server.serve(sockets=[listener]))
                     try:
                         await run_job(parts)
@@ -189,6 +190,18 @@ async def main(environment: Environment, clock: Clock) -> None:
                         await serving
         finally:
             database.close()
+
+
+def _quiet(application: ASGIApp) -> ASGIApp:
+    """The application, where a request that is cut off at the end (its body never came, say) gets an answer instead of a traceback."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await application(scope, receive, send)
+        except asyncio.CancelledError:
+            await Response("the master has stopped\n", 503)(scope, receive, send)
+
+    return answer
 
 
 class _Server(uvicorn.Server):

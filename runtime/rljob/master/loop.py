@@ -78,9 +78,14 @@ class Loop:
         await self._prune()
 
     def _made(self, version: int) -> TrainMetrics | None:
-        """What training reported, once the version is registered and durable on every worker."""
+        """What training reported, once the version is registered and durable on every worker.
+
+        Registered is known here before its node knows, so that node is let finish: its last report has the times of all steps.
+        """
         p = self.parts
         workers = p.nodes.workers()
+        if any(w.step != "idle" for w in workers):
+            return None
         durable = sum(w.checkpointed is not None and w.checkpointed >= version for w in workers) >= self.spec.trainer.nodes
         if not durable or p.state.versions.checksum(version) is None or not checkpoint_folder(p.folders.checkpoints, version).is_dir():
             return None
