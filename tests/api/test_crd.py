@@ -8,9 +8,12 @@ import pytest
 import yaml
 
 from rljob.api import ConfigurationError, RLJob
-from rljob.api.crd import RULES, crd_yaml, custom_resource_definition, job_schema, spec_schema
+from rljob.api.changes import CHANGEABLE, WHILE_SUSPENDED
+from rljob.api.crd import crd_yaml, custom_resource_definition, job_schema, spec_schema
 from rljob.api.explain import explain
 from rljob.api.load import parse
+from rljob.api.rules import RULES, concatenation, fixed_fields
+from rljob.master.decisions.identity import FREE
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = job_schema()
@@ -105,7 +108,31 @@ def test_status_and_scale_are_subresources_and_columns_show_the_job() -> None:
 def test_rules_stand_where_they_belong() -> None:
     paths = dict(ALL)
     for path, rules in RULES.items():
-        assert [r["message"] for r in paths[f".{path}"]["x-kubernetes-validations"]] == [message for _, message in rules]
+        written = [entry["rule"] for entry in paths[f".{path}"]["x-kubernetes-validations"]]
+        assert written[: len(rules)] == [rule.rule for rule in rules]
+
+
+def test_a_message_is_a_text_with_values() -> None:
+    assert concatenation("a ({self.b}) isn't {self.c * 2}") == r"'a (' + string(self.b) + ') isn\'t ' + string(self.c * 2)"
+    (entry,) = [rule.entry() for rule in RULES["spec.rollout"]]
+    assert entry["message"] == "tokenBudget is more than maxTokens; leave tokenBudget out or lower it"
+    assert "messageExpression" not in RULES["spec.files"][0].entry()
+
+
+def test_every_field_is_fixed_or_changeable_and_a_changeable_one_exists() -> None:
+    fixed = {f"{place}.{rule.field}".removeprefix(".") for place, rule in fixed_fields(spec_schema())}
+    paths = {path.removeprefix(".spec.") for path, _ in ALL}
+    for field in (*CHANGEABLE, *WHILE_SUSPENDED):
+        assert field in paths
+        assert field not in fixed - set(WHILE_SUSPENDED)
+    for field in ("model", "data", "seed", "algorithm", "trainer", "accelerator", "checkpoint.volume", "evaluation.data", "warmStart"):
+        assert field in fixed
+
+
+def test_what_may_change_in_a_cluster_may_change_for_the_state_too() -> None:
+    for field in (*CHANGEABLE, *WHILE_SUSPENDED):
+        # Credentials and files say how something is fetched; the digest of what was fetched is compared.
+        assert any(field == free or field.startswith(f"{free}.") for free in FREE), field
 
 
 def test_explain_shows_a_field_and_what_is_below_it() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rljob.api.base import Part
+from rljob.api.base import INT32, Natural, Part, Positive, Small
 from rljob.api.sources import DataSource
 
 
@@ -13,7 +13,7 @@ class LengthPenalty(Part):
 
     weight: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Factor of the length reward (which lies in [-0.5, 0.5]); 0 turns it off."""
-    warmup_iterations: Annotated[int, Field(ge=0)] = 0
+    warmup_iterations: Natural = 0
     """Iterations without the length reward at the start."""
 
 
@@ -23,7 +23,7 @@ class Sampling(Part):
     strategy: Literal["uniform", "curriculum", "prioritized"] = "uniform"
     """`uniform` walks the set once, then again; `curriculum` goes from easy to hard by `difficulty`; `prioritized` draws in
     proportion to 1 - success rate, after each prompt's first visit."""
-    curriculum_iterations: Annotated[int, Field(ge=1)] = 24
+    curriculum_iterations: Positive = 24
     """Iterations over which the curriculum opens up to the hardest prompts (the paper's transition is at 24)."""
 
 
@@ -34,11 +34,11 @@ class AlgorithmSpec(Part):
     """The RL objective."""
     tau: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the squared log-ratio regulariser. 0 keeps the plain policy gradient with the mean reward as baseline."""
-    prompts_per_iteration: Annotated[int, Field(ge=1)] = 16
+    prompts_per_iteration: Positive = 16
     """Prompts (groups) in one iteration."""
-    samples_per_prompt: Annotated[int, Field(ge=2)] = 8
+    samples_per_prompt: Annotated[int, Field(ge=2, le=INT32)] = 8
     """Answers sampled for each prompt; k of the paper."""
-    steps_per_iteration: Annotated[int, Field(ge=1)] = 1
+    steps_per_iteration: Positive = 1
     """Optimizer steps an iteration; its samples are split evenly among them."""
     reset_optimizer: bool = True
     """Start every iteration with a fresh optimizer, as the paper does."""
@@ -53,13 +53,13 @@ class WarmStart(Part):
 
     data: DataSource | None = None
     """Records with a `demonstration`. Default: the training prompts."""
-    steps: Annotated[int, Field(ge=1)] = 32
+    steps: Positive = 32
     """Optimizer steps."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Positive = 32
     """Demonstrations a step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """Peak learning rate; rises linearly over the first `warmupSteps`."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 4
+    warmup_steps: Natural = 4
     """Steps of linear warm-up."""
 
 
@@ -68,7 +68,7 @@ class EvaluationSpec(Part):
 
     data: DataSource
     """The held-out prompts."""
-    every: Annotated[int, Field(ge=1)] = 4
+    every: Positive = 4
     """Evaluate every so many iterations; the first and the last policy are always evaluated."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Sampling temperature of the evaluation; 0 is greedy."""
@@ -94,19 +94,19 @@ class OptimizerSpec(Part):
 class TrainerSpec(Part):
     """Megatron-core."""
 
-    nodes: Annotated[int, Field(ge=1)] = 1
+    nodes: Small = 1
     """Worker pods. Data parallel size = nodes × accelerator.perNode / (tensor × pipeline × context parallel)."""
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    tensor_parallel: Small = 1
     """Tensor parallel size."""
-    pipeline_parallel: Annotated[int, Field(ge=1)] = 1
+    pipeline_parallel: Small = 1
     """Pipeline parallel size."""
-    expert_parallel: Annotated[int, Field(ge=1)] = 1
+    expert_parallel: Small = 1
     """Expert parallel size (mixture-of-experts models)."""
-    context_parallel: Annotated[int, Field(ge=1)] = 1
+    context_parallel: Small = 1
     """Context parallel size (long sequences)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of training; master weights are always fp32. `auto`: bf16 where the hardware has it (on CPU: AVX512-BF16 or AMX)."""
-    micro_batch_tokens: Annotated[int, Field(ge=64)] = 2048
+    micro_batch_tokens: Annotated[int, Field(ge=64, le=INT32)] = 2048
     """Tokens a micro-batch holds at most (one longer group makes its own); bounds activation memory."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -119,9 +119,9 @@ class Repetition(Part):
 
     enabled: bool = True
     """Turn the detector on."""
-    window: Annotated[int, Field(ge=2)] = 16
+    window: Annotated[int, Field(ge=2, le=INT32)] = 16
     """Length in tokens of the sequence whose repetition is looked for (shorter periods are found too)."""
-    times: Annotated[int, Field(ge=2)] = 4
+    times: Annotated[int, Field(ge=2, le=INT32)] = 4
     """How often it must stand in a row."""
     penalty: Annotated[float, Field(ge=0)] = 0.0
     """Subtracted from the reward of an answer that was ended for repeating itself."""
@@ -132,9 +132,9 @@ class EngineSpec(Part):
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of generation. `auto`: float32 on CPU (log-probs then agree with an fp32 trainer to 1e-5), bfloat16 on GPUs."""
-    max_sequences: Annotated[int, Field(ge=1)] = 128
+    max_sequences: Positive = 128
     """Sequences that one engine runs at a time."""
-    kv_cache_memory: Annotated[str, Field(pattern=r"^\d+(Mi|Gi)$")] | None = None
+    kv_cache_memory: Annotated[str, Field(pattern=r"^[0-9]+(Mi|Gi)$")] | None = None
     """Memory for the KV cache, such as `512Mi`. Default: what maxSequences × maxLength needs on CPU, what is free on a GPU."""
     enforce_eager: bool | None = None
     """No CUDA graphs. Default: true on CPU and with `switch.policy: restart`, false else."""
@@ -145,20 +145,20 @@ class EngineSpec(Part):
 class RolloutSpec(Part):
     """Generation."""
 
-    replicas: Annotated[int, Field(ge=0)] = 0
+    replicas: Natural = 0
     """Rollout-only pods beside the worker pods; may change at any time (`kubectl scale`)."""
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    tensor_parallel: Small = 1
     """Tensor parallel size of one engine."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Sampling temperature of training answers."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling; 1 samples from the policy itself, which the objective assumes."""
-    max_tokens: Annotated[int, Field(ge=1)] = 512
+    max_tokens: Positive = 512
     """Longest answer in tokens."""
-    token_budget: Annotated[int, Field(ge=1)] | None = None
+    token_budget: Positive | None = None
     """Tokens that one answer may grow by in one iteration (partial rollouts, §2.6.2): what is unfinished goes to the replay buffer
     and on in the next iteration. Default: maxTokens, so nothing is cut."""
-    max_staleness: Annotated[int, Field(ge=0)] = 0
+    max_staleness: Natural = 0
     """A segment written by a policy more than so many versions old is left out of the loss (the answer still counts)."""
     repetition: Repetition = Repetition()
     """Repetition detection."""

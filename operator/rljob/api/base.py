@@ -1,10 +1,17 @@
 """What every part of the RLJob has in common: camelCase in YAML, closed, frozen."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
+
+INT32 = 2**31 - 1
+"""Every whole number of a job has an upper bound: Kubernetes has 64 bits, and its rules multiply some of these numbers."""
+Natural = Annotated[int, Field(ge=0, le=INT32)]
+Positive = Annotated[int, Field(ge=1, le=INT32)]
+Small = Annotated[int, Field(ge=1, le=4096)]
+"""A factor of the parallel sizes."""
 
 
 class Part(BaseModel):
@@ -17,7 +24,17 @@ class Part(BaseModel):
         frozen=True,
         use_attribute_docstrings=True,
         validate_default=True,
+        allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, data: Any) -> Any:
+        """A field without a value (`iterations:`) is a field that is not there, as in Kubernetes."""
+        if not isinstance(data, Mapping) or None not in data.values():
+            return data
+        known = cls.model_fields.keys() | {field.alias for field in cls.model_fields.values()}
+        return {name: value for name, value in data.items() if value is not None or name not in known}
 
 
 def exactly_one(where: str, members: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field, create_model
 
 from rljob.api.base import Part
 from rljob.api.job import GROUP, KIND, VERSION, RLJobSpec
+from rljob.api.rules import add_rules
 from rljob.api.status import JobStatus
 
 Schema = dict[str, Any]
@@ -51,48 +52,6 @@ class ClusterStatus(Part):
     rollout: RolloutStatus = RolloutStatus()
     """Rollout-only pods."""
 
-
-_EXACTLY_ONE = "[{}].filter(x, x).size() == 1"
-
-
-def _one_of(*names: str) -> str:
-    return _EXACTLY_ONE.format(", ".join(f"has(self.{name})" for name in names))
-
-
-_DATA_RULE = (_one_of("path", "hub", "reasoningGym"), "a data source needs exactly one of path, hub, reasoningGym")
-_NEED = "self.trainer.tensorParallel * self.trainer.pipelineParallel * self.trainer.contextParallel"
-RULES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "spec.model.source": ((_one_of("path", "hub", "package", "url", "scratch"), "needs exactly one of path, hub, package, url, scratch"),),
-    "spec.model.source.scratch": (
-        ("self.hiddenSize % self.heads == 0 && self.heads % self.kvHeads == 0", "hiddenSize must be a multiple of heads, heads of kvHeads"),
-        ("self.hiddenSize / self.heads in [32, 64, 80, 96, 112, 128]", "hiddenSize / heads must be 32, 64, 80, 96, 112 or 128"),
-    ),
-    "spec.data.train": (_DATA_RULE,),
-    "spec.evaluation.data": (_DATA_RULE,),
-    "spec.warmStart.data": (_DATA_RULE,),
-    "spec.rollout": (("!has(self.tokenBudget) || self.tokenBudget <= self.maxTokens", "tokenBudget must not be more than maxTokens"),),
-    "spec": (
-        (
-            f"(self.trainer.nodes * self.accelerator.perNode) % ({_NEED}) == 0",
-            "trainer.tensorParallel × pipelineParallel × contextParallel must divide trainer.nodes × accelerator.perNode",
-        ),
-        ("self.trainer.tensorParallel <= self.accelerator.perNode", "trainer.tensorParallel must not be more than accelerator.perNode"),
-        ("self.rollout.tensorParallel <= self.accelerator.perNode", "rollout.tensorParallel must not be more than accelerator.perNode"),
-        (
-            "!has(self.model.source.scratch) || has(self.warmStart)",
-            "model.source.scratch starts from random weights, which earn no reward: set warmStart",
-        ),
-        (
-            "!has(self.model.maxLength) || self.rollout.maxTokens < self.model.maxLength",
-            "rollout.maxTokens leaves no room for a prompt in model.maxLength",
-        ),
-        (
-            "self.algorithm.stepsPerIteration <= self.algorithm.promptsPerIteration",
-            "algorithm.stepsPerIteration must not be more than promptsPerIteration",
-        ),
-    ),
-}
-"""CEL for what a schema cannot say: field to (rule, message). The same checks as the models' validators."""
 
 _COLUMNS = (
     ("Phase", "string", ".status.phase", "What the job is doing."),
@@ -159,11 +118,7 @@ def spec_schema() -> Schema:
     """Structural schema of the spec, with its rules."""
     raw = RLJobSpec.model_json_schema(by_alias=True)
     schema = structural(raw, raw.get("$defs", {}))
-    for path, rules in RULES.items():
-        here = schema
-        for name in path.split(".")[1:]:
-            here = here["properties"][name]
-        here["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in rules]
+    add_rules(schema)
     return schema
 
 
@@ -188,6 +143,10 @@ def _free(schema: Schema) -> Schema:
     return out
 
 
+_NAME = {"type": "string", "maxLength": 52, "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"}
+"""Services are named after the job: without dots, and a letter first."""
+
+
 def job_schema() -> Schema:
     """Structural schema of the whole object."""
     return {
@@ -197,7 +156,7 @@ def job_schema() -> Schema:
         "properties": {
             "apiVersion": {"type": "string", "description": f"`{GROUP}/{VERSION}`."},
             "kind": {"type": "string", "description": f"`{KIND}`."},
-            "metadata": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 52}}},
+            "metadata": {"type": "object", "properties": {"name": _NAME}},
             "spec": spec_schema(),
             "status": status_schema(),
         },

@@ -3,6 +3,7 @@
 import difflib
 from typing import Any
 
+from rljob.api.base import INT32
 from rljob.api.crd import job_schema
 from rljob.api.errors import ConfigurationError
 
@@ -36,7 +37,7 @@ def kind_of(schema: dict[str, Any]) -> str:
     text = "|".join(str(v) for v in schema["enum"]) if "enum" in schema else str(kind)
     if "minimum" in schema:
         text += f" {'>' if schema.get('exclusiveMinimum') else '>='} {schema['minimum']:g}"
-    if "maximum" in schema:
+    if schema.get("maximum", INT32) != INT32:
         text += f" {'<' if schema.get('exclusiveMaximum') else '<='} {schema['maximum']:g}"
     default = schema.get("default")
     if default not in (None, {}, [], ""):

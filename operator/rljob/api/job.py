@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from rljob.api.algorithm import AlgorithmSpec, EvaluationSpec, RolloutSpec, TrainerSpec, WarmStart
-from rljob.api.base import Part
+from rljob.api.base import Natural, Part, Positive
 from rljob.api.platform import (
     AcceleratorSpec,
     CheckpointSpec,
+    FilesSpec,
+    ObjectName,
     RewardSpec,
     SandboxSpec,
     SwitchSpec,
@@ -26,8 +28,8 @@ class Metadata(Part):
 
     model_config = ConfigDict(**{**Part.model_config, "extra": "allow"})
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$")]
-    """Name of the job: lower-case letters, digits and dashes, at most 52 (children's names are derived from it)."""
+    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$")]
+    """Name of the job: lower-case letters, digits and dashes, a letter first, at most 52 (children's names are derived from it)."""
     namespace: str | None = None
     """Namespace of the job."""
     labels: dict[str, str] = Field(default_factory=dict)
@@ -43,7 +45,7 @@ class RLJobSpec(Part):
     """The policy."""
     data: DataSpec
     """The prompts to train on."""
-    iterations: Annotated[int, Field(ge=1)] = 100
+    iterations: Positive = 100
     """Iterations of the loop: rollout, reward, train."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of every random choice of the job."""
@@ -69,14 +71,19 @@ class RLJobSpec(Part):
     """Checkpoints."""
     suspend: bool = False
     """Stop the job's pods and keep its state; set back to false to go on."""
-    backoff_limit: Annotated[int, Field(ge=0)] = 6
+    backoff_limit: Natural = 6
     """Restarts in a row of one container, without progress of the job between them, before the job fails."""
-    active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    active_deadline_seconds: Positive | None = None
     """The job fails when it has run for so long."""
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    ttl_seconds_after_finished: Natural | None = None
     """The finished job is deleted after so long."""
     queue_name: str | None = None
     """Kueue queue to wait in."""
+    files: FilesSpec | None = None
+    """Where the files are that the job names by relative paths, in a cluster."""
+    credentials: ObjectName | None = None
+    """Name of a Secret in the job's namespace for downloads of model and data. Its keys are files that only the init container `prepare`
+    sees: `hf-token` holds a Hugging Face token, `aws-credentials` an AWS credentials file. On one machine the user's own are taken."""
     templates: TemplateOverrides = TemplateOverrides()
     """Pod template overrides per role."""
 

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rljob.api.base import Part
+from rljob.api.base import Part, Positive, exactly_one
 
 
 class MemoryGate(Part):
@@ -12,7 +12,7 @@ class MemoryGate(Part):
 
     deadline_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long to wait for memory before the hand-over counts as failed."""
-    leak_tolerance: Annotated[str, Field(pattern=r"^\d+(Mi|Gi)$")] = "512Mi"
+    leak_tolerance: Annotated[str, Field(pattern=r"^[0-9]+(Mi|Gi)$")] = "512Mi"
     """How much the rest that a sleeping owner keeps may grow over the first hand-over's; more is a leak and restarts that owner."""
 
 
@@ -47,9 +47,9 @@ class RewardSpec(Part):
     """How answers are judged, unless a record says otherwise. Default: `reasoning-gym` for a generator's prompts, else `exact`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of that verifier."""
-    replicas: Annotated[int, Field(ge=1)] = 1
+    replicas: Positive = 1
     """Pods of the Deployment."""
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Positive = 1
     """Killable worker processes of one pod, for verifiers that can hang."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Hard time limit of one judgement; a verifier that runs longer is killed and the answer counts as wrong only if the verifier's
@@ -61,23 +61,44 @@ class SandboxSpec(Part):
 
     enabled: bool = False
     """Start the service."""
-    replicas: Annotated[int, Field(ge=1)] = 1
+    replicas: Positive = 1
     """Pods of the Deployment."""
 
 
 class CheckpointSpec(Part):
     """Checkpoints. Every iteration is committed atomically: weights, sampler and buffer together or not at all."""
 
-    keep: Annotated[int, Field(ge=1)] = 2
+    keep: Positive = 2
     """Newest checkpoints kept."""
-    keep_every: Annotated[int, Field(ge=1)] | None = None
+    keep_every: Positive | None = None
     """Also keep every so many iterations' checkpoint for good."""
     volume: str | None = None
     """Name of a PersistentVolumeClaim for state and checkpoints. Default: one is created. Local runs use the job folder."""
 
 
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+"""Name of a Kubernetes object in the job's namespace."""
+
+
+class FilesSpec(Part):
+    """What relative paths of the job start at in a cluster. Exactly one field is set. On one machine they start at the job file's folder,
+    and this is not read."""
+
+    claim: ObjectName | None = None
+    """Name of a PersistentVolumeClaim in the job's namespace; mounted read-only."""
+    config_map: ObjectName | None = None
+    """Name of a ConfigMap in the job's namespace, for small files: each key is a file."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "FilesSpec":
+        exactly_one("spec.files", {"claim": self.claim, "configMap": self.config_map})
+        return self
+
+
 class TemplateOverrides(Part):
-    """Pod template overrides per role: a partial `PodTemplateSpec` merged over what the operator renders."""
+    """Pod template overrides per role: a partial `PodTemplateSpec` (`metadata` and `spec`) merged over what the operator renders.
+    Containers, volumes, environment variables and image pull secrets are found by their `name`, mounts by `mountPath`, ports by
+    `containerPort`; tolerations are added; other lists are replaced, and `null` removes a field."""
 
     master: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
     """Overrides for the master pod."""

