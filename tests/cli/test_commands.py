@@ -87,6 +87,12 @@ def test_the_plan_for_people_fits_a_narrow_terminal(job_file: Path) -> None:
     assert "3 iterations in" in done.stdout
 
 
+def test_the_plan_says_what_has_no_effect_here(job_file: Path) -> None:
+    out = rljob("plan", job_file, "--set", "spec.reward.replicas=2").stdout
+    assert "note: spec.reward.replicas is 2, but `rljob run` starts one" in out
+    assert json.loads(rljob("plan", job_file, "--set", "spec.reward.replicas=2", "-o", "json").stdout)["here"] != []
+
+
 def test_crd_and_explain_print() -> None:
     assert yaml.safe_load(rljob("crd").stdout)["kind"] == "CustomResourceDefinition"
     assert "Longest answer in tokens." in rljob("explain", "spec.rollout").stdout

@@ -7,7 +7,7 @@ import pytest
 from tests.local.fakes import JOB
 
 from rljob.api import RLJob
-from rljob.local.preflight import Facts, gather, problems, warnings
+from rljob.local.preflight import Facts, gather, problems, warnings, without_effect
 from rljob.plan import Machine, ModelShape, estimate
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -56,3 +56,13 @@ def test_the_machine_is_looked_at(tmp_path: Path) -> None:
     assert facts.disk_free > 0
     assert {field for field, _, _ in facts.files_missing} == {"spec.data.train.path", "spec.model.source.path"}
     assert facts.libraries_missing == ()
+
+
+def test_what_only_a_cluster_can_do_is_said() -> None:
+    assert without_effect(JOB) == []
+    data = JOB.model_dump(by_alias=True, exclude_none=True)
+    cluster = {"reward": {"replicas": 3}, "templates": {"worker": {"spec": {"nodeSelector": {"a": "b"}}}}}
+    copies, templates = without_effect(RLJob.model_validate(data | {"spec": data["spec"] | cluster}))
+    assert copies.startswith("spec.reward.replicas is 3, but `rljob run` starts one")
+    assert "raise spec.reward.workers" in copies
+    assert templates.startswith("spec.templates (worker) has no effect with `rljob run`")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rljob.api import RLJob
 from rljob.api.sources import ScratchSource
-from rljob.plan import Machine, ModelShape, estimate, read_shape
+from rljob.plan import Machine, ModelShape, count_held_out, estimate, read_shape
 from rljob.plan.shape import of_config, of_gguf, of_scratch
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -107,6 +107,24 @@ def test_peers_cost_a_second_copy_of_the_weights() -> None:
 def test_a_kept_optimizer_makes_checkpoints_larger() -> None:
     fresh, kept = (estimate(job({"path": "m"}, algorithm={"resetOptimizer": reset}), SMOL, TWO_CORES).disk for reset in (True, False))
     assert kept - fresh == 3 * 12 * SMOL.parameters
+
+
+def test_the_held_out_file_is_counted_and_its_evaluation_is_part_of_the_time(tmp_path: Path) -> None:
+    (tmp_path / "held.jsonl").write_text('{"prompt": "a"}\n\n' * 300)
+
+    def seconds(path: str, **more: Any) -> tuple[dict[str, float], bool]:
+        j = job({"path": "m"}, evaluation={"data": {"path": path, **more}, "every": 5})
+        sizes = estimate(j, SMOL, TWO_CORES, count_held_out(j, tmp_path))
+        return sizes.seconds, any("evaluation is left out" in note for note in sizes.notes)
+
+    whole, left_out = seconds("held.jsonl")
+    assert whole["evaluation"] > 0
+    assert not left_out
+    assert seconds("held.jsonl", limit=100)[0]["evaluation"] == pytest.approx(whole["evaluation"] / 3)
+    assert seconds("held.jsonl", limit=1000)[0] == whole
+    nowhere, left_out = seconds("nowhere.jsonl")
+    assert "evaluation" not in nowhere
+    assert left_out
 
 
 @given(cores=st.integers(1, 64), prompts=st.integers(1, 64), samples=st.integers(2, 64))

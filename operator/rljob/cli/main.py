@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,8 +19,9 @@ from rljob.api.explain import explain
 from rljob.api.load import load
 from rljob.cli.show_plan import document, show
 from rljob.local import inspect
+from rljob.local.preflight import without_effect
 from rljob.local.run import Request, run, this_machine
-from rljob.plan import estimate, plan, read_shape
+from rljob.plan import count_held_out, estimate, plan, read_shape
 
 app = typer.Typer(
     name="rljob",
@@ -92,15 +94,19 @@ def plan_command(
 ) -> None:
     """Show what a job would run, with its memory and time, without starting anything."""
     job = load(file, set_ or ())
-    shape = read_shape(job, file.absolute().parent)
-    planned, sizes = plan(job, shape), estimate(job, shape, this_machine())
+    folder = file.absolute().parent
+    shape = read_shape(job, folder)
+    sizes = estimate(job, shape, this_machine(), count_held_out(job, folder))
+    planned, here = replace(plan(job, shape), notes=sizes.notes), without_effect(job)
     match output:
         case Output.table:
             show(Console(), job, planned, sizes, env)
+            for note in here:
+                Console().print(f"[dim]note: {note}[/dim]", highlight=False, soft_wrap=True)
         case Output.yaml:
-            print(yaml.safe_dump(document(planned, sizes), sort_keys=False, allow_unicode=True, width=140), end="")
+            print(yaml.safe_dump(document(planned, sizes, here), sort_keys=False, allow_unicode=True, width=140), end="")
         case Output.json:
-            print(json.dumps(document(planned, sizes), indent=1, ensure_ascii=False))
+            print(json.dumps(document(planned, sizes, here), indent=1, ensure_ascii=False))
 
 
 @app.command("run")

@@ -1,7 +1,7 @@
 """`rljob plan`: a plan and its estimate as tables, YAML or JSON."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -49,11 +49,11 @@ def plain(thing: Any) -> Any:
     return thing
 
 
-def document(plan: Plan, sizes: Estimate) -> dict[str, Any]:
-    """What `--output yaml|json` prints."""
+def document(plan: Plan, sizes: Estimate, here: Sequence[str] = ()) -> dict[str, Any]:
+    """What `--output yaml|json` prints. `here`: what is different when the plan runs on this machine."""
     estimate = plain(sizes)
     estimate["memory"] = {name: {"total": m.total, **dict(m.parts)} for name, m in sizes.memory.items()}
-    return {"plan": plain(plan), "estimate": estimate}
+    return {"plan": plain(plan), "estimate": estimate, "here": list(here)}
 
 
 def _size(size: int) -> str:

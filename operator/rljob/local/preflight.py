@@ -124,5 +124,23 @@ def warnings(sizes: Estimate, facts: Facts) -> list[str]:
     return []
 
 
+def without_effect(job: RLJob) -> list[str]:
+    """Fields that are set but mean nothing on one machine; each one line with why and what to do instead."""
+    spec = job.spec
+    found = []
+    if spec.reward.replicas > 1:
+        found.append(
+            f"spec.reward.replicas is {spec.reward.replicas}, but `rljob run` starts one: copies would only share its cores; "
+            "raise spec.reward.workers for more verifiers at once"
+        )
+    roles = [name for name, override in spec.templates if override]
+    if roles:
+        found.append(
+            f"spec.templates ({', '.join(roles)}) has no effect with `rljob run`: there are no pods on one machine; "
+            "set environment variables in the shell, and sizes in the spec"
+        )
+    return found
+
+
 def _mib(size: int) -> str:
     return f"{size / MiB:,.0f} MiB"

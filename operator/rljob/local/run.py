@@ -25,7 +25,7 @@ from rljob.local.places import Places, service_url
 from rljob.local.ports import pick
 from rljob.local.supervisor import Guardian, Outcome, Supervisor, last_lines
 from rljob.local.watch import Watcher
-from rljob.plan import Machine, Plan, estimate, plan, read_shape
+from rljob.plan import Machine, Plan, count_held_out, estimate, plan, read_shape
 
 _PORT_TRIES = 3
 
@@ -59,7 +59,7 @@ def run(request: Request, console: Console) -> int:
     folder = JobFolder((request.workdir or Path("runs") / job.metadata.name).absolute())
     source = request.file.absolute().parent
     shape = read_shape(job, source)
-    sizes = estimate(job, shape, this_machine())
+    sizes = estimate(job, shape, this_machine(), count_held_out(job, source))
     facts = preflight.gather(job, folder.root, source)
     if found := preflight.problems(job, sizes, facts):
         raise ConfigurationError(found[0] if len(found) == 1 else "this cannot run here:\n  " + "\n  ".join(found))
@@ -73,7 +73,7 @@ def run(request: Request, console: Console) -> int:
         folder.write_job(job)
         say = f"resuming {job.metadata.name} in {folder.root}" if resumed else f"running {job.metadata.name} in {folder.root}"
         console.print(say, highlight=False, soft_wrap=True)
-        for warning in preflight.warnings(sizes, facts):
+        for warning in (*preflight.warnings(sizes, facts), *preflight.without_effect(job)):
             console.print(f"[yellow]note:[/yellow] {warning}", highlight=False, soft_wrap=True)
         return run_plan(plan(job, shape), job, folder, request, console)
 

@@ -2,7 +2,8 @@
 
 from rljob.plan.build import plan
 from rljob.plan.estimate import Estimate, Machine, estimate
+from rljob.plan.records import count_held_out
 from rljob.plan.shape import ModelShape, read_shape
 from rljob.plan.types import Container, Plan, Pod
 
-__all__ = ["Container", "Estimate", "Machine", "ModelShape", "Plan", "Pod", "estimate", "plan", "read_shape"]
+__all__ = ["Container", "Estimate", "Machine", "ModelShape", "Plan", "Pod", "count_held_out", "estimate", "plan", "read_shape"]

@@ -128,16 +128,17 @@ def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Es
     return Estimate(None, memory, 0, 0, answers, trained, {}, notes)
 
 
-def held_out_prompts(job: RLJob) -> int | None:
-    """Size of the held-out set as far as the job says."""
+def held_out_prompts(job: RLJob, counted: int | None = None) -> int | None:
+    """Size of the held-out set as far as the job says, or as its file was counted."""
     evaluation = job.spec.evaluation
     if evaluation is None:
         return 0
     data = evaluation.data
-    return data.limit or (data.reasoning_gym.size if data.reasoning_gym else None)
+    size = data.reasoning_gym.size if data.reasoning_gym else counted
+    return min((n for n in (data.limit, size) if n is not None), default=None)
 
 
-def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trained: int) -> dict[str, float]:
+def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trained: int, held_out: int) -> dict[str, float]:
     kind = job.spec.accelerator.type
     low = job.spec.trainer.precision == "bf16" or (job.spec.trainer.precision == "auto" and (machine.bf16 or kind == "nvidia"))
     units = machine.cores if kind == "cpu" else job.spec.world_size
@@ -151,13 +152,17 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
     training = max(6 * shape.parameters * trained / (_TRAIN_FLOPS[kind, "bf16" if low else "fp32"] * units), 0.05 * micro_batches)
     seconds = {"rollout": generate(answers), "training": training}
     seconds["switch"] = _SWITCH_SECONDS[kind] + shape.parameters * engine_bytes(job) / 2e9
-    if job.spec.evaluation is not None and (prompts := held_out_prompts(job)):
-        seconds["evaluation"] = generate(prompts * job.spec.rollout.max_tokens * ANSWER_SHARE) / job.spec.evaluation.every
+    if job.spec.evaluation is not None and held_out:
+        seconds["evaluation"] = generate(held_out * job.spec.rollout.max_tokens * ANSWER_SHARE) / job.spec.evaluation.every
     return seconds
 
 
-def estimate(job: RLJob, shape: ModelShape | None, machine: Machine) -> Estimate:
-    """Estimate a job. Without a shape only what does not depend on the model is filled in, and `notes` says so."""
+def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_records: int | None = None) -> Estimate:
+    """Estimate a job. Without a shape only what does not depend on the model is filled in, and `notes` says so.
+
+    Args:
+        held_out_records: records of the held-out file, if it could be read (`rljob.plan.records`).
+    """
     if shape is None:
         return _unknown(job, None, ("the model is not on this machine yet: memory is a lower bound and there is no estimate of time",))
     base = _unknown(job, shape, ())
@@ -170,7 +175,8 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine) -> Estimate
         "vllm": engine_memory(job, shape),
     }
     notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {prompt_tokens(job, shape)} tokens"]
-    if job.spec.evaluation is not None and held_out_prompts(job) is None:
+    held_out = held_out_prompts(job, held_out_records)
+    if held_out is None:
         notes.append("the size of the held-out set is not known before the file is read: evaluation is left out of the time")
     return Estimate(
         shape=shape,
@@ -181,6 +187,6 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine) -> Estimate
         disk=4 * shape.parameters + (job.spec.checkpoint.keep + 1) * (weights + optimizer) + weights,
         answer_tokens=base.answer_tokens,
         trained_tokens=base.trained_tokens,
-        seconds=_seconds(job, shape, machine, base.answer_tokens, base.trained_tokens),
+        seconds=_seconds(job, shape, machine, base.answer_tokens, base.trained_tokens, held_out or 0),
         notes=tuple(notes),
     )
