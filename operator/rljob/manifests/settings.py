@@ -67,6 +67,10 @@ class Settings(Part):
     """Class of the volumes that are created for jobs; None: the cluster's default."""
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
     """Of those volumes. `ReadWriteOnce` keeps all pods of a job on one node."""
+    storage_size: Annotated[str, Field(pattern=r"^\d+(Mi|Gi|Ti)$")] = "100Gi"
+    """Of those volumes where the job's need is not known, because the model is not."""
+    operator_namespace: str | None = None
+    """Namespace of the operator's pods, from which masters are asked for progress; None: NetworkPolicies allow any namespace."""
     leader_election: LeaderElection = LeaderElection()
     """Leader election."""
     progress_seconds: Annotated[float, Field(gt=0)] = 5.0

@@ -1,7 +1,8 @@
 """What a rendering starts from and ends with. Values, no behaviour."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 Manifest = dict[str, Any]
 """One Kubernetes object as it is applied: plain JSON."""
@@ -14,6 +15,17 @@ ANNOTATION_HASH = "rljob.dev/spec-hash"
 """Hash of the rendered object. An object whose hash differs from the wanted one is out of date; live objects are never compared deeply."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "rljob"}
 FIELD_MANAGER = "rljob"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+OPERATOR_LABELS = {"app.kubernetes.io/name": "rljob", LABEL_COMPONENT: "operator"}
+"""Labels of the operator's own pods: the chart sets them, NetworkPolicies let them reach masters."""
+
+UPDATE: Mapping[str, Literal["recreate", "keep"]] = {
+    "Pod": "recreate",
+    "ResourceClaimTemplate": "recreate",
+    "PersistentVolumeClaim": "keep",
+}
+"""What to do with an existing object whose hash is not the wanted one, by kind: delete it and make it again, or leave it as it is (a claim
+cannot shrink, and what it holds is the job's state). Every other kind is applied over the existing object."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import json
 
 from rljob.api import RLJob
-from rljob.plan.estimate import Estimate, Machine, estimate
-from rljob.plan.shape import ModelShape
+from rljob.plan.estimate import Estimate, Machine, engine_bytes, estimate
+from rljob.plan.shape import ModelShape, of_scratch
 from rljob.plan.types import (
     AdvertiseHost,
     Container,
@@ -42,6 +42,9 @@ _TINY = 20_000_000
 
 def plan(job: RLJob, shape: ModelShape | None = None) -> Plan:
     """Pods, volumes and services of a job. `shape` only refines what is asked for: memory and threads."""
+    source = job.spec.model.source.scratch
+    if shape is None and source is not None:
+        shape = of_scratch(source)
     sizes = estimate(job, shape, Machine(cores=2, bf16=False))
     pods = [_master(job, sizes), *(_worker(job, sizes, i) for i in range(job.spec.trainer.nodes))]
     pods += [_rollout(job, sizes, i) for i in range(job.spec.rollout.replicas)]
@@ -52,17 +55,20 @@ def plan(job: RLJob, shape: ModelShape | None = None) -> Plan:
         volumes=_volumes(job, sizes),
         services=(Service("master", "master", MASTER.name), Service("reward", "reward", REWARD.name)),
         notes=sizes.notes,
+        sized=sizes.shape is not None,
     )
 
 
 def _volumes(job: RLJob, sizes: Estimate) -> tuple[Volume, ...]:
+    # Room for two versions, also where there is no rollout pod: one may come at any time, and then peers still read the old version.
+    shared = 2 * sizes.shape.parameters * engine_bytes(job) if sizes.shape else 0
     resolved = json.dumps(job.model_dump(mode="json", by_alias=True), indent=1)
     return (
         Volume("job", "config", files={"job.json": resolved}),
         Volume("source", "source"),
         Volume("work", "state", size=sizes.disk, claim=job.spec.checkpoint.volume),
         Volume("cache", "cache"),
-        Volume("shm", "memory", size=sizes.arena),
+        Volume("shm", "memory", size=shared),
         Volume("sockets", "sockets"),
     )
 
@@ -103,7 +109,7 @@ def _master(job: RLJob, sizes: Estimate) -> Pod:
         command=_module("prepare"),
         env=_env("model", "data", "cache", RLJOB_SOURCE_DIR=VolumePath("source")),
         mounts=(_JOB, _SOURCE, _WORK, _CACHE),
-        resources=_resources(sizes, "prepare", 1),
+        resources=_resources(sizes, "prepare", 0.25),
         restart="on-failure",
     )
     master = Container(
@@ -121,7 +127,7 @@ def _master(job: RLJob, sizes: Estimate) -> Pod:
             RLJOB_URL_REWARD=ServiceUrl("reward"),
         ),
         mounts=(_JOB, _WORK, _CACHE),
-        resources=_resources(sizes, "master", 0.5),
+        resources=_resources(sizes, "master", 0.25),
         restart="on-failure",
         ports=(MASTER,),
         probe=Probe(HttpProbe(Listen(MASTER.name), "/healthz")),
@@ -175,7 +181,7 @@ def _agent(sizes: Estimate) -> Container:
         command=_module("checkpoint_engine"),
         env=_env(*folders, RLJOB_URL_MASTER=ServiceUrl("master"), RLJOB_LISTEN_ENGINE=Listen(ENGINE.name)),
         mounts=(_JOB, _WORK, _CACHE, _MEMORY, _SOCKETS),
-        resources=_resources(sizes, "checkpoint-engine", 0.25),
+        resources=_resources(sizes, "checkpoint-engine", 0.1),
         restart="on-failure",
     )
 
@@ -198,7 +204,7 @@ def _reward(job: RLJob, sizes: Estimate) -> Pod:
         command=_module("reward"),
         env=_env("cache", RLJOB_LISTEN_REWARD=Listen(REWARD.name)),
         mounts=(_JOB, _CACHE),
-        resources=_resources(sizes, "reward", 0.5),
+        resources=_resources(sizes, "reward", 0.25),
         restart="always",
         ports=(REWARD,),
         probe=Probe(HttpProbe(Listen(REWARD.name), "/healthz")),

@@ -196,6 +196,8 @@ class Plan:
     services: tuple[Service, ...]
     notes: tuple[str, ...] = ()
     """What the plan could not know, for people."""
+    sized: bool = True
+    """False where the model is not known: memory and volume sizes are lower bounds."""
 
     def pod(self, name: str) -> Pod:
         """The pod of that name.

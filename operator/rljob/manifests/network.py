@@ -1,0 +1,93 @@
+"""NetworkPolicies: a job's pods hear and say only what the picture shows.
+
+    operator ─► master ─► worker, rollout (engine)     worker, rollout ─► master
+                master ─► reward                        worker, rollout ◄─► each other (collectives, weights)
+                prepare ─► anywhere, if the job downloads something
+
+A pod's node may always reach it (probes, `kubectl port-forward`). What else a site needs, such as a Prometheus that reads the master's
+`/metrics`, is a policy of its own: policies add up.
+"""
+
+from collections.abc import Sequence
+
+from rljob.api import RLJob
+from rljob.manifests.context import Context
+from rljob.manifests.environment import port_number
+from rljob.manifests.names import child, match, metadata
+from rljob.manifests.types import LABEL_ROLE, OPERATOR_LABELS, Manifest
+from rljob.plan import Pod
+
+NODES = ["rollout", "worker"]
+_DNS = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
+
+
+def network_policies(context: Context) -> list[Manifest]:
+    """One policy per kind of pod; what it does not name is denied."""
+    master, reward = _port(context, "master"), _port(context, "reward")
+    worker = next(pod for pod in context.plan.pods if pod.role in NODES)
+    engine = [{"protocol": "TCP", "port": port_number(worker, "engine")}]
+    anywhere: list[Manifest] = (
+        [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]}] if downloads(context.job) else []
+    )
+    nodes, alone = _pods(context, NODES), _pods(context, ["master"])
+    return [
+        _policy(
+            context,
+            "master",
+            ["master"],
+            [{"from": [nodes, _operator(context)], "ports": master}],
+            [_DNS, {"to": [nodes], "ports": engine}, {"to": [_pods(context, ["reward"])], "ports": reward}, *anywhere],
+        ),
+        _policy(
+            context,
+            "nodes",
+            NODES,
+            [{"from": [alone], "ports": engine}, {"from": [nodes]}],
+            [_DNS, {"to": [alone], "ports": master}, {"to": [nodes]}],
+        ),
+        _policy(context, "reward", ["reward"], [{"from": [alone], "ports": reward}], []),
+    ]
+
+
+def downloads(job: RLJob) -> bool:
+    """Does `prepare` fetch something from outside the cluster?"""
+    spec = job.spec
+    data = [spec.data.train, spec.evaluation and spec.evaluation.data, spec.warm_start and spec.warm_start.data]
+    source = spec.model.source
+    return bool(source.hub or source.url or any(d.hub for d in data if d))
+
+
+def _port(context: Context, service: str) -> list[Manifest]:
+    found = next(s for s in context.plan.services if s.name == service)
+    pod: Pod = context.plan.pod(found.pod)
+    return [{"protocol": "TCP", "port": port_number(pod, found.port)}]
+
+
+def _pods(context: Context, roles: Sequence[str]) -> Manifest:
+    return {"podSelector": _selector(context, roles)}
+
+
+def _selector(context: Context, roles: Sequence[str]) -> Manifest:
+    if len(roles) == 1:
+        return {"matchLabels": match(context.name, roles[0])}
+    return {"matchLabels": match(context.name), "matchExpressions": [{"key": LABEL_ROLE, "operator": "In", "values": list(roles)}]}
+
+
+def _operator(context: Context) -> Manifest:
+    namespace = context.settings.operator_namespace
+    where = {"matchLabels": {"kubernetes.io/metadata.name": namespace}} if namespace else {}
+    return {"namespaceSelector": where, "podSelector": {"matchLabels": OPERATOR_LABELS}}
+
+
+def _policy(context: Context, name: str, roles: Sequence[str], ingress: list[Manifest], egress: list[Manifest]) -> Manifest:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(context.owner, child(context.name, name), roles[0] if len(roles) == 1 else None),
+        "spec": {
+            "podSelector": _selector(context, roles),
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    }
