@@ -8,27 +8,28 @@ lock_hash() { cat requirements/lock.txt requirements/examples.txt pyproject.toml
 
 # vLLM's CPU build links libnuma and libgomp and calls lscpu; one small dependency is compiled from source.
 system_packages() {
-    libraries=$(PATH="$PATH:/sbin:/usr/sbin" ldconfig -p)
+    libraries=$(PATH="$PATH:/sbin:/usr/sbin" ldconfig -p) || libraries=
     for pair in libnuma.so.1=libnuma1 libgomp.so.1=libgomp1; do
         case $libraries in *"${pair%%=*}"*) ;; *) echo "${pair##*=}" ;; esac
     done
     command -v lscpu > /dev/null || echo util-linux
-    command -v cc > /dev/null || command -v gcc > /dev/null || echo "gcc libc6-dev"
+    { command -v cc > /dev/null && echo '#include <stdio.h>' | cc -fsyntax-only -x c - 2> /dev/null; } || echo "gcc libc6-dev"
 }
 
 # Complete enough: the standard library's optional parts that are used here, and headers for what is compiled.
 suits() {
-    "$1" -c '
+    supported "$1" && "$1" -c '
 import bz2, ctypes, lzma, os, sqlite3, ssl, sys, sysconfig
-ok = sys.version_info[:2] in ((3, 12), (3, 13)) and os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h"))
-sys.exit(not ok)' 2> /dev/null
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' 2> /dev/null
 }
 
-find_python() {
-    "$UV" python install --quiet 3.13 > /dev/null 2>&1 || true
+supported() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 12), (3, 13)))' 2> /dev/null; }
+
+# The first of uv's, the PATH's and pyenv's interpreters that passes a test: first_python TEST.
+first_python() {
     managed=$("$UV" python find --quiet --managed-python 3.13 2> /dev/null || true)
-    for candidate in "$managed" python3.13 "$HOME"/.pyenv/versions/3.13.*/bin/python3 python3.12 "$HOME"/.pyenv/versions/3.12.*/bin/python3; do
-        if [ -n "$candidate" ] && suits "$candidate"; then
+    for candidate in "$managed" python3.13 "$HOME"/.pyenv/versions/3.13.*/bin/python3 python3.12 "$HOME"/.pyenv/versions/3.12.*/bin/python3 python3; do
+        if [ -n "$candidate" ] && "$1" "$candidate"; then
             command -v "$candidate"
             return
         fi
@@ -36,8 +37,18 @@ find_python() {
     return 1
 }
 
+find_python() {
+    "$UV" python install --quiet 3.13 > /dev/null 2>&1 || true
+    first_python suits && return
+    incomplete=$(first_python supported) \
+        || die "no Python 3.13 or 3.12 could be downloaded or found; install one with: sudo apt-get install python3.13 python3.13-dev (or with pyenv)"
+    install_packages "$incomplete has no headers" "python$(version_of "$incomplete")-dev"
+    suits "$incomplete" || die "$incomplete lacks parts of the standard library (bz2, ctypes, lzma, sqlite3 or ssl); install another, with pyenv for example"
+    command -v "$incomplete"
+}
+
 wanted=$(lock_hash)
-if [ "$(cat .venv/.rljob-setup 2> /dev/null)" = "$wanted" ]; then
+if [ -x .venv/bin/python ] && [ "$(cat .venv/.rljob-setup 2> /dev/null)" = "$wanted" ]; then
     exit 0
 fi
 
@@ -48,7 +59,7 @@ packages=$(system_packages)
 find_uv
 if ! { [ -x .venv/bin/python ] && suits .venv/bin/python; }; then
     say "setup: looking for Python 3.13 or 3.12"
-    python=$(find_python) || die "no Python 3.13 or 3.12 (with headers) could be downloaded or found; install one, with pyenv for example"
+    python=$(find_python)
     "$UV" venv --quiet --clear --python "$python" .venv
 fi
 say "setup: installing the locked packages into .venv ($(.venv/bin/python --version)); the first time some 3 GB are downloaded"

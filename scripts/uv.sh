@@ -19,16 +19,21 @@ install_packages() { # WHY PACKAGE...
     fi
 }
 
-# Any Python that can make the environment uv lives in.
+# Any Python >= 3.10, first one that can make the environment uv lives in (Debian's cannot before its -venv package is there).
 some_python() {
+    first=
     for candidate in python3 python3.13 python3.12 python3.11 python3.10 "$HOME"/.pyenv/versions/3.1[0-9]*/bin/python3; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null || continue
+        [ -n "$first" ] || first=$candidate
+        if "$candidate" -c 'import venv, ensurepip' 2> /dev/null; then
             command -v "$candidate"
             return
         fi
     done
-    return 1
+    [ -n "$first" ] && command -v "$first"
 }
+
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
 
 find_uv() {
     if [ -n "${UV:-}" ]; then
@@ -42,8 +47,7 @@ find_uv() {
     "$UV" --version > /dev/null 2>&1 && return
     python=$(some_python) || die "no Python >= 3.10 found; install with: sudo apt-get install python3 python3-venv"
     if ! "$python" -c 'import venv, ensurepip' 2> /dev/null; then
-        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-        install_packages "$python cannot make virtual environments" "python$version-venv"
+        install_packages "$python cannot make virtual environments" "python$(version_of "$python")-venv"
     fi
     say "setup: installing uv $UV_VERSION"
     rm -rf "$home"
