@@ -12,7 +12,7 @@ from rljob.plan import Container, Pod
 from rljob.plan.types import ExecProbe, HttpProbe, Probe, Resources, VolumePath
 
 DEVICES = "RLJOB_DEVICES"
-"""`publish`: write the list of own devices to the sockets folder. `adopt`: use those of that list (rljob.checkpoint_engine.devices)."""
+"""`publish`: write the list of own devices to the sockets folder. `adopt`: use those of that list (rljob.checkpoint_engine.container)."""
 
 
 def claim_template(context: Context, per_node: int) -> Manifest:
@@ -53,7 +53,9 @@ def pod_devices(context: Context, spec: Manifest, pod: Pod) -> None:
             spec["runtimeClassName"] = context.devices.runtime_class
         owner["env"].append({"name": DEVICES, "value": "publish"})
         for other in others:
-            other["env"] += [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}, {"name": DEVICES, "value": "adopt"}]
+            other["env"] += [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]
+            if count.get(other["name"]):
+                other["env"].append({"name": DEVICES, "value": "adopt"})
 
 
 def combined(context: Context, pod: Pod) -> tuple[Pod, Manifest]:

@@ -6,6 +6,7 @@ nothing heavy: what the payload needs is the payload's business.
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from starlette.routing import Route
 
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.checkpoint_engine.container import complete
 from rljob.checkpoint_engine.payloads import Payload, Tail, payload_of
 from rljob.checkpoint_engine.processes import adopt_orphans, anonymous_memory, end_all, payload_processes, reap_orphans
 from rljob.wire.base import Message
@@ -210,10 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--payload", choices=sorted(SOCKETS), required=True)
     chosen = parser.parse_args(arguments)
     try:
+        complete(os.environ)
         asyncio.run(serve(chosen.payload, Environment.current().socket(SOCKETS[chosen.payload])))
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
+    except InfrastructureError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

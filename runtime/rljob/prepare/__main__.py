@@ -1,6 +1,7 @@
 """The init container's process. Exit status 0: done; 2: the user has to change something; 1: try again."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def main(environment: Environment) -> None:
 
 
 if __name__ == "__main__":
+    # The first process of a container is not ended by a signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main(Environment.current())
     except ConfigurationError as error:
