@@ -17,6 +17,7 @@ from rljob.api.crd import crd_yaml
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.api.explain import explain
 from rljob.api.load import load
+from rljob.cli.render import rendered
 from rljob.cli.show_plan import document, show
 from rljob.local import inspect
 from rljob.local.preflight import without_effect
@@ -107,6 +108,17 @@ def plan_command(
             print(yaml.safe_dump(document(planned, sizes, here), sort_keys=False, allow_unicode=True, width=140), end="")
         case Output.json:
             print(json.dumps(document(planned, sizes, here), indent=1, ensure_ascii=False))
+
+
+@app.command("render")
+def render_command(
+    file: File,
+    set_: Set = None,
+    settings: Annotated[Path | None, typer.Option(help="The operator's settings file. Default: what a new installation has.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Default: the job's, else `default`.")] = None,
+) -> None:
+    """Print the Kubernetes objects that the operator makes of a job."""
+    print(rendered(load(file, set_ or ()), settings, namespace), end="")
 
 
 @app.command("run")

@@ -79,8 +79,8 @@ def _variable(context: Context, pod: Pod, container: Container, name: str, what:
         case PodPort(other, port):
             yield {"name": name, "value": str(port_number(context.plan.pod(other), port))}
         case Threads(processes):
-            # A manifest cannot divide: the shim makes OMP_NUM_THREADS of the two (rljob.checkpoint_engine.container). Where a container has no
-            # limit, Kubernetes names the node's cores.
+            # A manifest cannot divide: the shim makes OMP_NUM_THREADS of the two (rljob.checkpoint_engine.container). Without a limit,
+            # Kubernetes names the node's cores.
             yield {"name": "RLJOB_CORES", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}}
             yield {"name": "RLJOB_CORES_SHARED_BY", "value": str(processes)}
 

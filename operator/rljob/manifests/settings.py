@@ -1,9 +1,12 @@
 """How an operator was installed: what no job says. Read from one YAML file, which the chart writes."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+import yaml
+from pydantic import Field, ValidationError
 
+from rljob.api import ConfigurationError
 from rljob.api.base import Part
 
 Sharing = Literal["claim", "single", "visible"]
@@ -81,3 +84,31 @@ class Settings(Part):
     """Port of /metrics, /healthz and /readyz."""
     network_policies: bool = True
     """Write NetworkPolicies."""
+
+
+def parse_settings(text: str, name: str) -> Settings:
+    """Settings from YAML; `name` stands in the messages.
+
+    Raises:
+        ConfigurationError: it is no YAML, or a field is wrong.
+    """
+    try:
+        data = yaml.safe_load(text)
+        return Settings.model_validate(data or {}, by_alias=True, by_name=False)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{name}: is not YAML ({' '.join(str(error).split())}); mind the indentation") from error
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: is {e['input']!r}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise ConfigurationError(f"{name}: {'; '.join(found)}") from error
+
+
+def load_settings(file: Path) -> Settings:
+    """Settings from a file.
+
+    Raises:
+        ConfigurationError: it cannot be read or used.
+    """
+    try:
+        return parse_settings(file.read_text(), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error}); name the operator's settings file") from error
