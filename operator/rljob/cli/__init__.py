@@ -1,5 +1,5 @@
-"""The `rljob` command."""
+"""The `rljob` command, and `kubectl rljob`."""
 
-from rljob.cli.main import main
+from rljob.cli.main import kubectl_main, main
 
-__all__ = ["main"]
+__all__ = ["kubectl_main", "main"]

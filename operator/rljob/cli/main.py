@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +16,9 @@ from rljob.api.crd import crd_yaml
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.api.explain import explain
 from rljob.api.load import load
+from rljob.cli import cluster
+from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
+from rljob.cli.output import Output
 from rljob.cli.render import rendered
 from rljob.cli.show_plan import document, show
 from rljob.local import inspect
@@ -33,6 +35,8 @@ rljob plan rljob.yaml\n
 rljob run rljob.yaml --set spec.iterations=3\n
 rljob status runs/tiny\n
 rljob logs runs/tiny worker-0/vllm -f\n
+rljob status sums -n team-a          a job in a cluster: any of -n, --context, --kubeconfig says so\n
+rljob watch sums -n team-a\n
 rljob explain spec.rollout""",
     no_args_is_help=True,
     add_completion=False,
@@ -76,14 +80,6 @@ def explain_command(field: Annotated[str, typer.Argument(help="Such as spec.roll
         print(f"{indent}{name}  <{kind}>")
         for line in text.splitlines():
             print(f"{indent}    {line}")
-
-
-class Output(StrEnum):
-    """How a plan is printed."""
-
-    table = "table"
-    yaml = "yaml"
-    json = "json"
 
 
 @app.command("plan")
@@ -139,14 +135,22 @@ def run_command(
 
 
 Folder = Annotated[Path, typer.Argument(help="Job folder, such as runs/tiny.", show_default=False)]
+Job = Annotated[
+    Path, typer.Argument(help="Job folder, such as runs/tiny; with -n, --context or --kubeconfig the name of an RLJob.", show_default=False)
+]
 
 
 @app.command("status")
 def status_command(
-    folder: Folder,
+    folder: Job,
     output: Annotated[Output, typer.Option("--output", "-o", help="What to print.")] = Output.table,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Say how far a job is."""
+    """Say how far a job is: a run of this machine by its folder, a job of a cluster by its name."""
+    if (where := Where(namespace, context, kubeconfig)).given:
+        return cluster.status(where, str(folder), output)
     job = inspect.open_folder(folder)
     if output is not Output.table:
         status = job.status()
@@ -161,14 +165,38 @@ def status_command(
 
 @app.command("logs")
 def logs_command(
-    folder: Folder,
-    which: Annotated[str | None, typer.Argument(help="POD or POD/CONTAINER; default all.", show_default=False)] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as long as the job runs.")] = False,
+    folder: Job,
+    which: Annotated[
+        str | None, typer.Argument(help="POD or POD/CONTAINER, in a cluster also a role; default all.", show_default=False)
+    ] = None,
+    follow: Follow = False,
+    namespace: Namespace = None,
+    container: Container = None,
+    tail: Tail = None,
+    previous: Previous = False,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print what a job's containers wrote."""
+    """Print what a job's containers wrote: a run of this machine by its folder, a job of a cluster by its name."""
+    if (where := Where(namespace, context, kubeconfig)).given:
+        return cluster.logs_of(where, str(folder), which, container, follow, tail, previous)
+    if container or previous or tail is not None:
+        raise ConfigurationError("-c, -p and --tail are for jobs of a cluster (add -n NAMESPACE); here write POD/CONTAINER")
     job = inspect.open_folder(folder)
     for line in inspect.read_logs(inspect.logs(job, which), follow, job.running):
         print(line, flush=follow)
+
+
+@app.command("watch")
+def watch_command(
+    name: cluster.Name,
+    namespace: Namespace = None,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show a job of a cluster live until it has ended. (`rljob run` shows a run of this machine by itself.)"""
+    raise typer.Exit(cluster.watch(Where(namespace, context, kubeconfig), name, every))
 
 
 @app.command("stop")
@@ -181,10 +209,24 @@ def stop_command(
     print(f"{folder}: stopped" if stopped else f"{folder}: was not running")
 
 
+cluster.app.command("plan")(plan_command)
+cluster.app.command("validate")(validate_command)
+
+
 def main() -> None:
-    """Entry point: errors made for people become one line and an exit status."""
+    """Entry point of `rljob`."""
+    _run(app)
+
+
+def kubectl_main() -> None:
+    """Entry point of `kubectl rljob`."""
+    _run(cluster.app)
+
+
+def _run(commands: typer.Typer) -> None:
+    """Errors made for people become one line and an exit status."""
     try:
-        app()
+        commands()
     except RLJobError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)

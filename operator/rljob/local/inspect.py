@@ -22,7 +22,10 @@ def open_folder(root: Path) -> JobFolder:
     """
     folder = JobFolder(root.absolute())
     if not folder.job_file.exists():
-        raise ConfigurationError(f"{root} is not a job folder (it has no job.yaml); give the folder of an `rljob run`, such as runs/tiny")
+        raise ConfigurationError(
+            f"{root} is not a job folder (it has no job.yaml); give the folder of an `rljob run`, such as runs/tiny, "
+            "or -n NAMESPACE with the name of a job in a cluster"
+        )
     return folder
 
 

@@ -1,0 +1,60 @@
+"""What kubectl asks when somebody presses the tab key behind `kubectl rljob`: `kubectl_complete-rljob WORDS...`.
+
+The answer is one word a line, then `:` and a number that tells the shell what to do if none fits (cobra's `ShellCompDirective`, see
+k8s.io/kubectl/pkg/cmd/plugin/plugin_completion.go).
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from rljob.api import ConfigurationError, InfrastructureError
+from rljob.cli import cluster
+
+_NO_FILES, _FILES = 4, 0
+_OF_FILES = ("plan", "validate")
+_ROLES = ("master", "worker", "rollout", "reward")
+
+
+def candidates(words: Sequence[str], jobs: Sequence[str]) -> tuple[list[str], int]:
+    """(Words that fit, what to do if none does) for a command line without `kubectl rljob`; its last word is the unfinished one."""
+    commands = [str(info.name) for info in cluster.app.registered_commands]
+    *before, begun = words or [""]
+    plain = _arguments(before)
+    if not plain:
+        return [c for c in commands if c.startswith(begun)], _NO_FILES
+    if plain[0] in _OF_FILES:
+        return [], _FILES
+    if len(plain) == 1:
+        return [j for j in jobs if j.startswith(begun)], _NO_FILES
+    return [r for r in _ROLES if plain[0] == "logs" and len(plain) == 2 and r.startswith(begun)], _NO_FILES
+
+
+_WITH_VALUE = ("-n", "--namespace", "--context", "--kubeconfig", "-c", "--container", "-o", "--output", "--tail", "--every")
+
+
+def _arguments(words: Sequence[str]) -> list[str]:
+    """The words that are no options and no values of options."""
+    return [w for i, w in enumerate(words) if not w.startswith("-") and (i == 0 or words[i - 1] not in _WITH_VALUE)]
+
+
+def _value(words: Sequence[str], *names: str) -> str | None:
+    return next((words[i + 1] for i, w in enumerate(words[:-1]) if w in names), None)
+
+
+def main() -> None:
+    """Entry point."""
+    words = sys.argv[1:]
+    jobs: list[str] = []
+    if len(_arguments(words[:-1])) == 1 and words[0] not in _OF_FILES:
+        where = cluster.Where(_value(words, "-n", "--namespace"), _value(words, "--context"), None)
+        try:
+            jobs = cluster.names(where)
+        except (ConfigurationError, InfrastructureError):
+            # Nobody reads an error while typing.
+            jobs = []
+    found, directive = candidates(words, jobs)
+    for word in found:
+        typer.echo(word)
+    typer.echo(f":{directive}")

@@ -1,0 +1,63 @@
+"""What a person should do next about a job, from what its cluster says. Pure."""
+
+from rljob.remote.observe import PodState, Snapshot
+
+_PATIENCE = 30.0
+"""Seconds after which an operator should have looked at a job."""
+_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+
+
+def advice(seen: Snapshot) -> tuple[str, ...]:
+    """One sentence or several, the most pressing first; empty while everything goes its way."""
+    if seen.phase == "Succeeded":
+        return (_model(seen),)
+    if seen.suspended:
+        return (f"it is suspended: kubectl rljob resume {seen.name}{_in(seen)}",)
+    found = [*_of_job(seen), *(text for pod in seen.pods if (text := _of_pod(seen, pod)))]
+    return tuple(dict.fromkeys(found))
+
+
+def _in(seen: Snapshot) -> str:
+    return f" -n {seen.namespace}" if seen.namespace != "default" else ""
+
+
+def _model(seen: Snapshot) -> str:
+    master = next((pod for pod in seen.pods if pod.role == "master"), None)
+    where = f"{master.name}'s volume `work`" if master else "the job's volume"
+    return f"the trained model is the folder `model` on {where}; it loads with transformers and vLLM"
+
+
+def _of_job(seen: Snapshot) -> list[str]:
+    found = []
+    if not seen.seen and seen.age > _PATIENCE:
+        found.append("no operator has acted on this job's spec: is it installed and running? kubectl get deployments -A | grep rljob")
+    failure = seen.status.last_failure
+    if seen.phase == "Failed":
+        pod = f" {failure.pod}" if failure else ""
+        found.append(f"read what was said: kubectl rljob logs {seen.name}{pod}{_in(seen)}")
+        found.append("then change what is wrong and start again: kubectl delete and kubectl apply; its volume keeps what was committed")
+    elif seen.holds("Stalled"):
+        found.append("change what the condition Stalled names, then kubectl apply; the operator goes on by itself")
+    elif failure is not None:
+        found.append(f"the job went on by itself; if that failure comes back: kubectl rljob logs {seen.name} {failure.pod}{_in(seen)}")
+    return found
+
+
+def _of_pod(seen: Snapshot, pod: PodState) -> str:
+    """What to do about a pod that does not run."""
+    if pod.state in _IMAGE:
+        return f"{pod.short}: the image cannot be pulled; check `images` and `imagePullSecrets` of the operator's settings"
+    if pod.state == "Unschedulable":
+        return (
+            f"{pod.short}: no node has room; lower what the job asks for (rljob plan FILE shows it), add nodes, or add tolerations "
+            "in spec.templates"
+        )
+    if "OOMKilled" in pod.message or pod.state == "OOMKilled":
+        return f"{pod.short}: out of memory; raise its limit in spec.templates.{pod.role or 'ROLE'}"
+    if pod.state == "CrashLoopBackOff" and seen.phase != "Failed":
+        return f"{pod.short}: keeps ending; kubectl rljob logs {seen.name} {pod.short} --previous{_in(seen)}"
+    if pod.state == "Evicted":
+        return f"{pod.short}: evicted, the operator replaces it; kubectl describe node {pod.node or '...'} says what the node lacks"
+    if pod.state == "CreateContainerConfigError":
+        return f"{pod.short}: a Secret, ConfigMap or volume that it names is missing; the pod's message says which"
+    return ""

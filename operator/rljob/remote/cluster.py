@@ -1,0 +1,210 @@
+"""A Kubernetes API server as a kubeconfig names it: plain JSON in, plain JSON out, refusals as sentences."""
+
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+from kubernetes.client.configuration import Configuration
+from kubernetes.config import ConfigException, kube_config, load_incluster_config
+
+from rljob.api import ConfigurationError, InfrastructureError
+
+Json = dict[str, Any]
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class NotFound(ConfigurationError):
+    """The API server has no such thing. `known_path` is False if it does not even serve that kind."""
+
+    def __init__(self, message: str, known_path: bool) -> None:
+        super().__init__(message)
+        self.known_path = known_path
+
+
+class Api(Protocol):
+    """What this package asks of a cluster."""
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the jobs that are asked for."""
+
+    @property
+    def where(self) -> str:
+        """The cluster in a person's words."""
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> Json:
+        """One object or list.
+
+        Raises:
+            NotFound: there is none.
+            ConfigurationError: the API server refuses.
+            InfrastructureError: it does not answer, or not now.
+        """
+
+    def patch(self, path: str, body: Json) -> Json:
+        """Merge a change into an object. Raises what `get` raises."""
+
+    def lines(self, path: str, query: Mapping[str, str]) -> Iterator[str]:
+        """Lines of a text as they come. Raises what `get` raises."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which cluster and namespace a person means."""
+
+    kubeconfig: Path | None = None
+    """None: what KUBECONFIG names, else `~/.kube/config`, else the pod's own service account."""
+    context: str | None = None
+    """None: the kubeconfig's current one."""
+    namespace: str | None = None
+    """None: the context's, else `default`."""
+
+
+def connect(target: Target) -> "Cluster":
+    """Read the kubeconfig: certificates, tokens and exec plugins, as the kubernetes client understands them. Nothing is asked yet.
+
+    Raises:
+        ConfigurationError: there is no usable kubeconfig or no such context.
+    """
+    configuration: Configuration = type.__call__(Configuration)
+    file = str(target.kubeconfig) if target.kubeconfig else None
+    if target.kubeconfig is not None and not target.kubeconfig.exists():
+        raise ConfigurationError(f"--kubeconfig {target.kubeconfig}: there is no such file")
+    try:
+        contexts, current = kube_config.list_kube_config_contexts(file)
+        kube_config.load_kube_config(file, target.context, configuration, persist_config=False)
+    except ConfigException as error:
+        return _from_pod(configuration, target, error)
+    chosen = next(c for c in contexts if c["name"] == target.context) if target.context else current
+    namespace = target.namespace or chosen["context"].get("namespace") or "default"
+    return Cluster(configuration, namespace, f"context {chosen['name']}, {configuration.host}")
+
+
+def _from_pod(configuration: Configuration, target: Target, error: ConfigException) -> "Cluster":
+    """The service account of the pod that this runs in, where nobody asked for a kubeconfig."""
+    if target.kubeconfig or target.context:
+        raise ConfigurationError(f"the kubeconfig cannot be used: {error}; `kubectl config get-contexts` lists what there is") from error
+    try:
+        load_incluster_config(client_configuration=configuration)
+    except ConfigException:
+        raise ConfigurationError(
+            f"no cluster is configured ({error}); set KUBECONFIG or give --kubeconfig FILE. For a run on this machine give its folder"
+        ) from error
+    own = _NAMESPACE_FILE.read_text().strip() if _NAMESPACE_FILE.exists() else "default"
+    return Cluster(configuration, target.namespace or own, f"this pod's cluster, {configuration.host}")
+
+
+def _tls(configuration: Configuration) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+    # Python 3.13 asks for extensions that the certificates of many clusters lack; kubectl does not.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    return context
+
+
+class Cluster:
+    """`Api` over HTTP."""
+
+    def __init__(self, configuration: Configuration, namespace: str, where: str) -> None:
+        self.namespace = namespace
+        self.where = where
+        self._configuration = configuration
+        try:
+            tls = _tls(configuration)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(f"the certificates of {where} cannot be used: {error}") from error
+        self._client = httpx.Client(
+            base_url=configuration.host,
+            verify=tls,
+            timeout=httpx.Timeout(15.0),
+            trust_env=False,
+            proxy=configuration.proxy or None,
+        )
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> Json:
+        return self._json("GET", path, query)
+
+    def patch(self, path: str, body: Json) -> Json:
+        return self._json("PATCH", path, {"fieldManager": "kubectl-rljob"}, body)
+
+    def lines(self, path: str, query: Mapping[str, str]) -> Iterator[str]:
+        # A followed log is silent for as long as its container is.
+        quiet = httpx.Timeout(15.0, read=None)
+        with self._sending():
+            request = self._request("GET", path, query, None, quiet)
+            response = self._client.send(request, stream=True)
+            try:
+                if response.is_error:
+                    response.read()
+                    raise self._refusal(response)
+                yield from response.iter_lines()
+            finally:
+                response.close()
+
+    def _json(self, method: str, path: str, query: Mapping[str, str] | None, body: Json | None = None) -> Json:
+        with self._sending():
+            response = self._client.send(self._request(method, path, query, body))
+        if response.is_error:
+            raise self._refusal(response)
+        found: Json = response.json()
+        return found
+
+    def _request(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Json | None, timeout: httpx.Timeout | None = None
+    ) -> httpx.Request:
+        # Asked for anew each time: a plugin's token expires.
+        bearer = self._configuration.auth_settings().get("BearerToken")
+        headers = {"authorization": str(bearer["value"])} if bearer and bearer["value"] else {}
+        if body is not None:
+            headers["content-type"] = "application/merge-patch+json"
+        name = self._configuration.tls_server_name
+        return self._client.build_request(
+            method,
+            path,
+            params=dict(query or {}),
+            headers=headers,
+            json=body,
+            timeout=timeout or httpx.USE_CLIENT_DEFAULT,
+            extensions={"sni_hostname": name} if name else {},
+        )
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise InfrastructureError(
+                f"the cluster does not answer ({self.where}): {error or type(error).__name__}; "
+                "is it up, and is this the right context? `kubectl cluster-info` shows"
+            ) from error
+
+    def _refusal(self, response: httpx.Response) -> ConfigurationError | InfrastructureError:
+        """An error answer as the exception whose type says whether to try again."""
+        said = _said(response)
+        message = str(said.get("message") or response.text.strip() or response.reason_phrase)
+        match response.status_code:
+            case 401:
+                return ConfigurationError(f"the cluster does not accept the credentials of {self.where}; log in again")
+            case 403:
+                return ConfigurationError(f"not allowed: {message}; ask for a Role that grants it")
+            case 404:
+                return NotFound(message, known_path=bool(said.get("details", {}).get("name")))
+            case 429 | 500 | 502 | 503 | 504:
+                return InfrastructureError(f"the API server answers {response.status_code} ({self.where}): {message}")
+        return ConfigurationError(f"the API server refuses: {message}")
+
+
+def _said(response: httpx.Response) -> Json:
+    """The `Status` object that the API server answers errors with; empty if the answer is none."""
+    if "json" not in response.headers.get("content-type", ""):
+        return {}
+    said = response.json()
+    return said if isinstance(said, dict) else {}
