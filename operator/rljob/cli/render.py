@@ -1,12 +1,13 @@
 """`rljob render`: the objects of a job as YAML."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rljob.api import RLJob
-from rljob.manifests import Cluster, Owner, Settings, load_settings, render
+from rljob.manifests import Cluster, Manifest, Owner, Settings, load_settings, render
 from rljob.plan import plan
 
 
@@ -25,8 +26,9 @@ _Dumper.add_representer(str, _text)
 
 
 def rendered(job: RLJob, settings_file: Path | None, namespace: str | None) -> str:
-    """All objects, in the order in which they are applied. They have no owner: that is the RLJob once it is in a cluster. The cluster is taken to
-    have the device classes of the settings.
+    """All objects, in the order in which they are applied. They have no owner: that is the RLJob once it is in a cluster.
+
+    The cluster is taken to have the device classes of the settings.
 
     Raises:
         ConfigurationError: the settings cannot be used, or the job cannot run in a cluster as it is written.
@@ -34,5 +36,9 @@ def rendered(job: RLJob, settings_file: Path | None, namespace: str | None) -> s
     settings = load_settings(settings_file) if settings_file else Settings()
     owner = Owner(job.metadata.name, namespace or job.metadata.namespace or "default", uid=None)
     cluster = Cluster(device_classes=frozenset(devices.device_class for devices in settings.devices.values()))
-    objects = render(job, plan(job), owner, settings, cluster)
+    return as_yaml(render(job, plan(job), owner, settings, cluster))
+
+
+def as_yaml(objects: Iterable[Manifest]) -> str:
+    """Objects as people read them."""
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140, explicit_start=True)

@@ -75,19 +75,20 @@ def merge(base: Any, override: Any, field: str, name: str = "") -> Any:
     Raises:
         ConfigurationError: a list that is merged by a key holds something without it.
     """
-    if isinstance(base, Mapping) and isinstance(override, Mapping):
-        found = {key: value for key, value in base.items() if not (key in override and override[key] is None)}
+    if isinstance(base, Mapping) and not isinstance(override, Mapping):
+        raise ConfigurationError(f"{field}: is {override!r}, but has fields of its own; write them below it, indented")
+    if isinstance(base, list):
+        _items(override, field)
+    if isinstance(override, Mapping):
+        found = {key: value for key, value in (base or {}).items() if not (key in override and override[key] is None)}
         for key, value in override.items():
             if value is not None:
                 found[key] = merge(found.get(key), value, f"{field}.{key}", key)
         return found
-    if isinstance(override, Mapping):
-        return {key: merge(None, value, f"{field}.{key}", key) for key, value in override.items() if value is not None}
-    if name in _ADDED:
-        items = _items(override, field)
-        return [*(base or ()), *(item for item in items if item not in (base or ()))]
-    if name in _KEYS and (isinstance(base, list) or isinstance(override, list)):
-        return _merge_items(list(base or ()), _items(override, field), _KEYS[name], field)
+    if isinstance(override, list) and name in _ADDED:
+        return [*(base or ()), *(item for item in override if item not in (base or ()))]
+    if isinstance(override, list) and name in _KEYS:
+        return _merge_items(list(base or ()), override, _KEYS[name], field)
     return override
 
 
