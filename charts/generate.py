@@ -1,17 +1,19 @@
-"""What in this folder is made, not written: `make chart`.
+"""What in this folder is made, not written: `make chart` (`python -m charts.generate`).
 
-`rljob/values.schema.json` from `values.py`, `rljob/files/rljobs.rljob.dev.yaml` from `crds/`, and `kustomize/` from the chart itself, as
-`helm template` renders it by default. Tests fail where a file is not what this would write.
+`rljob/values.schema.json` and the table in `rljob/README.md` come from `values.py`, `rljob/files/rljobs.rljob.dev.yaml` from `crds/`, and
+`kustomize/` from the chart itself, as `helm template` renders it by default. Tests fail where a file is not what this would write.
 """
 
 import argparse
 import json
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from values import values_schema
+from charts.values import Values, values_schema
 
 HERE = Path(__file__).parent
 CHART = HERE / "rljob"
@@ -31,7 +33,39 @@ def helm_template(helm: str) -> str:
 def chart_files() -> dict[Path, str]:
     """Files of the chart that are made without Helm."""
     schema = json.dumps(values_schema(), indent=1, ensure_ascii=False) + "\n"
-    return {CHART / "values.schema.json": schema, CHART / "files" / DEFINITION.name: DEFINITION.read_text()}
+    readme = CHART / "README.md"
+    table = "\n".join(
+        ["| value | type | default | |", "|---|---|---|---|", *_rows(values_schema(), "", Values().model_dump(mode="json", by_alias=True))]
+    )
+    return {
+        CHART / "values.schema.json": schema,
+        CHART / "files" / DEFINITION.name: DEFINITION.read_text(),
+        readme: _MARKED.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", readme.read_text()),
+    }
+
+
+_MARKED = re.compile(r"(<!-- values[^\n]*-->).*(<!-- end -->)", re.DOTALL)
+
+
+def _rows(schema: Json, prefix: str, defaults: Json) -> Iterator[str]:
+    """One row per value that has no values below it."""
+    parts = values_schema()["$defs"]
+    for name, value in schema["properties"].items():
+        part = parts[value["$ref"].removeprefix("#/$defs/")] if "$ref" in value else value
+        if "properties" in part:
+            yield from _rows(part, f"{prefix}{name}.", defaults[name])
+            continue
+        default = defaults.get(name)
+        shown = "" if default is None else f"`{json.dumps(default)}`"
+        yield f"| `{prefix}{name}` | {_kind(value)} | {shown} | {value['description']} |"
+
+
+def _kind(schema: Json) -> str:
+    """Type of a value in a word."""
+    if "enum" in schema:
+        return " or ".join(f"`{choice}`" for choice in schema["enum"])
+    choices = [part["type"] for part in schema.get("anyOf", [schema]) if part["type"] != "null"]
+    return " or ".join(choices) + (f" of {schema['items']['type']}" if "items" in schema else "")
 
 
 def kustomize_files(rendered: str) -> dict[Path, str]:
