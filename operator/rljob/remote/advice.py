@@ -22,9 +22,7 @@ def _in(seen: Snapshot) -> str:
 
 
 def _model(seen: Snapshot) -> str:
-    master = next((pod for pod in seen.pods if pod.role == "master"), None)
-    where = f"{master.name}'s volume `work`" if master else "the job's volume"
-    return f"the trained model is the folder `model` on {where}; it loads with transformers and vLLM"
+    return f"the trained model is the folder `model` on PersistentVolumeClaim {seen.volume}; it loads with transformers and vLLM"
 
 
 def _of_job(seen: Snapshot) -> list[str]:
@@ -33,9 +31,11 @@ def _of_job(seen: Snapshot) -> list[str]:
         found.append("no operator has acted on this job's spec: is it installed and running? kubectl get deployments -A | grep rljob")
     failure = seen.status.last_failure
     if seen.phase == "Failed":
-        pod = f" {failure.pod}" if failure else ""
+        ended = next((pod.short for pod in seen.pods if pod.state in ("Error", "Failed", "OOMKilled")), failure.pod if failure else "")
+        pod = f" {ended}" if ended else ""
         found.append(f"read what was said: kubectl rljob logs {seen.name}{pod}{_in(seen)}")
-        found.append("then change what is wrong and start again: kubectl delete and kubectl apply; its volume keeps what was committed")
+        kept = f"its volume {seen.volume} goes with it" if seen.own_volume else f"it goes on from what is on {seen.volume}"
+        found.append(f"then change what is wrong and start again with kubectl delete and kubectl apply; {kept}")
     elif seen.holds("Stalled"):
         found.append("change what the condition Stalled names, then kubectl apply; the operator goes on by itself")
     elif failure is not None:

@@ -91,6 +91,10 @@ class Snapshot:
     seen: bool
     """Has the operator acted on the spec as it is now?"""
     suspended: bool
+    volume: str
+    """PersistentVolumeClaim of state, checkpoints and model."""
+    own_volume: bool
+    """Was that claim made for the job, so that it goes with it?"""
     replicas: int
     """Rollout-only pods wanted."""
     ready_replicas: int
@@ -216,6 +220,8 @@ def build(job: Json, pods: Sequence[PodState], events: Sequence[Event], now: dat
         ),
         seen=said.get("observedGeneration", -1) >= metadata.get("generation", 0),
         suspended=bool(spec.get("suspend", False)),
+        volume=spec.get("checkpoint", {}).get("volume") or f"{metadata['name']}-work",
+        own_volume=not spec.get("checkpoint", {}).get("volume"),
         replicas=int(spec.get("rollout", {}).get("replicas", 0)),
         ready_replicas=int(rollout.get("readyReplicas", 0)),
         pods=tuple(pods),

@@ -62,8 +62,8 @@ def _figures(seen: Snapshot) -> RenderableType:
         grid.add_row("progress", Text.assemble(_bar(status.progress), speed))
     if status.timings:
         grid.add_row("last iteration", ", ".join(f"{name} {span(seconds)}" for name, seconds in status.timings.items()))
-    if seen.replicas or seen.ready_replicas:
-        wrong = seen.ready_replicas != seen.replicas and not seen.finished
+    if (seen.replicas or seen.ready_replicas) and not seen.finished and not seen.suspended:
+        wrong = seen.ready_replicas != seen.replicas
         grid.add_row("rollout pods", Text(f"{seen.ready_replicas} of {seen.replicas} ready", style="yellow" if wrong else ""))
     return grid
 
