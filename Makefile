@@ -4,7 +4,7 @@ EXAMPLE ?= smollm2
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help setup run test lint bench lock crd clean
+.PHONY: help setup run test lint bench lock crd clean cluster cluster-down cluster-programs
 
 help:
 	@echo "make run [EXAMPLE=smollm2|arithmetic|tiny] [ARGS=--fresh]   train an example on this machine"
@@ -12,6 +12,7 @@ help:
 	@echo "make setup                                                  make .venv, so that .venv/bin/rljob works"
 	@echo "make bench                                                  run every benchmark"
 	@echo "make lint                                                   what of the tests takes seconds"
+	@echo "make cluster [ARGS=--nodes=2] / make cluster-down           a real Kubernetes on this machine, from source; needs root"
 	@echo "make lock / make crd                                        remake the lock file / the CustomResourceDefinition"
 
 setup:
@@ -31,6 +32,15 @@ test: lint
 
 bench: setup
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+cluster: setup
+	@$(BIN)/python -m tests.cluster up $(ARGS)
+
+cluster-down: setup
+	@$(BIN)/python -m tests.cluster down
+
+cluster-programs: setup
+	@$(BIN)/python -m tests.cluster build
 
 lock:
 	@sh scripts/lock.sh

@@ -1,0 +1,98 @@
+"""`python -m tests.cluster build|up|load|logs|down|reap`: the cluster of the tests, for a person."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tests.cluster import state
+from tests.cluster.box import ClusterError
+from tests.cluster.build import BuildError, binary, build_all, cache_folder
+from tests.cluster.cluster import CHECKOUT, LocalCluster, start
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _standing() -> list[state.Record]:
+    """Clusters made by hand from this checkout that still run."""
+    here = state.boot_id()
+    own = [record for record in state.all_records() if record.owner is None and record.checkout == str(CHECKOUT)]
+    return [record for record in own if record.boot == here and record.boxes and all(box.alive() for box in record.boxes.values())]
+
+
+def _one() -> LocalCluster:
+    standing = _standing()
+    if not standing:
+        raise ClusterError("no cluster of this checkout runs; `make cluster` starts one")
+    return LocalCluster.adopt(standing[0])
+
+
+def _explain(cluster: LocalCluster) -> None:
+    _say(f"\nThis cluster runs until `make cluster-down`. Its logs are in {cluster.folder / 'log'}. In your shell:\n")
+    print(f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
+    print(f"export PATH={shlex.quote(str(binary('kubectl').parent))}:{shlex.quote(str(binary('helm').parent))}:$PATH", flush=True)
+
+
+@app.command()
+def build() -> None:
+    """Builds every program that is not built yet."""
+    build_all(_say)
+
+
+@app.command()
+def up(nodes: Annotated[int, typer.Option(min=0, max=8, help="0: only the control plane")] = 1) -> None:
+    """Starts a cluster, unless one of this checkout runs already, and prints how to reach it."""
+    standing = _standing()
+    if standing:
+        _explain(LocalCluster.adopt(standing[0]))
+        return
+    build_all(_say)
+    folder = cache_folder() / "folders"
+    folder.mkdir(parents=True, exist_ok=True)
+    _explain(start(nodes, detached=True, parent=folder))
+
+
+@app.command()
+def load(archive: Path) -> None:
+    """Gives every node the images of an OCI or Docker archive."""
+    _one().load_image(archive)
+
+
+@app.command()
+def registry() -> None:
+    """Starts a registry on the cluster's network and prints its HOST:PORT."""
+    print(_one().registry())
+
+
+@app.command()
+def devices(count: int = 8) -> None:
+    """Publishes fake devices on every node."""
+    _one().devices(count)
+
+
+@app.command()
+def down() -> None:
+    """Removes the clusters that were started from this checkout, and what crashed ones left."""
+    state.reap()
+    for record in [each for each in state.all_records() if each.owner is None and each.checkout == str(CHECKOUT)]:
+        state.remove(record)
+        _say(f"removed {record.name}")
+
+
+def main() -> None:
+    """Runs a command; errors in one line and exit status 1."""
+    try:
+        app()
+    except (ClusterError, BuildError, subprocess.TimeoutExpired) as error:
+        _say(f"error: {error}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Builds the cluster's programs from Go modules, each kept under a hash of all that it is made of."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "go"
+KUBERNETES = "v1.36.3"
+# Without these the API server reports v0.0.0, and clients that compare versions refuse it.
+_VARIABLES = {
+    "k8s.io/component-base/version.gitVersion": KUBERNETES,
+    "k8s.io/component-base/version.gitMajor": "1",
+    "k8s.io/component-base/version.gitMinor": "36",
+    "k8s.io/client-go/pkg/version.gitVersion": KUBERNETES,
+}
+
+
+class BuildError(Exception):
+    """A program could not be built; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """One Go module below `go/`, the packages built from it, and the names their binaries also go by."""
+
+    name: str
+    packages: tuple[str, ...]
+    binaries: tuple[str, ...]
+    links: tuple[str, ...] = ()
+    linker: str = ""
+
+
+MODULES = (
+    Module("probe", (".",), ("probe",)),
+    Module(
+        "kube",
+        (".",),
+        ("kube",),
+        ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"),
+        " ".join(f"-X {name}={value}" for name, value in _VARIABLES.items()),
+    ),
+    Module(
+        "containerd",
+        tuple(f"github.com/containerd/containerd/v2/cmd/{name}" for name in ("containerd", "ctr", "containerd-shim-runc-v2")),
+        ("containerd", "ctr", "containerd-shim-runc-v2"),
+        linker="-X github.com/containerd/containerd/v2/version.Version=v2.4.2",
+    ),
+    Module("coredns", (".",), ("coredns",)),
+    Module("dra", (".",), ("dra",)),
+    Module("registry", ("github.com/distribution/distribution/v3/cmd/registry",), ("registry",)),
+    Module("kubeconform", ("github.com/yannh/kubeconform/cmd/kubeconform",), ("kubeconform",)),
+    Module("kwok", ("sigs.k8s.io/kwok/cmd/kwok",), ("kwok",)),
+    Module("helm", ("helm.sh/helm/v4/cmd/helm",), ("helm",)),
+)
+_MODULE_OF = {name: module for module in MODULES for name in (*module.binaries, *module.links)}
+
+
+def flags(module: Module) -> tuple[str, ...]:
+    """The arguments of `go build`; the same source gives the same bytes wherever it is built."""
+    return ("-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {module.linker}".strip())
+
+
+def content_hash(files: dict[str, bytes], words: tuple[str, ...]) -> str:
+    """A name for what a build reads: its files by name, and the words that steer it."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{len(files[name])}\0".encode() + files[name])
+    for word in words:
+        digest.update(f"\0{word}".encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where everything is kept that takes long to make: below $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rljob"
+
+
+@cache
+def _go() -> tuple[str, str]:
+    """The Go command and its version. Raises `BuildError`."""
+    found = shutil.which("go", path=os.environ.get("PATH", "") + ":/usr/local/go/bin:/usr/lib/go/bin")
+    if found is None:
+        raise BuildError(
+            "the cluster's programs are built with Go, which was not found; install Go 1.26 or newer (https://go.dev/dl), in PATH"
+        )
+    return found, subprocess.run(
+        [found, "env", "GOVERSION"], capture_output=True, text=True, check=True, timeout=60, cwd=SOURCES / "probe"
+    ).stdout.strip()
+
+
+@cache
+def _folder(module: Module) -> Path:
+    source = SOURCES / module.name
+    files = {path.name: path.read_bytes() for path in source.iterdir() if path.suffix == ".go" or path.name in ("go.mod", "go.sum")}
+    return cache_folder() / f"go-{content_hash(files, (module.name, _go()[1], *flags(module), *module.packages, *module.links))}"
+
+
+def missing() -> tuple[Module, ...]:
+    """The modules that are not built yet, in the order in which they are wanted."""
+    return tuple(module for module in MODULES if not _folder(module).exists())
+
+
+def _compile(module: Module, folder: Path) -> None:
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": "", "GOOS": "linux"}
+    command = [_go()[0], "build", *flags(module), "-o", f"{folder}/", *module.packages]
+    done = subprocess.run(command, cwd=SOURCES / module.name, env=environment, capture_output=True, text=True, timeout=3600)
+    if done.returncode != 0:
+        raise BuildError(f"building {module.name} failed (in {SOURCES / module.name}: {' '.join(command)}):\n{done.stderr[-4000:]}")
+    for link in module.links:
+        (folder / link).symlink_to(module.binaries[0])
+
+
+def build(module: Module) -> Path:
+    """The folder with a module's programs;
+
+    builds them if they are not there. Safe when two processes want it at once. Raises `BuildError`.
+    """
+    folder = _folder(module)
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            made = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+            try:
+                _compile(module, made)
+                made.chmod(0o755)
+                made.rename(folder)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def build_all(say: Callable[[str], None]) -> None:
+    """Builds what is missing, telling `say` before each. Raises `BuildError`."""
+    wanted = missing()
+    for position, module in enumerate(wanted, start=1):
+        say(f"building {module.name} from source ({position} of {len(wanted)}; fifteen minutes for all, once)")
+        build(module)
+
+
+def binary(name: str) -> Path:
+    """The path of a program by name, for example "kubectl". Builds it if it is not there. Raises `BuildError`."""
+    if name not in _MODULE_OF:
+        raise BuildError(f"no program {name!r}; there are {', '.join(sorted(_MODULE_OF))}")
+    return build(_MODULE_OF[name]) / name

@@ -1,0 +1,3 @@
+module rljob.dev/tests/cluster/probe
+
+go 1.26.0

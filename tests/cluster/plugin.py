@@ -1,0 +1,96 @@
+"""The cluster's fixtures for pytest; `tests/conftest.py` gives them to every test. README.md beside this file is their manual."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from tests.cluster import state
+from tests.cluster.box import Identity
+from tests.cluster.build import binary, build_all, missing
+from tests.cluster.cluster import LocalCluster, start
+from tests.cluster.handle import Cluster, ExistingCluster
+
+EXISTING = "RLJOB_TEST_KUBECONFIG"
+_FIXTURES = {"api_server", "cluster", "new_cluster", "binaries"}
+
+
+class NewCluster(Protocol):
+    """Starts a cluster that ends with the test."""
+
+    def __call__(self, nodes: int = 1) -> LocalCluster: ...
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds what is missing before the first test, outside of every test's time limit."""
+    wanted = any(_FIXTURES & set(getattr(item, "fixturenames", ())) for item in session.items)
+    if not wanted or session.config.option.collectonly or not missing():
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with ExitStack() as stack:
+        if capture is not None:
+            stack.enter_context(capture.global_and_fixture_disabled())
+        build_all(lambda text: print(f"\n{text}", flush=True))
+
+
+def _existing() -> Cluster | None:
+    """The cluster of RLJOB_TEST_KUBECONFIG; one of `make cluster` with everything that only clusters of our own can do."""
+    name = os.environ.get(EXISTING)
+    if not name:
+        return None
+    kubeconfig = Path(name).resolve()
+    own = next((record for record in state.all_records() if Path(record.folder) == kubeconfig.parent), None)
+    return LocalCluster.adopt(own) if own else ExistingCluster(kubeconfig)
+
+
+def _session(nodes: int) -> Iterator[Cluster]:
+    existing = _existing()
+    if existing is not None:
+        yield existing
+        return
+    cluster = start(nodes)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[Cluster]:
+    """etcd, API server and controller manager, shared by all tests of the session."""
+    yield from _session(nodes=0)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A whole cluster with one node, shared by all tests of the session."""
+    yield from _session(nodes=1)
+
+
+@pytest.fixture
+def new_cluster() -> Iterator[NewCluster]:
+    """Starts clusters for this test alone."""
+    made: list[LocalCluster] = []
+
+    def make(nodes: int = 1) -> LocalCluster:
+        made.append(start(nodes))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for each in made:
+            # A test may have stopped it, or killed it.
+            if each.record in state.all_records():
+                each.stop()
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Callable[[str], Path]:
+    """The path of a built program by name."""
+    return binary
+
+
+__all__ = ["Identity", "NewCluster"]

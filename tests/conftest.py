@@ -1,0 +1,10 @@
+"""What all tests share: they import each other's helpers as `tests.*`, and know the fixtures of a Kubernetes cluster."""
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).parents[1])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+pytest_plugins = ["tests.cluster.plugin"]
