@@ -5,12 +5,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 ROOT = Path(__file__).parents[2]
 RLJOB = Path(sys.executable).parent / "rljob"
@@ -119,3 +121,33 @@ def wait(condition: Callable[[], bool], what: str, timeout: float = 240, every: 
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not happen within {timeout} s")
         time.sleep(every)
+
+
+def small_job(folder: Path, iterations: int) -> Path:
+    """A job file in a folder: the tiny example with less of everything but iterations."""
+    example = ROOT / "examples" / "tiny"
+    job = yaml.safe_load((example / "rljob.yaml").read_text())
+    spec = job["spec"]
+    job["metadata"]["name"] = "small"
+    spec["iterations"] = iterations
+    spec["warmStart"]["steps"] = 60
+    spec["algorithm"] |= {"promptsPerIteration": 24, "samplesPerPrompt": 16}
+    spec["evaluation"]["data"]["limit"] = 32
+    for source in (spec["data"]["train"], spec["evaluation"]["data"], spec["warmStart"].get("data", {})):
+        if "path" in source:
+            source["path"] = str(example / source["path"])
+    file = folder / "rljob.yaml"
+    file.write_text(yaml.safe_dump(job))
+    return file
+
+
+def assert_complete(folder: Path, iterations: int) -> None:
+    """As many iterations as asked for, every prompt drawn once and consumed once, versions without a gap."""
+    assert [line["iteration"] for line in metrics(folder)] == list(range(1, iterations + 1))
+    assert [line["version"] for line in metrics(folder)] == list(range(2, iterations + 2))  # version 1 is the warm start
+    with database(folder) as db:
+        consumed = Counter(ordinal for (ordinal,) in db.execute("select ordinal from groups where consumed is not null"))
+        drawn = [ordinal for (ordinal,) in db.execute("select ordinal from groups order by ordinal")]
+    assert set(consumed.values()) == {1}
+    assert drawn == list(range(drawn[0], drawn[0] + len(drawn)))
+    assert processes(folder) == []

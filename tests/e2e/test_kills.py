@@ -6,15 +6,13 @@ import re
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
-from tests.e2e.jobfolder import ROOT, Process, database, live_status, metrics, processes, start, temporary, wait, watch
+from tests.e2e.jobfolder import Process, assert_complete, live_status, processes, small_job, start, temporary, wait, watch
 
 ITERATIONS = 28
 """Enough that a moment which passed unseen comes again."""
@@ -102,35 +100,6 @@ def _victims(folder: Path, name: str) -> list[Process]:
     return [p for p in vllm if p.parent in {z.pid for z in zygotes}]
 
 
-def _small_job(folder: Path, iterations: int) -> Path:
-    example = ROOT / "examples" / "tiny"
-    job = yaml.safe_load((example / "rljob.yaml").read_text())
-    spec = job["spec"]
-    job["metadata"]["name"] = "kills"
-    spec["iterations"] = iterations
-    spec["warmStart"]["steps"] = 60
-    spec["algorithm"] |= {"promptsPerIteration": 24, "samplesPerPrompt": 16}
-    spec["evaluation"]["data"]["limit"] = 32
-    for source in (spec["data"]["train"], spec["evaluation"]["data"], spec["warmStart"].get("data", {})):
-        if "path" in source:
-            source["path"] = str(example / source["path"])
-    file = folder / "rljob.yaml"
-    file.write_text(yaml.safe_dump(job))
-    return file
-
-
-def _assert_complete(folder: Path, iterations: int) -> None:
-    """As many iterations as asked for, every prompt drawn once and consumed once, versions without a gap."""
-    assert [line["iteration"] for line in metrics(folder)] == list(range(1, iterations + 1))
-    assert [line["version"] for line in metrics(folder)] == list(range(2, iterations + 2))  # version 1 is the warm start
-    with database(folder) as db:
-        consumed = Counter(ordinal for (ordinal,) in db.execute("select ordinal from groups where consumed is not null"))
-        drawn = [ordinal for (ordinal,) in db.execute("select ordinal from groups order by ordinal")]
-    assert set(consumed.values()) == {1}
-    assert drawn == list(range(drawn[0], drawn[0] + len(drawn)))
-    assert processes(folder) == []
-
-
 @contextmanager
 def _aimed(folder: Path, name: str) -> Iterator[list[int]]:
     """Handles of the victims that live now: what is signalled through them is never another process."""
@@ -205,7 +174,7 @@ def _strike(planned: Kill, folder: Path, supervisor: subprocess.Popen[bytes], ti
 def test_every_process_may_be_killed(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     made: set[Path] = set()
-    supervisor = start(_small_job(tmp_path, ITERATIONS), folder)
+    supervisor = start(small_job(tmp_path, ITERATIONS), folder)
     try:
         for planned in SCHEDULE:
             made |= _strike(planned, folder, supervisor)
@@ -215,7 +184,7 @@ def test_every_process_may_be_killed(tmp_path: Path) -> None:
             supervisor.terminate()
             supervisor.wait(timeout=60)
     assert supervisor.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
-    _assert_complete(folder, ITERATIONS)
+    assert_complete(folder, ITERATIONS)
     assert made
     assert [path for path in made if path.exists()] == []
 
@@ -223,7 +192,7 @@ def test_every_process_may_be_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", ["rollout", "train"])
 def test_a_killed_supervisor_leaves_nothing_behind_and_the_job_goes_on(tmp_path: Path, step: str) -> None:
     folder = tmp_path / "job"
-    job = _small_job(tmp_path, 3)
+    job = small_job(tmp_path, 3)
     supervisor = start(job, folder)
     try:
         made = _strike(Kill("supervisor", step), folder, supervisor)
@@ -234,4 +203,4 @@ def test_a_killed_supervisor_leaves_nothing_behind_and_the_job_goes_on(tmp_path:
     resumed = start(job, folder, "--resume")
     watch(resumed, folder, timeout=300)
     assert resumed.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
-    _assert_complete(folder, 3)
+    assert_complete(folder, 3)

@@ -8,6 +8,8 @@ RLJobError
 What the policy (the language model) writes is never an exception: a wrong answer is a result.
 """
 
+import errno
+
 EXIT_CONFIGURATION = 2
 """Exit status of a process whose job cannot work as written. A supervisor does not restart it."""
 EXIT_FAILED = 3
@@ -28,3 +30,13 @@ class InfrastructureError(RLJobError):
 
 class JobFailed(RLJobError):
     """`spec.backoffLimit` or `spec.activeDeadlineSeconds` is used up; what was committed is kept."""
+
+
+def explained(error: OSError) -> str:
+    """One line for a person about what the file system refused, with the remedy where it is known."""
+    where = error.filename if error.filename is not None else "the file system"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left at {where}: free some, then run the same again; what was committed is kept"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission for {where} ({error.strerror}); change its owner or mode, or use another folder"
+    return str(error)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rljob.api import ConfigurationError, RLJobError
 from rljob.api.crd import crd_yaml
-from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.api.errors import EXIT_CONFIGURATION, explained
 from rljob.api.explain import explain
 from rljob.api.load import load
 from rljob.cli import cluster
@@ -235,6 +235,5 @@ def _run(commands: typer.Typer) -> None:
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
-        # Disk full, no permission: the file system's word with the file's name is what helps.
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explained(error)}", file=sys.stderr)
         sys.exit(1)

@@ -155,7 +155,7 @@ def summary(result: Result) -> list[tuple[str, str]]:
         over = f" (means of the first and last {count} iterations)" if count > 1 else ""
         rows.append(("mean reward", f"{first:.3f} → {last:.3f}{over}"))
     rows += _held_out_rows(status.held_out)
-    phases = [(_PHASES.get(name, name.lower()), seconds) for name, seconds in result.phases.items() if seconds >= 0.5]
+    phases = [(_PHASES[name], seconds) for name, seconds in result.phases.items() if seconds >= 0.5 and name in _PHASES]
     if phases:
         rows.append(("time", " · ".join(f"{name} {span(seconds)}" for name, seconds in phases)))
     for label, name in (("model", "model"), ("report", "report.html"), ("metrics", "metrics.jsonl")):

@@ -3,7 +3,6 @@ job has failed for good, 143 (130): stopped by SIGTERM (SIGINT), 1: anything els
 would mean that the job is done."""
 
 import asyncio
-import errno
 import logging
 import signal
 import sqlite3
@@ -13,15 +12,15 @@ import time
 from pydantic import ValidationError
 
 from rljob.api import ConfigurationError, JobFailed, RLJobError
-from rljob.api.errors import EXIT_CONFIGURATION, EXIT_FAILED
+from rljob.api.errors import EXIT_CONFIGURATION, EXIT_FAILED, explained
 from rljob.master.app import main
 from rljob.wire.environment import Environment
 
 
 def _line(error: BaseException) -> str:
     """One line for a person."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the device ({error.filename or 'state or output volume'}): free some, then resume; nothing is lost"
+    if isinstance(error, OSError) and error.errno is not None:
+        return explained(error)
     if isinstance(error, sqlite3.OperationalError):
         return f"the state database cannot be written ({error}): check space and permissions of the state volume, then resume"
     return str(error) if isinstance(error, RLJobError) else f"{type(error).__name__}: {error}"

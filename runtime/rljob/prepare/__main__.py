@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from rljob.api import ConfigurationError, InfrastructureError
-from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.api.errors import EXIT_CONFIGURATION, explained
 from rljob.prepare.preparation import Folders, prepare
 from rljob.wire.environment import Environment
 
@@ -34,5 +34,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION)
     except (InfrastructureError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explained(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         sys.exit(1)
