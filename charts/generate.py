@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from charts.values import Values, values_schema
+from tests.cluster.build import binary
 
 HERE = Path(__file__).parent
 CHART = HERE / "rljob"
@@ -118,8 +119,8 @@ def _dump(items: list[Json]) -> str:
 def main() -> None:
     """Write every made file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--helm", default="helm", help="the helm to render with")
-    helm = parser.parse_args().helm
+    parser.add_argument("--helm", help="the helm to render with; without it, the one of tests/cluster, built if it is not there")
+    helm = parser.parse_args().helm or str(binary("helm"))
     for path, text in chart_files().items():
         path.write_text(text)
     for path, text in kustomize_files(helm_template(helm)).items():

@@ -1,0 +1,35 @@
+"""`kubectl apply -k charts/kustomize` applies what the chart renders by default."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from charts.generate import kustomize_files, without_helm
+from tests.chart.rendering import ROOT, Chart, Json
+
+BASE = ROOT / "charts" / "kustomize"
+
+
+def _name(item: Json) -> tuple[str, str, str]:
+    return item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def test_made_files_are_up_to_date(chart: Chart) -> None:
+    stale = [path.name for path, text in kustomize_files(chart.text()).items() if not path.exists() or path.read_text() != text]
+    assert stale == [], "run `make chart`"
+
+
+def test_it_is_the_charts_default_rendering_object_by_object(chart: Chart, binaries: Callable[[str], Path]) -> None:
+    command = [str(binaries("kubectl")), "kustomize", str(BASE)]
+    built = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    found = {_name(item): item for item in yaml.safe_load_all(built)}
+    wanted = {_name(item): without_helm(item) for item in chart.objects()}
+    namespace = found.pop(("Namespace", "", "rljob-system"))
+    assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
+    assert found == wanted
+
+
+def test_it_names_nothing_that_only_helm_reads() -> None:
+    for path in BASE.glob("*.yaml"):
+        assert "helm" not in path.read_text().lower().replace("rljob", ""), path.name
