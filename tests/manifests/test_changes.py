@@ -1,0 +1,97 @@
+"""What a change of the spec reaches: the objects whose hash changes are the ones that the operator touches."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from tests.manifests.jobs import ROOT, nvidia, objects, tiny
+
+from rljob.manifests import Settings
+from rljob.manifests.jobfile import LEFT_OUT
+from rljob.manifests.settings import Images
+from rljob.manifests.types import ANNOTATION_HASH, Manifest
+
+CONFIG = "ConfigMap/tiny-config"
+
+
+def hashes(manifests: tuple[Manifest, ...]) -> dict[str, str]:
+    return {f"{m['kind']}/{m['metadata']['name']}": m["metadata"]["annotations"][ANNOTATION_HASH] for m in manifests}
+
+
+def changed(before: tuple[Manifest, ...], after: tuple[Manifest, ...]) -> set[str]:
+    old, new = hashes(before), hashes(after)
+    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("field", "reached"),
+    [
+        ("spec.iterations=11", {CONFIG, "Pod/tiny-master"}),
+        ("spec.evaluation.every=2", {CONFIG, "Pod/tiny-master"}),
+        ("spec.backoffLimit=1", {CONFIG, "Pod/tiny-master"}),
+        ("spec.activeDeadlineSeconds=60", {CONFIG, "Pod/tiny-master"}),
+        ("spec.checkpoint.keepEvery=2", {CONFIG, "Pod/tiny-master"}),
+        ("spec.switch.deadlineSeconds=60", {CONFIG, "Pod/tiny-master", "Pod/tiny-worker-0"}),
+        ("spec.reward.replicas=2", {CONFIG, "Pod/tiny-master", "Deployment/tiny-reward"}),
+        ("spec.reward.timeoutSeconds=9", {CONFIG, "Pod/tiny-master", "Deployment/tiny-reward"}),
+        ("spec.rollout.replicas=1", {"Pod/tiny-rollout-0", "ServiceAccount/tiny-rollout"}),
+        ("spec.suspend=true", set()),
+        ("spec.ttlSecondsAfterFinished=5", set()),
+        ("spec.sandbox.replicas=2", set()),
+        ("spec.accelerator.sharing=single", set()),
+        ("metadata.annotations.note=x", set()),
+        ("spec.credentials=hub", {"Pod/tiny-master"}),
+        ("spec.files={claim: data}", {"Pod/tiny-master"}),
+        ("spec.templates.reward.spec.priorityClassName=low", {"Deployment/tiny-reward"}),
+        ("spec.templates.worker.spec.priorityClassName=low", {"Pod/tiny-worker-0"}),
+        ("spec.queueName=research", {"Pod/tiny-master", "Pod/tiny-worker-0", "Deployment/tiny-reward"}),
+    ],
+)
+def test_a_change_reaches_only_what_it_must(field: str, reached: set[str]) -> None:
+    assert changed(objects(tiny()), objects(tiny(field))) == reached
+
+
+def test_more_rollout_pods_leave_those_that_run_alone() -> None:
+    assert changed(objects(nvidia("spec.rollout.replicas=2")), objects(nvidia("spec.rollout.replicas=4"))) == {
+        "Pod/math-7b-rollout-2",
+        "Pod/math-7b-rollout-3",
+    }
+
+
+def test_a_new_image_reaches_the_pods_that_run_it() -> None:
+    after = objects(tiny(), Settings(images=Images(rollout="rljob/rollout:2")))
+    assert changed(objects(tiny()), after) == {"Pod/tiny-worker-0"}
+
+
+def test_the_same_job_renders_the_same() -> None:
+    assert objects(tiny()) == objects(tiny())
+
+
+AUDIENCES = {"master": ("master", "prepare"), "node": ("checkpoint_engine", "trainer", "rollout"), "reward": ("reward",)}
+
+
+def attributes(folder: Path) -> set[str]:
+    """Every dotted chain of attributes below a folder, such as `job.spec.rollout`, and all its tails."""
+    found = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names: list[str] = []
+            here: ast.AST = node
+            while isinstance(here, ast.Attribute):
+                names.insert(0, here.attr)
+                here = here.value
+            if isinstance(here, ast.Name):
+                names.insert(0, here.id)
+            found |= {".".join(names[i:j]) for i in range(len(names)) for j in range(i + 2, len(names) + 1)}
+    return found
+
+
+def snake(path: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in path)
+
+
+@pytest.mark.parametrize("audience", LEFT_OUT)
+def test_no_process_reads_a_field_that_its_file_leaves_out(audience: str) -> None:
+    chains = set().union(*(attributes(ROOT / "runtime" / "rljob" / package) for package in AUDIENCES[audience]))
+    read = {path for path in LEFT_OUT[audience] if (snake(path) if "." in path else f"spec.{snake(path)}") in chains}
+    assert read == set(), "take them out of rljob.manifests.jobfile.LEFT_OUT"
