@@ -4,7 +4,7 @@ EXAMPLE ?= smollm2
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help setup run test lint bench lock crd clean cluster cluster-down cluster-programs
+.PHONY: help setup run test lint bench lock crd docs chart clean cluster cluster-down cluster-programs
 
 help:
 	@echo "make run [EXAMPLE=smollm2|arithmetic|tiny] [ARGS=--fresh]   train an example on this machine"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint                                                   what of the tests takes seconds"
 	@echo "make cluster [ARGS=--nodes=2] / make cluster-down           a real Kubernetes on this machine, from source; needs root"
 	@echo "make lock / make crd                                        remake the lock file / the CustomResourceDefinition"
+	@echo "make chart / make docs                                      remake what of charts/ and docs/ is made from them"
 
 setup:
 	@sh scripts/setup.sh
@@ -47,6 +48,13 @@ lock:
 
 crd: setup
 	$(BIN)/rljob crd > crds/rljobs.rljob.dev.yaml
+
+docs: setup
+	$(BIN)/python -m rljob.api.reference > docs/crd-reference.md
+
+# What of charts/ is made from the models, from crds/, and by rendering.
+chart: setup
+	$(BIN)/python -m charts.generate
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
