@@ -42,6 +42,26 @@ class RolloutStatus(Part):
     """Label selector of those pods."""
 
 
+class SharingStatus(Part):
+    """How the sidecars share their accelerators."""
+
+    mode: str = ""
+    """`none` (CPU), `claim`, `single` or `visible`."""
+    reason: str = ""
+    """Why that one."""
+
+
+class BackoffStatus(Part):
+    """What `spec.backoffLimit` counts from."""
+
+    at: str = ""
+    """How far the job was at the last progress."""
+    base: dict[str, int] = Field(default_factory=dict)
+    """Restarts that containers had then."""
+    ended: dict[str, list[str]] = Field(default_factory=dict)
+    """Pods that have failed as a whole since then."""
+
+
 class ClusterStatus(Part):
     """What the operator adds to the job's own status."""
 
@@ -51,6 +71,16 @@ class ClusterStatus(Part):
     """Conditions; tools that know kstatus read `Ready`, `Reconciling` and `Stalled`."""
     rollout: RolloutStatus = RolloutStatus()
     """Rollout-only pods."""
+    start_time: str = Field(default="", json_schema_extra={"format": "date-time"})
+    """When the job first ran, or ran again after a suspension or a failure."""
+    completion_time: str = Field(default="", json_schema_extra={"format": "date-time"})
+    """When the job succeeded or failed."""
+    sharing: SharingStatus = SharingStatus()
+    """How the sidecars share their accelerators, and why so."""
+    operator_version: str = ""
+    """Version of the operator that worked on the job last; an older one leaves it alone."""
+    backoff: BackoffStatus = BackoffStatus()
+    """Bookkeeping for `spec.backoffLimit`."""
 
 
 _COLUMNS = (
@@ -131,7 +161,8 @@ def status_schema() -> Schema:
     schema["properties"]["phase"].pop("enum")
     schema["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
     schema["properties"]["conditions"]["items"]["required"] = ["type", "status"]
-    return schema | {"description": "What the job says of itself. Written by the operator."}
+    # Without it, kstatus takes a job that no operator has seen for one that is ready.
+    return schema | {"description": "What the job says of itself. Written by the operator.", "default": {"observedGeneration": -1}}
 
 
 def _free(schema: Schema) -> Schema:

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from rljob.api.errors import ConfigurationError
 from rljob.api.job import RLJob
+from rljob.api.kube_yaml import Loader
 
 Path_ = tuple[str | int, ...]
 
@@ -43,22 +44,6 @@ class InvalidJob(ConfigurationError):
             super().__init__(f"{file}: {problems[0]}")
         else:
             super().__init__(f"{file}: {len(problems)} problems\n" + "\n".join(f"  {p}" for p in problems))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as Kubernetes reads it: `1e-5` is a number, `on` and `yes` are words, a key stands once, dates are text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "float", "timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
 
 
 def _key(node: yaml.Node) -> str:
@@ -111,14 +96,16 @@ def load(file: Path, overrides: Iterable[str] = ()) -> RLJob:
 def parse(text: str, name: str = "rljob.yaml", overrides: Iterable[str] = ()) -> RLJob:
     """Like `load`, from text; `name` stands in the messages."""
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=Loader)
         if problems := list(_doubled(node)):
             raise InvalidJob(name, problems)
-        data = yaml.load(text, Loader=_Loader)
+        data = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise InvalidJob(name, [_of_yaml(error)]) from error
     if not isinstance(data, dict):
         raise InvalidJob(name, [Problem("", "holds no RLJob; it begins with `apiVersion: rljob.dev/v1alpha1` and `kind: RLJob`")])
+    # What a cluster says of a job is no part of the job: `kubectl get -o yaml` gives a file that can be run.
+    data.pop("status", None)
     for override in overrides:
         _override(data, override)
     lines = dict(_lines(node))
@@ -127,6 +114,11 @@ def parse(text: str, name: str = "rljob.yaml", overrides: Iterable[str] = ()) ->
     except ValidationError as error:
         problems = [_problem(e, lines) for e in error.errors(include_url=False)]
         raise InvalidJob(name, sorted(problems, key=lambda p: p.line or 0)) from error
+
+
+def describe(error: ValidationError) -> list[Problem]:
+    """What is wrong with a job that did not come from a file."""
+    return [_problem(e, {}) for e in error.errors(include_url=False)]
 
 
 def _of_yaml(error: yaml.YAMLError) -> Problem:
@@ -155,7 +147,7 @@ def _override(data: dict[str, Any], override: str) -> None:
             raise ConfigurationError(f"--set {override}: {name} is {below!r}, which has no fields")
         here = below
     try:
-        here[names[-1]] = yaml.load(text, Loader=_Loader)
+        here[names[-1]] = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"--set {override}: the value is not YAML; quote it") from error
 
@@ -207,12 +199,14 @@ def _message(error: ErrorDetails, path: Path_) -> str:
     for prefix, words in _KINDS.items():
         if kind.startswith(f"{prefix}_"):
             quotes = "; remove the quotes" if isinstance(value, str) and prefix in ("int", "float", "bool") and _is_plain(value) else ""
+            if prefix == "string" and isinstance(value, bool | int | float):
+                quotes = "; put it in quotes"
             return f"is {said}; it must be {words}{quotes}"
     return f"is {said}: {error['msg']}"
 
 
 def _is_plain(text: str) -> bool:
-    return not isinstance(yaml.load(text, Loader=_Loader), str) if text.strip() else False
+    return not isinstance(yaml.load(text, Loader=Loader), str) if text.strip() else False
 
 
 def _shown(value: Any) -> str:

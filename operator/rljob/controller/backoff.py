@@ -1,0 +1,58 @@
+"""`spec.backoffLimit`: restarts of one container in a row, without progress of the job between them. Pure.
+
+Kubernetes counts restarts of a container for the life of its pod; what the status remembers is how many there were at the last progress,
+and which pods have died since. So nothing is lost when the operator restarts, and nothing is counted twice.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rljob.controller.world import Observed, PodState
+
+
+def _pods(seen: Observed) -> dict[str, tuple[str, PodState]]:
+    """Bare pods of the job: name to (uid, state)."""
+    return {
+        name: (c.uid, c.pod) for (kind, name), c in seen.children.items() if kind == "Pod" and c.pod is not None and c.owner == seen.uid
+    }
+
+
+def _restarts(seen: Observed) -> dict[str, int]:
+    return {f"{pod}/{container}@{uid[:8]}": count for pod, (uid, state) in _pods(seen).items() for container, count in state.restarts}
+
+
+def _ended(seen: Observed) -> dict[str, str]:
+    """Pods that failed as a whole by their own fault: name to uid."""
+    return {name: uid[:8] for name, (uid, state) in _pods(seen).items() if state.phase == "Failed" and not state.disrupted}
+
+
+def marker(status: Mapping[str, Any]) -> str:
+    """How far the job is."""
+    return f"{status.get('phase') == 'Preparing'}/{status.get('iteration', 0)}/{status.get('policyVersion', 0)}"
+
+
+def remember(seen: Observed, status: Mapping[str, Any], retried: bool) -> dict[str, Any]:
+    """`status.backoff` after this look; `status` is the new one. Progress, or a new try, sets it back."""
+    old: Mapping[str, Any] = seen.status.get("backoff") or {}
+    restarts, at = _restarts(seen), marker(status)
+    if retried or old.get("at") != at:
+        return {"at": at, "base": restarts, "ended": {}}
+    base = {key: count for key, count in (old.get("base") or {}).items() if key in restarts}
+    ended = {name: list(uids) for name, uids in (old.get("ended") or {}).items()}
+    for name, uid in _ended(seen).items():
+        if uid not in ended.setdefault(name, []):
+            ended[name].append(uid)
+    return {"at": at, "base": base, "ended": ended}
+
+
+def worst(seen: Observed) -> tuple[str, int]:
+    """(container or pod, restarts of it since the last progress)."""
+    old: Mapping[str, Any] = seen.status.get("backoff") or {}
+    base: Mapping[str, int] = old.get("base") or {}
+    ended = {name: set(uids) for name, uids in (old.get("ended") or {}).items()}
+    for name, uid in _ended(seen).items():
+        ended.setdefault(name, set()).add(uid)
+    counts = {key.partition("@")[0]: count - base.get(key, 0) for key, count in _restarts(seen).items()}
+    counts |= {name: len(uids) for name, uids in ended.items()}
+    where = max(counts, key=lambda name: counts[name], default="")
+    return where, counts.get(where, 0)

@@ -1,0 +1,141 @@
+"""From the objects that are to those that should be. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rljob.controller.kinds import RUNNING
+from rljob.controller.verdict import Verdict
+from rljob.controller.world import Child, Desired, Observed, Trouble, Want
+from rljob.manifests.types import UPDATE
+
+REPLACE_SECONDS = 10.0
+"""A pod that dies at once is made anew so often, not more."""
+LOST_SECONDS = 90.0
+"""A pod that is still there so long after it should be gone is on a node that does not answer."""
+
+
+@dataclass(frozen=True)
+class Create:
+    """Make an object of the plan."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Write an object of the plan over the one that is there."""
+
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Remove an object; `why` is for people, empty if it is nothing they must hear of."""
+
+    kind: str
+    name: str
+    uid: str
+    why: str = ""
+    alarming: bool = False
+
+
+@dataclass(frozen=True)
+class DeleteJob:
+    """Remove the RLJob itself."""
+
+    uid: str
+
+
+Action = Create | Apply | Delete | DeleteJob
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What to do to one object."""
+
+    actions: tuple[Action, ...] = ()
+    again: float | None = None
+    """Look again after so many seconds."""
+    trouble: Trouble | None = None
+
+
+def steps(desired: Desired, seen: Observed, verdict: Verdict, now: float) -> Iterator[Steps]:
+    """For each object, in the order of the plan, then for what should not be there."""
+    stopped = verdict.fate != "runs"
+    wanted = {(want.kind, want.name) for want in desired.wants}
+    for want in desired.wants:
+        if stopped and want.kind in RUNNING:
+            continue
+        yield _towards(want, seen, now)
+    for at, child in seen.children.items():
+        if child.owner != seen.uid or child.deleting is not None:
+            continue
+        if stopped and child.kind in RUNNING:
+            yield from _stop(child, verdict)
+        elif at not in wanted and UPDATE.get(child.kind) != "keep":
+            yield Steps((Delete(child.kind, child.name, child.uid),))
+
+
+def _towards(want: Want, seen: Observed, now: float) -> Steps:
+    child = seen.children.get((want.kind, want.name))
+    if child is None:
+        return Steps((Create(want.kind, want.name),))
+    if child.owner != seen.uid:
+        return Steps(again=5.0, trouble=_foreign(child))
+    if child.deleting is not None:
+        lost = now - child.deleting > LOST_SECONDS and child.kind == "Pod"
+        return Steps(again=30.0, trouble=_lost(child) if lost else None)
+    if child.hash != want.hash:
+        return _update(child)
+    if child.pod is not None and (child.pod.phase == "Failed" or (child.pod.phase == "Succeeded" and want.pod != "master")):
+        return _replace(child, now)
+    if (want.kind, want.name) in seen.drifted:
+        return Steps((Apply(want.kind, want.name, child.uid),))
+    return Steps()
+
+
+def _update(child: Child) -> Steps:
+    match UPDATE.get(child.kind):
+        case "keep":
+            return Steps()
+        case "recreate":
+            return Steps((Delete(child.kind, child.name, child.uid, "the spec has changed"),))
+        case None:
+            return Steps((Apply(child.kind, child.name, child.uid),))
+
+
+def _replace(child: Child, now: float) -> Steps:
+    """A pod has died as a whole. One that died young waits for a moment, so that what cannot live is not made in a loop."""
+    pod = child.pod
+    assert pod is not None
+    wait = pod.created + REPLACE_SECONDS - now
+    if wait > 0:
+        return Steps(again=wait)
+    ended = "; ".join(f"{end.container}: {end.message}" for end in pod.exits)
+    why = f"{pod.reason or pod.phase}: {pod.message or ended or 'it ended'}"
+    return Steps((Delete("Pod", child.name, child.uid, f"it was lost ({why}) and is made anew", alarming=True),))
+
+
+def _stop(child: Child, verdict: Verdict) -> Iterator[Steps]:
+    """After the end, pods that have ended keep their log; the rest gives its resources back."""
+    ended = child.pod is not None and child.pod.phase in ("Succeeded", "Failed")
+    if not (ended and verdict.finished):
+        yield Steps((Delete(child.kind, child.name, child.uid),))
+
+
+def _foreign(child: Child) -> Trouble:
+    return Trouble(
+        "NameTaken",
+        f"{child.kind} {child.name} exists and does not belong to this RLJob; delete it, or give the RLJob another name",
+    )
+
+
+def _lost(child: Child) -> Trouble:
+    return Trouble(
+        "NodeLost",
+        f"pod {child.name} should be gone and is not: its node does not answer. Bring the node back, delete it (kubectl delete node), or "
+        "mark it with the taint node.kubernetes.io/out-of-service=nodeshutdown:NoExecute; then the pod is made anew",
+    )

@@ -1,0 +1,217 @@
+"""The whole of what the operator decides for one job: the world in, actions, status and notices out. Pure, and without memory."""
+
+import json
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rljob.api.status import JobStatus
+from rljob.controller.backoff import remember
+from rljob.controller.conditions import Notice, conditions, names
+from rljob.controller.converge import Action, Create, Delete, DeleteJob, steps
+from rljob.controller.kinds import RUNNING
+from rljob.controller.trim import iso, unix
+from rljob.controller.verdict import Verdict, ends, judge, trouble_of
+from rljob.controller.world import Child, DeploymentState, Desired, Observed, Trouble
+
+Status = dict[str, Any]
+
+FIELDS = {str(field.alias) for field in JobStatus.model_fields.values()}
+"""What a master reports and the status takes over."""
+SMALL_TALK = {"phase", "progress", "tokensPerSecond", "engines", "nodes", "updated"}
+"""Of those, what changes with every look; it alone is written only now and then."""
+SILENT_SECONDS = 15.0
+"""A pod that waits for so long without saying why is asked for its warning events."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What comes of one look."""
+
+    actions: tuple[Action, ...] = ()
+    status: Status | None = None
+    """The whole new status; None: write nothing."""
+    again: float | None = None
+    """Look again after so many seconds, if nothing happens before."""
+    notices: tuple[Notice, ...] = ()
+    """About the actions; those about the status follow from it."""
+    silent: tuple[str, ...] = ()
+    """Pods whose warning events would tell why they wait."""
+
+
+def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decision:
+    """One look at a job."""
+    if seen.deleting:
+        # Children go with it: the garbage collector follows their owner references.
+        return Decision()
+    verdict = judge(desired, seen, now, version)
+    if verdict.fate in ("foreign", "refused"):
+        return Decision(status=_stand_aside(seen, verdict, now))
+    found = list(steps(desired, seen, verdict, now))
+    actions = tuple(action for step in found for action in step.actions)
+    trouble = trouble_of(desired, seen) or next((step.trouble for step in found if step.trouble), None)
+    status = _status(desired, seen, verdict, trouble, now, version)
+    ttl = _ttl(desired, verdict, status, now)
+    if ttl is not None and ttl <= 0:
+        return Decision((DeleteJob(seen.uid),), status)
+    silent = _silent(seen, verdict, now)
+    waits = [step.again for step in found] + [ttl, _deadline(desired, verdict, status, now), SILENT_SECONDS if silent else None]
+    return Decision(
+        actions,
+        status,
+        min((wait for wait in waits if wait is not None), default=None),
+        tuple(_notices(actions, seen, verdict)),
+        tuple(name for name, since in silent.items() if now - since >= SILENT_SECONDS),
+    )
+
+
+def _stand_aside(seen: Observed, verdict: Verdict, now: float) -> Status:
+    status: Status = dict(seen.status)
+    status["conditions"] = conditions(verdict, None, "", seen.status, seen.generation, now)
+    status["observedGeneration"] = seen.generation
+    if verdict.fate == "refused" and not seen.status.get("startTime"):
+        status["phase"] = "Stalled"
+    return status
+
+
+def _ttl(desired: Desired, verdict: Verdict, status: Mapping[str, Any], now: float) -> float | None:
+    if desired.terms.ttl is None or not verdict.finished:
+        return None
+    return unix(status.get("completionTime")) + desired.terms.ttl - now
+
+
+def _deadline(desired: Desired, verdict: Verdict, status: Mapping[str, Any], now: float) -> float | None:
+    if desired.terms.deadline is None or verdict.fate != "runs":
+        return None
+    return max(0.1, unix(status.get("startTime")) + desired.terms.deadline - now)
+
+
+def _silent(seen: Observed, verdict: Verdict, now: float) -> dict[str, float]:
+    """Pods that wait without saying why: name to since when."""
+    if verdict.fate != "runs":
+        return {}
+    pods = {child.name: child.pod.pending_since for child in seen.children.values() if child.pod is not None and child.deleting is None}
+    return {name: since for name, since in pods.items() if since is not None}
+
+
+def _notices(actions: tuple[Action, ...], seen: Observed, verdict: Verdict) -> list[Notice]:
+    created = [action.name for action in actions if isinstance(action, Create) and action.kind in ("Pod", "Deployment")]
+    found: list[Notice] = []
+    if created and not seen.status.get("startTime"):
+        found.append(Notice("Normal", "Started", f"made {names(created)}"))
+    elif created and not verdict.retried:
+        found.append(Notice("Normal", "PodMade", f"made {names(created)}"))
+    for action in actions:
+        if isinstance(action, Delete) and action.why:
+            tone = "PodLost" if action.alarming else "Remade"
+            found.append(Notice("Warning" if action.alarming else "Normal", tone, f"{action.kind} {action.name}: {action.why}"))
+    return found
+
+
+def _status(desired: Desired, seen: Observed, verdict: Verdict, trouble: Trouble | None, now: float, version: str) -> Status:
+    status: Status = dict(seen.status)
+    status |= _reported(seen)
+    if verdict.failure is not None:
+        failure = verdict.failure
+        status["lastFailure"] = {"stage": failure.stage, "pod": failure.pod, "reason": failure.reason, "message": failure.message}
+    else:
+        status |= _pod_failure(desired, seen)
+    if verdict.retried or not status.get("startTime"):
+        status["startTime"] = iso(now)
+        status.pop("completionTime", None)
+    if verdict.finished and not status.get("completionTime"):
+        status["completionTime"] = iso(now)
+    if verdict.fate == "succeeded" and (_current_master(desired, seen) or "iterations" not in status):
+        # From now on, a spec that asks for more than this sets the job going again.
+        status["iterations"] = desired.terms.iterations
+    waiting = _waiting(desired, seen) if verdict.fate == "runs" else ""
+    status["phase"] = _phase(desired, seen, verdict, status)
+    status["observedGeneration"] = seen.generation
+    status["operatorVersion"] = version
+    status["conditions"] = conditions(verdict, trouble, waiting, seen.status, seen.generation, now)
+    status["rollout"] = _rollout(desired, seen)
+    mode, reason = desired.sharing
+    status["sharing"] = {"mode": mode, "reason": reason}
+    status["backoff"] = remember(seen, status, verdict.retried)
+    return status
+
+
+def _current_master(desired: Desired, seen: Observed) -> bool:
+    want = next((w for w in desired.wants if w.pod == "master"), None)
+    child = seen.children.get(("Pod", want.name)) if want else None
+    return want is not None and child is not None and child.hash == want.hash
+
+
+def _reported(seen: Observed) -> Status:
+    """The master's words, except its phase: that is weighed against what the pods show."""
+    if seen.report is None:
+        return {}
+    return {name: value for name, value in seen.report.items() if name in FIELDS and name != "phase" and value is not None}
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Literal["none", "small talk", "news"]:
+    """How much two statuses differ."""
+    if _text(old) == _text(new):
+        return "none"
+    return "small talk" if _text(old, SMALL_TALK) == _text(new, SMALL_TALK) else "news"
+
+
+def _text(status: Mapping[str, Any], without: Container[str] = ()) -> str:
+    return json.dumps({n: v for n, v in status.items() if n not in without and v is not None}, sort_keys=True)
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Status:
+    """What a patch has to say so that `old` becomes `new`; None removes a field."""
+    gone: Status = {name: None for name, value in old.items() if name not in new and value is not None}
+    return gone | {name: value for name, value in new.items() if old.get(name) != value}
+
+
+def _pod_failure(desired: Desired, seen: Observed) -> Status:
+    """A container that ended after the master's last word is news that the master does not have."""
+    last = max(ends(desired, seen), key=lambda found: found[2].finished, default=None)
+    if last is None or last[2].finished <= float((seen.report or seen.status).get("updated") or 0.0):
+        return {}
+    child, _, end = last
+    return {"lastFailure": {"stage": end.container, "pod": child.name, "reason": f"Exit{end.code}", "message": end.message}}
+
+
+def _phase(desired: Desired, seen: Observed, verdict: Verdict, status: Mapping[str, Any]) -> str:
+    match verdict.fate:
+        case "suspended":
+            return "Suspended"
+        case "succeeded":
+            return "Succeeded"
+        case "failed":
+            return "Failed"
+        case _:
+            pass
+    masters = [c.pod for c in seen.children.values() if c.pod is not None and c.pod.plan_name == "master" and c.deleting is None]
+    if not masters or masters[0].phase != "Running":
+        return "Preparing" if masters and masters[0].phase == "Pending" and masters[0].pending_since is not None else "Pending"
+    if seen.report is not None:
+        return str(seen.report.get("phase") or "Preparing")
+    before = str(status.get("phase") or "")
+    return before if before not in ("", "Pending", "Suspended", "Failed", "Succeeded", "Stalled") else "Preparing"
+
+
+def _is_ready(child: Child | None) -> bool:
+    if child is None or child.deleting is not None:
+        return False
+    if isinstance(child.state, DeploymentState):
+        return child.state.available
+    return child.pod is None or child.pod.ready
+
+
+def _waiting(desired: Desired, seen: Observed) -> str:
+    """What is not ready; empty if all is."""
+    wanted = [want for want in desired.wants if want.kind in ("Pod", "Deployment")]
+    missing = [want.name for want in wanted if not _is_ready(seen.children.get((want.kind, want.name)))]
+    others = [w.name for w in desired.wants if w.kind not in RUNNING and (w.kind, w.name) not in seen.children]
+    if others:
+        return f"{names(others)} not made yet"
+    return f"{len(wanted) - len(missing)} of {len(wanted)} ready; waiting for {names(missing)}" if missing else ""
+
+
+def _rollout(desired: Desired, seen: Observed) -> Status:
+    pods = [c.pod for c in seen.children.values() if c.pod is not None and c.pod.role == "rollout" and c.deleting is None]
+    return {"replicas": len(pods), "readyReplicas": sum(pod.ready for pod in pods), "selector": desired.selector}

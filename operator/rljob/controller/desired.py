@@ -1,0 +1,121 @@
+"""From an RLJob's spec to the objects it asks for, or to why it asks in vain."""
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from rljob.api import GROUP, KIND, VERSION, ConfigurationError, RLJob
+from rljob.api.load import describe
+from rljob.controller.world import Desired, Job, Terms, Trouble, Want
+from rljob.manifests import Cluster, Manifest, Owner, Settings, choose_sharing, render
+from rljob.manifests.names import selector
+from rljob.manifests.types import ANNOTATION_HASH, LABEL_POD, LABEL_ROLE
+from rljob.plan import plan
+
+
+def refusal(error: ValidationError, version: str) -> Trouble:
+    """Why a spec that the API server let in is no RLJob to this operator.
+
+    The API server prunes what the installed CustomResourceDefinition does not know. A field that it knows and this operator does not comes
+    from a newer version of both.
+    """
+    problems = error.errors(include_url=False)
+    unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
+    if unknown and len(unknown) == len(problems):
+        return Trouble(
+            "NewerOperator",
+            f"{', '.join(unknown)}: not known to this operator ({version}), so the job is left alone; run the operator that belongs to the "
+            "installed CustomResourceDefinition, or remove the field",
+        )
+    return Trouble("InvalidSpec", "; ".join(str(problem) for problem in describe(error)))
+
+
+def parse(job: Job) -> RLJob:
+    """The typed job.
+
+    Raises:
+        ValidationError: the spec is none.
+    """
+    metadata: dict[str, Any] = {"name": job.key.name, "namespace": job.key.namespace}
+    whole = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": metadata, "spec": json.loads(job.spec)}
+    return RLJob.model_validate(whole, by_alias=True, by_name=False)
+
+
+def terms_of(job: RLJob) -> Terms:
+    """What the operator itself reads."""
+    spec = job.spec
+    return Terms(
+        suspend=spec.suspend,
+        backoff_limit=spec.backoff_limit,
+        deadline=spec.active_deadline_seconds,
+        ttl=spec.ttl_seconds_after_finished,
+        iterations=spec.iterations,
+        rollouts=spec.rollout.replicas,
+    )
+
+
+@dataclass
+class Renderer:
+    """Renders jobs. Of each, the hashes are kept; whole manifests only of those that are being worked on."""
+
+    settings: Settings
+    version: str
+    cluster: Cluster = field(default_factory=Cluster)
+    kept: int = 64
+    _known: dict[str, tuple[int, Cluster, Desired]] = field(default_factory=dict)
+    _manifests: OrderedDict[tuple[str, int], dict[tuple[str, str], Manifest]] = field(default_factory=OrderedDict)
+
+    def desired(self, job: Job) -> Desired:
+        """What the spec comes to."""
+        known = self._known.get(job.uid)
+        if known is None or known[:2] != (job.generation, self.cluster):
+            self._known[job.uid] = known = (job.generation, self.cluster, self._desired(job))
+        return known[2]
+
+    def manifest(self, job: Job, kind: str, name: str) -> Manifest:
+        """One object of the plan."""
+        at = (job.uid, job.generation)
+        if at not in self._manifests:
+            self._render(job, parse(job))
+        return self._manifests[at][kind, name]
+
+    def forget(self, uid: str) -> None:
+        """The job is gone."""
+        self._known.pop(uid, None)
+        for at in [at for at in self._manifests if at[0] == uid]:
+            del self._manifests[at]
+
+    def _render(self, job: Job, parsed: RLJob) -> tuple[Manifest, ...]:
+        owner = Owner(job.key.name, job.key.namespace, job.uid)
+        found = render(parsed, plan(parsed), owner, self.settings, self.cluster)
+        self._manifests[job.uid, job.generation] = {(m["kind"], m["metadata"]["name"]): m for m in found}
+        while len(self._manifests) > self.kept:
+            self._manifests.popitem(last=False)
+        return found
+
+    def _desired(self, job: Job) -> Desired:
+        try:
+            parsed = parse(job)
+        except ValidationError as error:
+            return Desired(refusal=refusal(error, self.version))
+        try:
+            sharing = choose_sharing(parsed, self.settings, self.cluster)
+            manifests = self._render(job, parsed)
+        except ConfigurationError as error:
+            return Desired(terms=terms_of(parsed), refusal=Trouble("InvalidSpec", str(error)))
+        return Desired(
+            terms=terms_of(parsed),
+            wants=tuple(_want(manifest) for manifest in manifests),
+            sharing=(sharing.mode, sharing.reason),
+            selector=selector(job.key.name, "rollout"),
+        )
+
+
+def _want(manifest: Manifest) -> Want:
+    meta = manifest["metadata"]
+    labels = meta.get("labels", {})
+    hashed = meta["annotations"][ANNOTATION_HASH]
+    return Want(manifest["kind"], meta["name"], hashed, labels.get(LABEL_ROLE, ""), labels.get(LABEL_POD, ""))

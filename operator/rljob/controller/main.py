@@ -1,0 +1,227 @@
+"""The operator's process: kopf, and what runs beside it. All of kopf is in this file.
+
+kopf brings the stream of RLJobs, signals, login and an ordered end. Its handlers here only take events in: no finalizer, no annotation, no
+retries of its own, so that it never writes to an object. Children are followed by `watch.py`, work is done by `workqueue.py`.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version as package_version
+from typing import Any
+
+import aiohttp
+import kopf
+
+from rljob.api import GROUP, ConfigurationError
+from rljob.controller.apiserver import ApiServer
+from rljob.controller.cache import Cache
+from rljob.controller.client import Api, ApiError
+from rljob.controller.connection import Connection
+from rljob.controller.desired import Renderer
+from rljob.controller.kinds import CHILDREN, RLJOB, Key, Ref
+from rljob.controller.leader import Leader
+from rljob.controller.log import log
+from rljob.controller.metrics import Metrics
+from rljob.controller.progress import Poller, by_address, by_api_server
+from rljob.controller.reconcile import Reconciler
+from rljob.controller.resync import CLUSTER_SECONDS, Resync, discover, places
+from rljob.controller.server import serve
+from rljob.controller.watch import Stream
+from rljob.controller.workqueue import WorkQueue
+from rljob.manifests import Settings
+
+SILENT_SECONDS = 300.0
+"""A stream that has been silent for so long, in spite of bookmarks each minute, makes the process unhealthy."""
+MISSED = 2
+"""So many comparisons in a row in which the stream of RLJobs had missed something do so as well."""
+
+
+@dataclass
+class Operator:
+    """Everything that acts, put together."""
+
+    settings: Settings
+    connection: Connection
+    api: Api
+    metrics: Metrics
+    poller: Poller
+    cache: Cache = field(default_factory=Cache)
+    leading: bool = False
+
+    def __post_init__(self) -> None:
+        version = package_version("rljob")
+        self.renderer = Renderer(self.settings, version)
+        self.reconciler = Reconciler(self.api, self.cache, self.renderer, self.poller, time.time, version)
+        self.queue = WorkQueue(self.reconciler.look, self.metrics)
+        self.poller.tell = self.queue.add
+        where = places(self.settings.namespaces)
+        self.streams = [Stream(self.api, self.cache, kind, namespace, self.queue.add) for kind in CHILDREN for namespace in where]
+        self.resync = Resync(self.api, self.cache, self.settings.namespaces, self._tell)
+
+    def _tell(self, key: Key) -> None:
+        if key not in self.cache.jobs:
+            self.queue.forget(key)
+        self.queue.add(key)
+
+    def health(self) -> str:
+        """Why this process should be started anew; empty if it should not."""
+        dead = [stream.kind.plural for stream in self.streams if self.leading and stream.silent > SILENT_SECONDS]
+        if dead:
+            return f"no sign of life for {SILENT_SECONDS:.0f} s from the watch of {', '.join(dead)}"
+        if self.resync.missed >= MISSED:
+            return "the watch of rljobs misses changes"
+        return ""
+
+    def ready(self) -> str:
+        """Why this process is not ready yet; one that stands by is."""
+        behind = [stream.kind.plural for stream in self.streams if self.leading and not stream.listed.is_set()]
+        return f"lists of {', '.join(behind)} are not complete" if behind else ""
+
+    def take(self, event: Any) -> None:
+        """One event of an RLJob, as kopf hands it over."""
+        raw = event["object"]
+        if event["type"] == "DELETED":
+            key = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
+            if self.cache.drop_job(key, raw["metadata"]["uid"]):
+                self.renderer.forget(raw["metadata"]["uid"])
+                self._tell(key)
+        elif (taken := self.cache.put_job(raw)) is not None:
+            self.queue.add(taken)
+
+    async def act(self) -> None:
+        """Everything, until kopf ends (a signal) or something fails that cannot be mended here."""
+        self.leading = True
+        self.metrics.leading.set(1)
+        await self._check_crd()
+        self.renderer.cluster = await discover(self.api)
+        async with asyncio.TaskGroup() as group:
+            started = time.monotonic()
+            tasks = [group.create_task(stream.run(), name=f"stream of {stream.kind.plural}") for stream in self.streams]
+            for stream in self.streams:
+                await stream.listed.wait()
+            log.info("%d objects of jobs are known after %.1f s", self.cache.count(), time.monotonic() - started)
+            tasks += [
+                group.create_task(work)
+                for work in (self.queue.run(self.settings.workers), self.poller.run(), self.resync.run(), self._figures())
+            ]
+            await group.create_task(run_kopf(self))
+            for task in tasks:
+                task.cancel()
+
+    async def _check_crd(self) -> None:
+        try:
+            await self.api.list_objects(RLJOB._replace(whole=False), places(self.settings.namespaces)[0])
+        except ApiError as error:
+            if error.missing:
+                raise ConfigurationError(
+                    f"the cluster has no CustomResourceDefinition rljobs.{GROUP}: apply crds/rljobs.{GROUP}.yaml, or let the chart do so"
+                ) from error
+            raise
+
+    async def _figures(self) -> None:
+        """What is counted now and then, and what the cluster offers."""
+        looked = time.monotonic()
+        while True:
+            self.metrics.count_phases(self.reconciler.phases())
+            await asyncio.sleep(15)
+            if time.monotonic() - looked > CLUSTER_SECONDS:
+                looked = time.monotonic()
+                await self._discover()
+
+    async def _discover(self) -> None:
+        try:
+            found = await discover(self.api)
+        except ApiError as error:
+            log.warning("what the cluster offers is not known anew: %s", error)
+            return
+        if found != self.renderer.cluster:
+            self.renderer.cluster = found
+            for key in self.cache.jobs:
+                self.queue.add(key)
+
+
+async def run_kopf(operator: Operator) -> None:
+    """kopf until a signal comes."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**_: Any) -> kopf.ConnectionInfo:
+        return operator.connection.login()
+
+    @kopf.on.startup(registry=registry)
+    def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
+        configure(settings)
+
+    @kopf.on.event(GROUP, "rljobs", registry=registry)
+    async def on_rljob(event: Any, **_: Any) -> None:
+        operator.take(event)
+
+    namespaces = operator.settings.namespaces
+    await kopf.operator(registry=registry, clusterwide=not namespaces, namespaces=namespaces, standalone=True)
+
+
+def configure(settings: kopf.OperatorSettings) -> None:
+    """kopf for a thousand jobs. Each line says what the default would do."""
+    settings.posting.enabled = False  # else: an event for each log line of a handler
+    settings.scanning.disabled = True  # else: watches CRDs and namespaces, for which an installation in some namespaces has no right
+    settings.queueing.idle_timeout = 0.05  # else: a task and the whole object are held for 5 s after each event
+    settings.queueing.exit_timeout = 0.5
+    settings.watching.chunk_size = 250  # else: all RLJobs in one answer, several times their size in memory
+    settings.watching.server_timeout = 300
+    settings.watching.connect_timeout = 10
+    settings.networking.request_timeout = 60
+    settings.process.ultimate_exiting_timeout = 20
+
+
+async def run(settings: Settings, connection: Connection, dev: bool = False) -> None:
+    """The whole process.
+
+    Raises:
+        ConfigurationError: the cluster lacks something that a person must add.
+        InfrastructureError: the API server or the Lease was lost; started again, it goes on.
+    """
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(ApiServer(connection, metrics))
+        timeout = aiohttp.ClientTimeout(total=5, sock_connect=2)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), timeout=timeout))
+        fetch = by_api_server(api) if dev else by_address(session)
+        operator = Operator(settings, connection, api, metrics, Poller(fetch, lambda key: None, metrics, settings.progress_seconds))
+        port = await stack.enter_async_context(serve(settings.metrics_port, metrics, operator.health, operator.ready))
+        log.info("rljob operator %s; metrics and probes on port %d", package_version("rljob"), port)
+        await _lead(operator, settings, connection)
+
+
+async def _lead(operator: Operator, settings: Settings, connection: Connection) -> None:
+    """Act while holding the Lease."""
+    election = settings.leader_election
+    if not election.enabled:
+        await operator.act()
+        return
+    ref = Ref("Lease", connection.namespace, election.lease)
+    me = f"{os.environ.get('HOSTNAME') or socket.gethostname()}-{secrets.token_hex(4)}"
+    leader = Leader(operator.api, ref, me, election.seconds, time.time)
+    await leader.acquire()
+    async with asyncio.TaskGroup() as group:
+        keeping = group.create_task(leader.keep())
+        await operator.act()
+        keeping.cancel()
+    await leader.release()
+
+
+@contextmanager
+def first_cause() -> Iterator[None]:
+    """A group of errors counts as its first one: the others follow from it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group

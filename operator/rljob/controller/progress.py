@@ -1,0 +1,169 @@
+"""Asks running masters how far they are: each every few seconds, all together not more often than one core has time for."""
+
+import asyncio
+import heapq
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from rljob.api import InfrastructureError
+from rljob.controller.client import Api
+from rljob.controller.decide import SMALL_TALK
+from rljob.controller.kinds import Key
+from rljob.controller.metrics import Metrics
+from rljob.plan.build import MASTER
+
+PER_SECOND = 25.0
+"""Looks at all masters together."""
+AT_ONCE = 16
+LONGEST_SECONDS = 60.0
+"""Between two looks at a master that does not answer."""
+
+Fetch = Callable[["Target"], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A master."""
+
+    key: Key
+    uid: str
+    address: str
+    pod: str
+
+
+@dataclass
+class _Followed:
+    target: Target
+    report: dict[str, Any] | None = None
+    told: float = float("-inf")
+    failures: int = 0
+
+
+@dataclass
+class Poller:
+    """Implements `rljob.controller.reconcile.Progress`."""
+
+    fetch: Fetch
+    tell: Callable[[Key], None]
+    metrics: Metrics
+    seconds: float = 5.0
+    luck: random.Random = field(default_factory=random.Random)
+    _followed: dict[Key, _Followed] = field(default_factory=dict)
+    _due: list[tuple[float, Key, str]] = field(default_factory=list)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def follow(self, key: Key, uid: str, address: str, pod: str) -> None:
+        """Ask this master from now on; a new pod starts with nothing said."""
+        known = self._followed.get(key)
+        target = Target(key, uid, address, pod)
+        if known is not None and known.target == target:
+            return
+        self._followed[key] = _Followed(target)
+        self._plan(target, min(1.0, self.seconds))
+
+    def leave(self, key: Key) -> None:
+        """Ask no more."""
+        self._followed.pop(key, None)
+
+    def report(self, key: Key) -> dict[str, Any] | None:
+        """The master's last word."""
+        known = self._followed.get(key)
+        return known.report if known else None
+
+    def _plan(self, target: Target, seconds: float) -> None:
+        heapq.heappush(self._due, (asyncio.get_running_loop().time() + seconds, target.key, target.uid))
+        self._changed.set()
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks at one master."""
+        return max(self.seconds, len(self._followed) / PER_SECOND)
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        slots = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._wait()
+                _, key, uid = heapq.heappop(self._due)
+                followed = self._followed.get(key)
+                if followed is None or followed.target.uid != uid:
+                    continue
+                await slots.acquire()
+                group.create_task(self._ask(followed, slots))
+
+    async def _wait(self) -> None:
+        """Until the first appointment."""
+        while True:
+            self._changed.clear()
+            wait = self._due[0][0] - asyncio.get_running_loop().time() if self._due else None
+            if wait is not None and wait <= 0:
+                return
+            try:
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+
+    async def _ask(self, followed: _Followed, slots: asyncio.Semaphore) -> None:
+        try:
+            report = await self.fetch(followed.target)
+        except InfrastructureError:
+            followed.failures += 1
+            self.metrics.polls.labels("failed").inc()
+        else:
+            followed.failures = 0
+            self.metrics.polls.labels("ok").inc()
+            self._take(followed, report)
+        finally:
+            slots.release()
+        if self._followed.get(followed.target.key) is followed:
+            slower = min(LONGEST_SECONDS, self.interval * 2.0 ** min(followed.failures, 6))
+            self._plan(followed.target, max(self.interval, slower) * (0.9 + 0.2 * self.luck.random()))
+
+    def _take(self, followed: _Followed, report: dict[str, Any]) -> None:
+        before, now = followed.report, asyncio.get_running_loop().time()
+        followed.report = report
+        news = before is None or any(
+            report.get(n) != before.get(n) for n in report.keys() | before.keys() if n not in SMALL_TALK - {"phase"}
+        )
+        if news or now - followed.told > max(30.0, 10 * self.interval):
+            followed.told = now
+            self.tell(followed.target.key)
+
+
+def by_address(session: aiohttp.ClientSession) -> Fetch:
+    """Ask at the pod's address: the operator is in the cluster's network."""
+
+    async def fetch(target: Target) -> dict[str, Any]:
+        host = f"[{target.address}]" if ":" in target.address else target.address
+        try:
+            async with session.get(f"http://{host}:{MASTER.number}/v1/status") as response:
+                if response.status != 200:
+                    raise InfrastructureError(f"{target.pod}: GET /v1/status answered {response.status}")
+                found = await response.json()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise InfrastructureError(f"{target.pod} does not answer: {error!r}") from error
+        return _checked(target, found)
+
+    return fetch
+
+
+def by_api_server(api: Api) -> Fetch:
+    """Ask through the API server: the operator is somewhere else (`--dev`)."""
+
+    async def fetch(target: Target) -> dict[str, Any]:
+        path = f"/api/v1/namespaces/{target.key.namespace}/pods/{target.pod}:{MASTER.number}/proxy/v1/status"
+        return _checked(target, await api.raw(path))
+
+    return fetch
+
+
+def _checked(target: Target, found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict) or "phase" not in found:
+        raise InfrastructureError(f"{target.pod}: its status is no JobStatus")
+    return found

@@ -1,0 +1,296 @@
+"""One look at a job: observe, decide, act, write its status. All effects on the cluster are here; what they are is decided in `decide`."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from zlib import crc32
+
+from rljob.api import GROUP, KIND, VERSION
+from rljob.controller.cache import Cache
+from rljob.controller.client import Api, ApiError
+from rljob.controller.conditions import Notice, notices
+from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob
+from rljob.controller.decide import Decision, changed_fields, decide, difference
+from rljob.controller.desired import Renderer
+from rljob.controller.kinds import Key, Ref
+from rljob.controller.log import log
+from rljob.controller.trim import iso, refusal_reason, short
+from rljob.controller.world import Job, Observed, Trouble
+
+AGAIN_SECONDS, LONGEST_SECONDS = 5.0, 60.0
+"""An object that the API server refused is tried again after so long, then later and later."""
+
+
+class Progress(Protocol):
+    """What masters say."""
+
+    def follow(self, key: Key, uid: str, address: str, pod: str) -> None:
+        """Ask this master from now on."""
+
+    def leave(self, key: Key) -> None:
+        """There is no master to ask."""
+
+    def report(self, key: Key) -> dict[str, Any] | None:
+        """Its last word."""
+
+
+@dataclass
+class Memory:
+    """What is remembered of a job between looks. All of it can be lost: it only saves repeated work."""
+
+    refused: dict[tuple[str, str], Trouble] = field(default_factory=dict)
+    refusals: int = 0
+    """Looks in a row in which the API server refused something."""
+    warnings: dict[str, str] = field(default_factory=dict)
+    written: float = 0.0
+    """Time of the last status write."""
+
+
+@dataclass
+class Reconciler:
+    """Looks at jobs."""
+
+    api: Api
+    cache: Cache
+    renderer: Renderer
+    progress: Progress
+    clock: Callable[[], float]
+    """Unix time."""
+    version: str
+    _memory: dict[Key, Memory] = field(default_factory=dict)
+
+    async def look(self, key: Key) -> float | None:
+        """One look. Answers after how many seconds the next is due, if nothing happens before.
+
+        Raises:
+            ApiError: the API server could not be used; what was done is done, and the next look goes on from there.
+        """
+        job = self.cache.jobs.get(key)
+        if job is None:
+            self._forget(key)
+            return None
+        memory = self._memory.setdefault(key, Memory())
+        first = self._decide(job, memory)
+        failure = await self._act(job, first, memory)
+        await self._listen(job, first, memory)
+        # What was done shows in the cache: the status tells of the world after it.
+        second = self._decide(job, memory) if first.actions or first.silent else first
+        self._follow(job, second)
+        again = await self._write(job, second, first.notices, memory)
+        if failure is not None:
+            raise failure
+        waits = [again, second.again, self._retry(memory)]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def phases(self) -> list[str]:
+        """Phase of each job."""
+        return [str(json.loads(job.status).get("phase") or "") for job in self.cache.jobs.values()]
+
+    def _forget(self, key: Key) -> None:
+        self._memory.pop(key, None)
+        self.progress.leave(key)
+
+    def _decide(self, job: Job, memory: Memory) -> Decision:
+        desired = self.renderer.desired(job)
+        wanted = {(want.kind, want.name) for want in desired.wants}
+        children = self.cache.children(job.key)
+        memory.refused = {at: t for at, t in memory.refused.items() if at in wanted}
+        seen = Observed(
+            uid=job.uid,
+            generation=job.generation,
+            status=json.loads(job.status),
+            deleting=job.deleting,
+            operator=job.operator,
+            children=children,
+            drifted=self.cache.drifted(job.key),
+            troubles={f"{kind} {name}": trouble for (kind, name), trouble in memory.refused.items()},
+            report=self.progress.report(job.key),
+            warnings=memory.warnings,
+        )
+        return decide(desired, seen, self.clock(), self.version)
+
+    async def _act(self, job: Job, decision: Decision, memory: Memory) -> ApiError | None:
+        """Do everything that can be done; what pods need before pods. Answers the first failure that time may cure."""
+        pods = [a for a in decision.actions if not isinstance(a, DeleteJob) and a.kind == "Pod"]
+        others = [a for a in decision.actions if a not in pods]
+        failures: list[ApiError] = []
+        for group in (others, pods):
+            results = await asyncio.gather(*(self._do(job, action, memory) for action in group))
+            failures += [error for error in results if error is not None]
+        memory.refusals = memory.refusals + 1 if memory.refused else 0
+        if decision.actions:
+            log.info("%s: %s", job.key, _summary(decision.actions))
+        return failures[0] if failures else None
+
+    async def _do(self, job: Job, action: Action, memory: Memory) -> ApiError | None:
+        at = ("RLJob", job.key.name) if isinstance(action, DeleteJob) else (action.kind, action.name)
+        try:
+            match action:
+                case Create():
+                    await self._create(job, action)
+                case Apply():
+                    await self._apply(job, action)
+                case Delete():
+                    await self.api.delete(self._ref(job, action.kind, action.name), action.uid)
+                case DeleteJob():
+                    await self.api.delete(Ref(KIND, job.key.namespace, job.key.name), action.uid)
+        except ApiError as error:
+            if error.temporary or error.missing or error.conflict:
+                return error
+            memory.refused[at] = _refused(at, error)
+            return None
+        memory.refused.pop(at, None)
+        return None
+
+    def _ref(self, job: Job, kind: str, name: str) -> Ref:
+        return Ref(kind, job.key.namespace, name)
+
+    async def _create(self, job: Job, action: Create) -> None:
+        manifest = self.renderer.manifest(job, action.kind, action.name)
+        try:
+            self.cache.put_child(action.kind, await self.api.create(manifest), written=True)
+        except ApiError as error:
+            if not error.conflict:
+                raise
+            # It exists: made a moment ago by a try whose answer was lost, or by another operator, or it lost its labels, or it is not ours.
+            await self._take_in(job, action)
+
+    async def _take_in(self, job: Job, action: Create) -> None:
+        there = await self.api.get(self._ref(job, action.kind, action.name))
+        meta = there["metadata"]
+        ours = any(owner.get("uid") == job.uid for owner in meta.get("ownerReferences", ()))
+        if ours and "deletionTimestamp" not in meta:
+            await self._apply(job, Apply(action.kind, action.name, meta["uid"]))
+        elif self.cache.put_child(action.kind, there) is None and (action.kind, action.name) not in self.cache.children(job.key):
+            why = "is being deleted; it is made again when it is gone" if ours else "exists and does not belong to this RLJob"
+            remedy = "" if ours else "; delete it, or give the RLJob another name"
+            raise ApiError(422, "NameTaken", f"it {why}{remedy}")
+
+    async def _apply(self, job: Job, action: Apply) -> None:
+        manifest = self.renderer.manifest(job, action.kind, action.name)
+        try:
+            self.cache.put_child(action.kind, await self.api.apply(manifest, action.uid), written=True)
+        except ApiError as error:
+            if error.missing or error.conflict:
+                self.cache.drop_child(job.key, action.kind, action.name, action.uid)
+                raise
+            if error.code == 422 and action.kind != "PersistentVolumeClaim" and _is_fixed(error):
+                await self.api.delete(self._ref(job, action.kind, action.name), action.uid)
+                return
+            raise
+
+    async def _listen(self, job: Job, decision: Decision, memory: Memory) -> None:
+        """Ask why pods wait that do not say so themselves."""
+        memory.warnings = {pod: text for pod, text in memory.warnings.items() if pod in decision.silent}
+        for pod in decision.silent:
+            events = await self.api.warnings(job.key.namespace, pod)
+            if events:
+                newest = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+                memory.warnings[pod] = short(f"{newest.get('reason')}: {newest.get('message')}")
+
+    def _follow(self, job: Job, decision: Decision) -> None:
+        for child in self.cache.children(job.key).values():
+            pod = child.pod
+            if pod is not None and pod.plan_name == "master" and child.owner == job.uid and child.deleting is None:
+                if pod.phase == "Running" and pod.ip:
+                    self.progress.follow(job.key, child.uid, pod.ip, child.name)
+                    return
+        self.progress.leave(job.key)
+
+    def _retry(self, memory: Memory) -> float | None:
+        if not memory.refused:
+            return None
+        return float(min(LONGEST_SECONDS, AGAIN_SECONDS * 2.0 ** min(memory.refusals - 1, 8)))
+
+    def _small_talk_seconds(self) -> float:
+        """A thousand jobs must not fill the API server with what changes by itself."""
+        return max(15.0, 0.2 * len(self.cache.jobs))
+
+    async def _write(self, job: Job, decision: Decision, more: tuple[Notice, ...], memory: Memory) -> float | None:
+        """Write the status if it has changed, then tell people."""
+        said = list(more)
+        if decision.status is not None:
+            old = json.loads(job.status)
+            kind = difference(old, decision.status)
+            wait = memory.written + self._small_talk_seconds() - self.clock()
+            if kind == "small talk" and wait > 0:
+                return wait
+            if kind != "none":
+                said += notices(old, decision.status)
+                await self._patch(job, changed_fields(old, decision.status))
+                memory.written = self.clock()
+        for notice in said:
+            await self._tell(job, notice)
+        return None
+
+    async def _patch(self, job: Job, patch: dict[str, Any]) -> None:
+        ref = Ref(KIND, job.key.namespace, job.key.name)
+        try:
+            self.cache.put_job(await self.api.patch_status(ref, patch, job.version))
+        except ApiError as error:
+            if error.missing:
+                self.cache.drop_job(job.key, job.uid)
+                return
+            if error.conflict:
+                # Somebody wrote to the job meanwhile: what was decided for the old one is decided anew for this one.
+                self.cache.put_job(await self.api.get(ref))
+            raise
+
+    async def _tell(self, job: Job, notice: Notice) -> None:
+        """An event for people. It is no state: one that cannot be written is left out."""
+        log.info("%s: %s: %s", job.key, notice.reason, notice.message)
+        try:
+            await self.api.create(event(job, notice, self.clock()))
+        except ApiError as error:
+            if not error.conflict:
+                log.warning("%s: event %s was not written: %s", job.key, notice.reason, error)
+
+
+def event(job: Job, notice: Notice, now: float) -> dict[str, Any]:
+    """A Kubernetes event. Its name follows from what it says and when: said twice, it is there once."""
+    mark = crc32(f"{job.uid}{notice.reason}{notice.message}{iso(now)}".encode())
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{job.key.name}.{mark:08x}", "namespace": job.key.namespace},
+        "involvedObject": {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": KIND,
+            "name": job.key.name,
+            "namespace": job.key.namespace,
+            "uid": job.uid,
+            "resourceVersion": job.version,
+        },
+        "type": notice.type,
+        "reason": notice.reason,
+        "message": notice.message[:1000],
+        "source": {"component": "rljob"},
+        "reportingComponent": "rljob.dev/operator",
+        "reportingInstance": "rljob-operator",
+        "firstTimestamp": iso(now),
+        "lastTimestamp": iso(now),
+        "count": 1,
+    }
+
+
+def _is_fixed(error: ApiError) -> bool:
+    """Was an apply refused because a field of the existing object cannot be changed?"""
+    return any(words in str(error) for words in ("immutable", "may not change", "may not be changed", "field is not mutable"))
+
+
+def _refused(at: tuple[str, str], error: ApiError) -> Trouble:
+    kind, name = at
+    reason = error.reason if error.reason == "NameTaken" else refusal_reason(str(error)) if error.code == 403 else "Refused"
+    remedy = {"QuotaExceeded": "; raise the quota, or ask for less", "NameTaken": ""}.get(reason, "; the operator tries again")
+    return Trouble(reason, f"{kind} {name} cannot be made: {short(str(error))}{remedy}")
+
+
+def _summary(actions: tuple[Action, ...]) -> str:
+    words = []
+    for kind, verb in ((Create, "made"), (Apply, "applied"), (Delete, "removed"), (DeleteJob, "removed")):
+        found = [f"{a.kind} {a.name}" if not isinstance(a, DeleteJob) else "the RLJob" for a in actions if isinstance(a, kind)]
+        if found:
+            words.append(f"{verb} {', '.join(found)}")
+    return "; ".join(words)

@@ -1,0 +1,193 @@
+"""From an object as the API server sends it to what is kept of it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from zlib import crc32
+
+from rljob.controller.kinds import Key
+from rljob.controller.world import Child, DeploymentState, Exit, Job, PodState, Trouble
+from rljob.manifests import Manifest
+from rljob.manifests.types import ANNOTATION_HASH, FIELD_MANAGER, LABEL_JOB, LABEL_POD, LABEL_ROLE
+
+ANNOTATION_OPERATOR = "rljob.dev/operator-version"
+"""On an RLJob: the operator that may act on it, for a way back after an upgrade."""
+
+_PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "ImageInspectError"})
+_CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_DISRUPTIONS = frozenset(
+    {"Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity", "UnexpectedAdmissionError"}
+)
+_MESSAGE = 600
+"""Characters that are kept of a message."""
+
+
+def unix(text: str | None) -> float:
+    """Unix time of a Kubernetes time; 0 if there is none."""
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def iso(when: float) -> str:
+    """Kubernetes time (to the second, UTC) of a unix time."""
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def short(text: str) -> str:
+    """One line that is no longer than a status should hold; of a log, the end says most."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MESSAGE else "… " + line[-_MESSAGE:]
+
+
+def job_of(raw: Manifest) -> Job:
+    """An RLJob."""
+    meta = raw["metadata"]
+    return Job(
+        key=Key(meta["namespace"], meta["name"]),
+        uid=meta["uid"],
+        version=meta["resourceVersion"],
+        generation=meta.get("generation", 0),
+        created=unix(meta.get("creationTimestamp")),
+        deleting="deletionTimestamp" in meta,
+        operator=meta.get("annotations", {}).get(ANNOTATION_OPERATOR, ""),
+        spec=json.dumps(raw.get("spec", {})).encode(),
+        status=json.dumps(raw.get("status", {})).encode(),
+    )
+
+
+def job_key(raw: Manifest) -> Key | None:
+    """The job that a child belongs to."""
+    meta = raw["metadata"]
+    name = meta.get("labels", {}).get(LABEL_JOB)
+    return Key(meta["namespace"], name) if name else None
+
+
+def child_of(kind: str, raw: Manifest) -> Child:
+    """A child, from the whole object or from its metadata."""
+    meta = raw["metadata"]
+    own, edited = _managers(meta.get("managedFields", ()))
+    grace = meta.get("deletionTimestamp")
+    return Child(
+        kind=kind,
+        name=meta["name"],
+        uid=meta["uid"],
+        version=int(meta["resourceVersion"]),
+        hash=meta.get("annotations", {}).get(ANNOTATION_HASH, ""),
+        owner=next((o["uid"] for o in meta.get("ownerReferences", ()) if o.get("controller")), ""),
+        deleting=unix(grace) if grace else None,
+        own=own,
+        edited=edited,
+        state=_pod(raw) if kind == "Pod" else _deployment(raw) if kind == "Deployment" else None,
+    )
+
+
+def _managers(entries: Any) -> tuple[int, bool]:
+    """(fingerprint of the operator's fields, did a person write after it?).
+
+    An update that changes one of our fields takes it out of our entries, one that removes it as well. Controllers of the cluster write to
+    spec and metadata of Deployments and claims as a matter of course; that they do so takes nothing from us.
+    """
+    mine = [e for e in entries if e.get("manager") == FIELD_MANAGER and not e.get("subresource")]
+    others = [e for e in entries if e.get("manager") != FIELD_MANAGER and e.get("subresource") in (None, "", "scale")]
+    people = [e for e in others if not e.get("manager", "").startswith(("kube-", "kubelet"))]
+    last = max((e.get("time", "") for e in mine), default="")
+    fields = json.dumps([e.get("fieldsV1") for e in mine], sort_keys=True)
+    return crc32(fields.encode()), any(e.get("time", "") >= last for e in people)
+
+
+def _condition(raw: Manifest, kind: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next((c for c in raw.get("status", {}).get("conditions", ()) if c["type"] == kind), {})
+    return found
+
+
+def _containers(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield from status.get("initContainerStatuses", ())
+    yield from status.get("containerStatuses", ())
+
+
+def _pod(raw: Manifest) -> PodState:
+    meta, status = raw["metadata"], raw.get("status", {})
+    labels = meta.get("labels", {})
+    phase = status.get("phase", "Pending")
+    reason, message = status.get("reason", ""), status.get("message", "")
+    trouble = _pod_trouble(raw) if phase == "Pending" or phase == "Running" else None
+    placed = _condition(raw, "PodScheduled")
+    silent = phase == "Pending" and placed.get("status") == "True" and trouble is None
+    return PodState(
+        plan_name=labels.get(LABEL_POD, ""),
+        role=labels.get(LABEL_ROLE, ""),
+        phase=phase,
+        ready=_condition(raw, "Ready").get("status") == "True",
+        ip=status.get("podIP", ""),
+        created=unix(meta.get("creationTimestamp")),
+        reason=reason,
+        message=short(message),
+        disrupted=reason in _DISRUPTIONS or _condition(raw, "DisruptionTarget").get("status") == "True",
+        exits=tuple(_exits(status)),
+        restarts=tuple((c["name"], c["restartCount"]) for c in _containers(status) if c.get("restartCount")),
+        trouble=trouble,
+        pending_since=unix(placed.get("lastTransitionTime")) if silent else None,
+    )
+
+
+def _exits(status: Mapping[str, Any]) -> Iterator[Exit]:
+    for container in _containers(status):
+        for where in ("state", "lastState"):
+            end = container.get(where, {}).get("terminated")
+            if end and end.get("exitCode"):
+                yield Exit(container["name"], end["exitCode"], _last_words(end), unix(end.get("finishedAt")))
+                break
+
+
+def _last_words(end: Mapping[str, Any]) -> str:
+    reason, text = end.get("reason", "Error"), end.get("message", "")
+    # With `FallbackToLogsOnError` the message is the end of the log: an error line of ours says it all.
+    said = next((line for line in reversed(text.splitlines()) if line.startswith("error: ")), None)
+    if said is not None:
+        return short(said.removeprefix("error: "))
+    if reason == "OOMKilled":
+        return "was killed for using more memory than its limit; ask for more in spec.templates, or make the job smaller"
+    return short(text) or f"{reason}, exit status {end.get('exitCode')}"
+
+
+def _pod_trouble(raw: Manifest) -> Trouble | None:
+    name = raw["metadata"]["name"]
+    placed = _condition(raw, "PodScheduled")
+    if placed.get("status") == "False":
+        if placed.get("reason") == "SchedulingGated":
+            return Trouble("Queued", f"pod {name} waits until its queue admits it")
+        remedy = "free or add such nodes, or ask for less (spec.accelerator, spec.templates)"
+        return Trouble("Unschedulable", f"pod {name} fits on no node: {short(placed.get('message', ''))}; {remedy}")
+    for container in _containers(raw.get("status", {})):
+        waiting = container.get("state", {}).get("waiting", {})
+        reason, message = waiting.get("reason", ""), short(waiting.get("message", ""))
+        where = f"pod {name}, container {container['name']}"
+        if reason in _PULL:
+            remedy = "correct the image's name, push it, or name a pull secret in the operator's settings"
+            return Trouble("ImagePullFailed", f"{where}: image {container.get('image')} cannot be pulled ({reason}): {message}; {remedy}")
+        if reason in _CONFIG:
+            return Trouble("ContainerCannotStart", f"{where}: {reason}: {message}; create or correct what it names")
+        if reason == "CrashLoopBackOff":
+            ends = [e for e in _exits(raw["status"]) if e.container == container["name"]]
+            last = f": {ends[0].message}" if ends else ""
+            return Trouble("CrashLoop", f"{where} ended {container.get('restartCount', 0)} times{last}")
+    return None
+
+
+def _deployment(raw: Manifest) -> DeploymentState:
+    status, name = raw.get("status", {}), raw["metadata"]["name"]
+    failure = _condition(raw, "ReplicaFailure")
+    trouble = None
+    if failure.get("status") == "True":
+        trouble = Trouble(refusal_reason(failure.get("message", "")), f"Deployment {name}: {short(failure.get('message', ''))}")
+    current = status.get("observedGeneration", 0) >= raw["metadata"].get("generation", 0)
+    enough = status.get("availableReplicas", 0) >= raw.get("spec", {}).get("replicas", 1)
+    return DeploymentState(available=current and enough, trouble=trouble)
+
+
+def refusal_reason(message: str) -> str:
+    """One word for why the API server refused an object."""
+    for text, reason in (("exceeded quota", "QuotaExceeded"), ("violates PodSecurity", "PodSecurity"), ("LimitRange", "LimitRange")):
+        if text in message:
+            return reason
+    return "Forbidden"

@@ -1,0 +1,165 @@
+"""What has become of a job, read from what exists. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rljob.api.errors import EXIT_CONFIGURATION, EXIT_FAILED
+from rljob.controller.backoff import worst
+from rljob.controller.trim import ANNOTATION_OPERATOR, unix
+from rljob.controller.world import Child, Desired, Exit, Observed, PodState, Trouble
+
+Fate = Literal["runs", "suspended", "succeeded", "failed", "refused", "foreign"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where a job failed."""
+
+    stage: str
+    pod: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """State of a job, and why."""
+
+    fate: Fate
+    reason: str = ""
+    message: str = ""
+    failure: Failure | None = None
+    retried: bool = False
+    """A job that stood still (failed, suspended) goes on: its clock starts anew."""
+
+    @property
+    def finished(self) -> bool:
+        """It will not go on by itself."""
+        return self.fate in ("succeeded", "failed")
+
+
+def condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """A condition of a status; empty if it is not there."""
+    found: Mapping[str, Any] = next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
+    return found
+
+
+def holds(status: Mapping[str, Any], kind: str) -> bool:
+    """Is a condition true?"""
+    return condition(status, kind).get("status") == "True"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    parts = text.split(".")[:2]
+    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()
+
+
+def newer_operator(seen: Observed, version: str) -> str | None:
+    """Version of the operator that has the job, if it is newer than `version` (patch releases apart)."""
+    last = seen.operator or seen.status.get("operatorVersion") or ""
+    return last if _version(last) > _version(version) else None
+
+
+def judge(desired: Desired, seen: Observed, now: float, version: str) -> Verdict:
+    """State of the job now."""
+    if (other := newer_operator(seen, version)) is not None:
+        return Verdict("foreign", "NewerOperator", _newer(other, version))
+    if desired.refusal is not None:
+        return Verdict("refused", desired.refusal.reason, desired.refusal.message)
+    return _ended(desired, seen) or _going(desired, seen, now)
+
+
+def _newer(other: str, version: str) -> str:
+    return (
+        f"operator {other} has worked on this job and this one is {version}: it is left alone. Run operator {other} or newer, or hand the "
+        f"job to this one with the annotation {ANNOTATION_OPERATOR}={version}"
+    )
+
+
+def _ended(desired: Desired, seen: Observed) -> Verdict | None:
+    """The end that was written down, as long as the spec does not ask for more."""
+    status, terms = seen.status, desired.terms
+    if holds(status, "Succeeded") and terms.iterations <= status.get("iterations", terms.iterations):
+        was = condition(status, "Succeeded")
+        return Verdict("succeeded", was.get("reason", ""), was.get("message", ""))
+    was = condition(status, "Failed")
+    if holds(status, "Failed") and was.get("observedGeneration") == seen.generation:
+        return Verdict("failed", was.get("reason", ""), was.get("message", ""))
+    return None
+
+
+def _going(desired: Desired, seen: Observed, now: float) -> Verdict:
+    status, terms = seen.status, desired.terms
+    stood = holds(status, "Suspended") or holds(status, "Failed") or holds(status, "Succeeded")
+    if _master_done(desired, seen):
+        total = f" after {status['iteration']} iterations" if status.get("iteration") else ""
+        return Verdict("succeeded", "Finished", f"the job is done{total}; its model is on its volume, the master's pod is kept for its log")
+    if terms.suspend:
+        return Verdict("suspended", "Suspended", "spec.suspend is true: no pod runs, the state is kept; set it to false to go on")
+    if stood:
+        return Verdict("runs", retried=True)
+    return _failed(desired, seen, now) or Verdict("runs")
+
+
+def _master_done(desired: Desired, seen: Observed) -> bool:
+    want = next((w for w in desired.wants if w.pod == "master"), None)
+    if want is None:
+        return False
+    child = seen.children.get(("Pod", want.name))
+    if child is None or child.owner != seen.uid or child.pod is None or child.pod.phase != "Succeeded":
+        return False
+    # A master of an older spec that has ended did not know of iterations that were added since.
+    return child.hash == want.hash or desired.terms.iterations <= seen.status.get("iterations", 0)
+
+
+def _failed(desired: Desired, seen: Observed, now: float) -> Verdict | None:
+    started = unix(seen.status.get("startTime")) or now
+    for child, pod, end in ends(desired, seen):
+        if end.code in (EXIT_CONFIGURATION, EXIT_FAILED) and end.finished >= started:
+            reason = "Configuration" if end.code == EXIT_CONFIGURATION else "JobFailed"
+            failure = Failure(end.container, child.name, reason, end.message)
+            return Verdict("failed", reason, f"{pod.role} pod {child.name}, container {end.container}: {end.message}", failure)
+    limit = desired.terms.backoff_limit
+    where, count = worst(seen)
+    if count > limit:
+        last = max((e for _, _, e in ends(desired, seen)), key=lambda e: e.finished, default=None)
+        message = f"{where} was restarted {count} times without progress between (spec.backoffLimit is {limit})"
+        message += f"; it last said: {last.message}" if last else ""
+        pod_name = where.partition("/")[0]
+        return Verdict(
+            "failed", "BackoffLimitExceeded", message, Failure(where.rpartition("/")[2], pod_name, "BackoffLimitExceeded", message)
+        )
+    deadline = desired.terms.deadline
+    if deadline is not None and now - started >= deadline:
+        message = f"the job has run for {now - started:.0f} s, spec.activeDeadlineSeconds is {deadline}; raise it to go on"
+        return Verdict("failed", "DeadlineExceeded", message, Failure("job", "", "DeadlineExceeded", message))
+    return None
+
+
+def ends(desired: Desired, seen: Observed) -> Iterator[tuple[Child, PodState, Exit]]:
+    """Containers that ended with an error, in pods that are as they should be."""
+    wanted = {(w.kind, w.name): w.hash for w in desired.wants}
+    for at, child in sorted(seen.children.items()):
+        pod = child.pod
+        if pod is None or child.deleting is not None:
+            continue
+        # Pods of a Deployment carry no hash: the time of their end tells whether it counts.
+        if child.owner == seen.uid and wanted.get(at) != child.hash:
+            continue
+        yield from ((child, pod, end) for end in pod.exits)
+
+
+def trouble_of(desired: Desired, seen: Observed) -> Trouble | None:
+    """What keeps the job from running, the most telling first."""
+    if seen.troubles:
+        return next(iter(seen.troubles.values()))
+    order = {want.name: index for index, want in enumerate(desired.wants)}
+    found = sorted((order.get(child.name, len(order)), at, child) for at, child in seen.children.items() if child.deleting is None)
+    for _, _, child in found:
+        if child.state is not None and child.state.trouble is not None:
+            return child.state.trouble
+    for _, (kind, name), child in found:
+        if kind == "Pod" and child.pod is not None and child.pod.pending_since is not None and name in seen.warnings:
+            return Trouble("ContainerCannotStart", f"pod {name}: {seen.warnings[name]}")
+    return None

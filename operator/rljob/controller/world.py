@@ -1,0 +1,161 @@
+"""What is known of jobs and their children: values, trimmed to what decisions need."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rljob.controller.kinds import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The end of a container."""
+
+    container: str
+    code: int
+    message: str
+    finished: float
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why something does not start or cannot be made."""
+
+    reason: str
+    """One CamelCase word."""
+    message: str
+    """One line: what, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodState:
+    """A pod's status."""
+
+    plan_name: str
+    """Such as `worker-0`; empty for pods of a Deployment."""
+    role: str
+    phase: str
+    ready: bool
+    ip: str
+    created: float
+    """Unix time."""
+    reason: str = ""
+    """Of a pod that failed as a whole, such as `Evicted`."""
+    message: str = ""
+    disrupted: bool = False
+    """It was ended by the cluster (evicted, preempted, node drained), by no fault of its own."""
+    exits: tuple[Exit, ...] = ()
+    """Last end of each container that ended with an error."""
+    restarts: tuple[tuple[str, int], ...] = ()
+    """Containers that were restarted."""
+    trouble: Trouble | None = None
+    pending_since: float | None = None
+    """Since when it waits without saying why (mounts, sandbox)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentState:
+    """A Deployment's status."""
+
+    available: bool
+    trouble: Trouble | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """An object of a job."""
+
+    kind: str
+    name: str
+    uid: str
+    version: int
+    hash: str
+    owner: str
+    """uid of the controlling owner; empty: nobody."""
+    deleting: float | None = None
+    """Unix time by which it should be gone."""
+    own: int = 0
+    """Fingerprint of the fields that the operator owns in it: another one means that somebody took or removed some."""
+    edited: bool = False
+    """Somebody else wrote to it after the operator did."""
+    state: PodState | DeploymentState | None = None
+
+    @property
+    def pod(self) -> PodState | None:
+        """Status, if it is a pod."""
+        return self.state if isinstance(self.state, PodState) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An RLJob. Spec and status are JSON: a thousand parsed ones would fill the memory."""
+
+    key: Key
+    uid: str
+    version: str
+    generation: int
+    created: float
+    deleting: bool
+    operator: str
+    """Annotation `rljob.dev/operator-version`."""
+    spec: bytes
+    status: bytes
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the operator itself reads of a spec."""
+
+    suspend: bool = False
+    backoff_limit: int = 6
+    deadline: int | None = None
+    ttl: int | None = None
+    iterations: int = 1
+    rollouts: int = 0
+
+
+@dataclass(frozen=True)
+class Want:
+    """An object that the plan asks for."""
+
+    kind: str
+    name: str
+    hash: str
+    role: str = ""
+    pod: str = ""
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What a spec comes to: objects, or the reason why there are none."""
+
+    terms: Terms = field(default_factory=Terms)
+    wants: tuple[Want, ...] = ()
+    sharing: tuple[str, str] = ("", "")
+    """How accelerators are shared, and why."""
+    selector: str = ""
+    """Label selector of rollout pods, for the scale subresource."""
+    refusal: Trouble | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The world around one job at one moment."""
+
+    uid: str
+    generation: int
+    status: Mapping[str, Any]
+    """As it stands at the API server."""
+    deleting: bool = False
+    operator: str = ""
+    children: Mapping[tuple[str, str], Child] = field(default_factory=dict)
+    """By kind and name."""
+    drifted: frozenset[tuple[str, str]] = frozenset()
+    """Children that somebody changed by hand."""
+    troubles: Mapping[str, Trouble] = field(default_factory=dict)
+    """Objects that the API server refused, by `Kind name`."""
+    report: Mapping[str, Any] | None = None
+    """What the master last said (JobStatus)."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """Latest warning event of pods that wait without a reason, by pod name."""
