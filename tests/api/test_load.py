@@ -35,7 +35,6 @@ def problems(extra: str, text: str = GOOD) -> list[str]:
         ("  iterations: 0\n", "line 10: spec.iterations: is 0; it must be at least 1"),
         ('  iterations: "3"\n', "line 10: spec.iterations: is '3'; it must be a whole number; remove the quotes"),
         ("  iterations: 2.5\n", "line 10: spec.iterations: is 2.5; it must be a whole number"),
-        ("  suspend: yes\n", "line 10: spec.suspend: is 'yes'; it must be true or false"),
         ("  trainer: 4\n", "line 10: spec.trainer: is 4, but has fields of its own; write them below it, indented"),
         (
             "  trainer:\n    precision: bf61\n",
@@ -87,6 +86,36 @@ def test_what_is_no_job_at_all_is_said_in_one_line(text: str, message: str) -> N
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidJob, match="there is no such file; give the path of an RLJob in YAML"):
         load(tmp_path / "nowhere.yaml")
+
+
+def test_a_number_where_text_belongs_is_put_in_quotes() -> None:
+    assert problems("  queueName: 3\n") == ["line 10: spec.queueName: is 3; it must be text; put it in quotes"]
+
+
+def test_what_no_cluster_can_store_is_refused_wherever_it_stands() -> None:
+    assert problems("  reward: {options: {x: .nan}}\n") == ["line 10: .nan is no number that JSON has; leave it out"]
+
+
+def test_a_field_without_a_value_is_one_that_is_not_there() -> None:
+    assert parse(GOOD + "  iterations:\n  warmStart:\n") == parse(GOOD)
+    assert problems("  iteratons:\n") == ["line 10: spec.iteratons: is not a field; did you mean iterations?"]
+
+
+def test_a_job_out_of_a_cluster_can_be_used_again() -> None:
+    assert parse(GOOD + "status: {phase: Rollout}\n") == parse(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("yes", True), ("off", False), ("017", 15), ("0o17", 15), ("08", 8), ("1_000", 1000), ("1e3", 1000), ("1000.0", 1000), ("1.5", 1.5),
+        ("1:30", "1:30"), ("2001-01-01", "2001-01-01"), ("1e400", "1e400"), ("=", "="), ("<<", "<<"), ("~", None), ("tRue", "tRue"),
+    ],
+)  # fmt: skip
+def test_plain_words_are_what_kubectl_takes_them_for(word: str, value: object) -> None:
+    job = parse(f"{GOOD}  reward: {{options: {{x: {word}}}}}\n")
+    found = job.spec.reward.options["x"]
+    assert (type(found), found) == (type(value), value)
 
 
 def test_numbers_are_read_as_a_cluster_reads_them() -> None:

@@ -123,6 +123,8 @@ def describe(error: ValidationError) -> list[Problem]:
 
 def _of_yaml(error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None)
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return Problem("", str(error.problem), mark.line + 1 if mark else None)
     what = getattr(error, "problem", None) or str(error).splitlines()[0]
     return Problem("", f"is not YAML: {what}; mind the indentation and quote text with special characters", mark.line + 1 if mark else None)
 
