@@ -53,7 +53,7 @@ docs: setup
 	$(BIN)/python -m rljob.api.reference > docs/crd-reference.md
 
 # What of charts/ is made from the models, from crds/, and by rendering.
-chart: setup
+chart: crd docs
 	$(BIN)/python -m charts.generate
 
 clean:

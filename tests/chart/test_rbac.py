@@ -21,6 +21,7 @@ CALLS: Mapping[str, str] = {
     "replace": "update",
     "patch_status": "patch",
     "list_objects": "list",
+    "warnings": "list",
     "watch": "watch",
 }
 """Method of `rljob.controller.client.Api` to the verb that it needs."""
@@ -41,7 +42,7 @@ def needed() -> dict[Right, str]:
     found[_right(RLJOB, "delete")] = "ttlSecondsAfterFinished"
     found[_right(RLJOB, "patch", "status")] = "one status write per pass"
     found[_right(RLJOB, "update", "finalizers")] = "OwnerReferencesPermissionEnforcement"
-    found |= {_right(EVENT, verb): "events for people" for verb in ("create",)}
+    found[_right(EVENT, "create")] = "events for people"
     found[_right(EVENT, "list")] = "why a pod waits without saying so"
     found[_right(DEVICE_CLASS, "list")] = "accelerator.sharing"
     return found

@@ -1,0 +1,161 @@
+"""The chart against a real API server: it takes every object, and the release can be installed, upgraded and removed."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.chart.rendering import FOLDER, ROOT, Chart, Json
+from tests.cluster.handle import Cluster, KubectlError
+
+CRD = "customresourcedefinition/rljobs.rljob.dev"
+VARIANTS: dict[str, Json] = {
+    "default": {},
+    "some namespaces": {"namespaces": ["default"]},
+    "one replica": {"replicas": 1, "settings": {"leaderElection": {"enabled": False}}},
+    "everything": {
+        "imagePullSecrets": ["registry"],
+        "podAnnotations": {"a": "1"},
+        "podLabels": {"b": "2"},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"key": "x", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "system-cluster-critical",
+        "serviceAccount": {"name": "mine", "annotations": {"c": "3"}},
+        "podDisruptionBudget": {"maxUnavailable": "50%"},
+        "networkPolicy": {"metricsFrom": []},
+    },
+}
+
+
+@pytest.fixture
+def release(api_server: Cluster, chart: Chart) -> Iterator[tuple[str, str]]:
+    """(name, namespace) for a release that is removed afterwards."""
+    with api_server.namespace("chart") as namespace:
+        yield namespace, namespace
+        if namespace in chart.run("list", "--short", "--namespace", namespace, *_at(api_server)):
+            chart.run("uninstall", namespace, "--namespace", namespace, *_at(api_server))
+
+
+def _at(cluster: Cluster) -> tuple[str, str]:
+    return "--kubeconfig", str(cluster.kubeconfig)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_api_server_takes_every_object_strictly(api_server: Cluster, chart: Chart, variant: str) -> None:
+    objects = chart.objects(VARIANTS[variant])
+    with api_server.namespace("chart") as namespace:
+        for item in objects:
+            if item["metadata"].get("namespace") == "rljob-system":
+                item["metadata"]["namespace"] = namespace
+        said = api_server.kubectl(
+            *("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-"),
+            stdin=yaml.safe_dump_all(objects),
+        )
+    assert len(said.splitlines()) == len(objects)
+
+
+def test_kubeconform_finds_nothing_with_the_servers_own_schemas(
+    api_server: Cluster, chart: Chart, binaries: Callable[[str], Path], tmp_path: Path
+) -> None:
+    document = json.loads(api_server.kubectl("get", "--raw", "/openapi/v2"))
+    (tmp_path / "definitions.json").write_text(json.dumps({"definitions": document["definitions"]}))
+    for name, schema in document["definitions"].items():
+        for kind in schema.get("x-kubernetes-group-version-kind", ()):
+            version = "-".join(part for part in (kind["group"].split(".")[0], kind["version"]) if part)
+            (tmp_path / f"{kind['kind'].lower()}-{version}.json").write_text(json.dumps({"$ref": f"definitions.json#/definitions/{name}"}))
+    location = f"{tmp_path}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+    done = subprocess.run(
+        [str(binaries("kubeconform")), "-summary", "-schema-location", location, "-"],
+        input=chart.text(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(chart.objects())} resources found" in done.stdout
+    assert "Skipped: 0" in done.stdout
+
+
+def test_the_operators_pod_is_let_into_a_restricted_namespace(api_server: Cluster, chart: Chart) -> None:
+    template = chart.one("Deployment")["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "labels": template["metadata"]["labels"]}, "spec": template["spec"]}
+    pod["spec"].pop("serviceAccountName")
+    with api_server.namespace("chart") as namespace:
+        api_server.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+        api_server.kubectl("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(pod))
+        pod["spec"]["containers"][0].pop("securityContext")
+        with pytest.raises(KubectlError, match="violates PodSecurity"):
+            api_server.kubectl("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(pod))
+
+
+def test_a_release_brings_a_newer_definition_and_leaves_it_behind(
+    api_server: Cluster, chart: Chart, release: tuple[str, str], tmp_path: Path
+) -> None:
+    name, namespace = release
+    old = tmp_path / "rljob"
+    shutil.copytree(FOLDER, old)
+    definition = old / "files" / "rljobs.rljob.dev.yaml"
+    before = yaml.safe_load(definition.read_text())
+    columns = before["spec"]["versions"][0].pop("additionalPrinterColumns")
+    definition.write_text(yaml.safe_dump(before, sort_keys=False))
+    # Other tests may have made the definition: the release takes it over.
+    words = ("--namespace", namespace, *_at(api_server), "--take-ownership", "--force-conflicts", "--server-side=true")
+    chart.run("install", name, str(old), *words)
+    assert "additionalPrinterColumns" not in api_server.get(CRD)["spec"]["versions"][0] or _columns(api_server) == ["Age"]
+    job = {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "kept"}, "spec": SPEC}
+    api_server.apply(job, namespace)
+    chart.run("upgrade", name, str(FOLDER), *words)
+    assert _columns(api_server) == [column["name"] for column in columns]
+    again = chart.run("upgrade", name, str(FOLDER), *words)
+    assert "REVISION: 3" in again
+    chart.run("uninstall", name, "--namespace", namespace, *_at(api_server))
+    assert api_server.get("rljob/kept", namespace=namespace)["spec"]["iterations"] == SPEC["iterations"]
+    assert api_server.get("deployments", namespace=namespace)["items"] == []
+
+
+SPEC: Json = {
+    "model": {"source": {"path": "/models/x"}},
+    "data": {"train": {"reasoningGym": {"dataset": "chain_sum", "size": 16}}},
+    "iterations": 3,
+    "rollout": {"maxTokens": 8},
+}
+
+
+def _columns(cluster: Cluster) -> list[str]:
+    columns = cluster.get(CRD)["spec"]["versions"][0]["additionalPrinterColumns"]
+    return [column["name"] for column in columns]
+
+
+def test_kubectl_apply_k_makes_the_same_and_applied_again_changes_nothing(api_server: Cluster) -> None:
+    base = str(ROOT / "charts" / "kustomize")
+    words = ("apply", "--server-side", "--force-conflicts", "-k", base)
+    try:
+        api_server.kubectl(*words)
+        first = _versions(api_server, base)
+        api_server.kubectl(*words)
+        assert _versions(api_server, base) == first
+    finally:
+        made = [item for item in yaml.safe_load_all(api_server.kubectl("kustomize", base)) if item["kind"] != "CustomResourceDefinition"]
+        api_server.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", stdin=yaml.safe_dump_all(made))
+
+
+def _versions(cluster: Cluster, base: str) -> dict[str, int]:
+    """Generation, or where there is none resourceVersion, of what changes only by writes."""
+    kinds = {"Deployment": "generation", "ClusterRole": "resourceVersion", "Role": "resourceVersion", "ConfigMap": "resourceVersion"}
+    found = cluster.get("-k", base)["items"]
+    return {f"{i['kind']} {i['metadata']['name']}": i["metadata"][kinds[i["kind"]]] for i in found if i["kind"] in kinds}
+
+
+def test_the_clusters_own_roles_cover_rljobs(api_server: Cluster, chart: Chart, release: tuple[str, str]) -> None:
+    name, namespace = release
+    chart.run("install", name, str(FOLDER), "--namespace", namespace, *_at(api_server), "--take-ownership", "--force-conflicts")
+    for role in ("view", "edit", "admin"):
+        aggregated = api_server.get(f"clusterrole/{role}")["rules"]
+        verbs = {v for rule in aggregated if "rljobs" in rule["resources"] for v in rule["verbs"]}
+        assert {"get", "list", "watch"} <= verbs
+        assert ("create" in verbs) == (role != "view")
