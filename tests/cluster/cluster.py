@@ -37,8 +37,9 @@ class LocalServer(Server):
     def start(self) -> None:
         if self.running():
             return
-        program = self._argv[0] if self._argv[0].startswith("/") else binary(self._argv[0])
-        path = f"{binary('containerd').parent}:{requirements.search_path()}"
+        program = Path(self._argv[0]) if self._argv[0].startswith("/") else binary(self._argv[0])
+        # containerd looks for its shim there.
+        path = f"{program.parent}:{requirements.search_path()}"
         with self.log.open("ab") as log:
             # Of the parent's variables only those that matter: a proxy's would send a server's requests astray.
             child = self._box.start([program, *self._argv[1:]], log, {"PATH": path, "HOME": "/root", "PYTHONPATH": str(CHECKOUT)})
@@ -125,7 +126,7 @@ class LocalCluster(Cluster):
         self._start("etcd", "kube-apiserver")
         for _ in range(nodes):
             self._start_node()
-        self._wait_ready("/readyz")
+        self.wait_ready()
         self._start("kube-controller-manager")
         if nodes:
             self._start("kube-scheduler", "coredns", "provisioner")
@@ -230,14 +231,15 @@ class LocalCluster(Cluster):
 
         state.until(check, what, timeout)
 
-    def _wait_ready(self, path: str) -> None:
+    def wait_ready(self) -> None:
+        """Waits until the API server is ready, also after it was started again."""
         context = ssl.create_default_context(cafile=str(self.folder / "pki" / "ca.crt"))
         base = f"https://{self.addresses.control}:{control.PORT}"
         with httpx.Client(base_url=base, verify=context, trust_env=False, timeout=5) as client:
 
             def ready() -> bool:
                 try:
-                    return client.get(path).status_code == httpx.codes.OK
+                    return client.get("/readyz").status_code == httpx.codes.OK
                 except httpx.TransportError:
                     return False
 

@@ -1,0 +1,141 @@
+"""What is decided before anything is made: names, addresses, what is abandoned, what is missing."""
+
+import hashlib
+import ipaddress
+import json
+import tarfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cluster import network, provisioner, requirements, state
+from tests.cluster.box import Identity
+from tests.cluster.build import MODULES, BuildError, binary, content_hash, flags
+from tests.cluster.images import write_image
+
+FILES = {"go.mod": b"module x", "main.go": b"package main"}
+
+
+def test_the_same_source_has_the_same_name_and_any_change_another() -> None:
+    name = content_hash(FILES, ("go1.26.8", "-trimpath"))
+    assert name == content_hash(dict(reversed(FILES.items())), ("go1.26.8", "-trimpath"))
+    others = [
+        content_hash({**FILES, "main.go": b"package main\n"}, ("go1.26.8", "-trimpath")),
+        content_hash({"go.mod": b"module xpackage main", "main.go": b""}, ("go1.26.8", "-trimpath")),
+        content_hash(FILES, ("go1.26.9", "-trimpath")),
+        content_hash(FILES, ("go1.26.8", "-trim", "path")),
+    ]
+    assert len({name, *others}) == 5
+
+
+def test_every_module_says_where_it_comes_from() -> None:
+    for module in MODULES:
+        assert "-trimpath" in flags(module)
+        assert (Path(__file__).parent / "go" / module.name / "go.mod").exists()
+
+
+def test_an_unknown_program_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BuildError, match=r"no program 'kubectll'; there are .*kubectl"):
+        binary("kubectll")
+
+
+def test_a_network_in_use_is_left_alone_and_a_default_route_is_not_in_use() -> None:
+    free = network.free_numbers(["0.0.0.0/0", "10.100.0.0/16", "10.101.2.0/24", "10.102.3.4", "10.104.0.0/14", "fd00::/8"], range(100, 110))
+    assert free == [103, 108, 109]
+
+
+def test_all_addresses_are_apart_and_within_the_clusters_own() -> None:
+
+    addresses = network.Addresses(123)
+    whole = ipaddress.IPv4Network(addresses.all)
+    names = (addresses.pods, addresses.services, addresses.fake_pods, "10.123.0.0/24")
+    ranges = [ipaddress.IPv4Network(each, strict=False) for each in names]
+    assert all(each.subnet_of(whole) for each in ranges)
+    assert not any(one.overlaps(other) for one in ranges for other in ranges if one is not other)
+    assert ipaddress.ip_address(addresses.kubernetes) in ranges[1]
+
+
+ME = Identity(10, 100)
+BOX = Identity(11, 101)
+
+
+@pytest.mark.parametrize(
+    ("owner", "boxes", "boot", "alive", "expected"),
+    [
+        (ME, {"control": BOX}, "today", {ME, BOX}, False),
+        (ME, {"control": BOX}, "today", {BOX}, True),
+        (ME, {}, "today", {ME}, False),
+        (ME, {"control": BOX}, "yesterday", {ME, BOX}, True),
+        (None, {"control": BOX}, "today", {BOX}, False),
+        (None, {"control": BOX}, "today", set(), True),
+        (None, {}, "today", set(), False),
+    ],
+)
+def test_a_cluster_is_abandoned_when_nobody_will_remove_it(
+    owner: Identity | None, boxes: dict[str, Identity], boot: str, alive: set[Identity], expected: bool
+) -> None:
+    record = state.Record("x", "/nowhere", "/checkout", boot, owner, None, boxes)
+    assert state.abandoned(record, "today", lambda each: each in alive) is expected
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+
+    record = state.Record("x", "/nowhere", "/checkout", "boot", ME, 100, {"control": BOX})
+    assert state.parse(json.dumps(asdict(record))) == record
+    assert state.parse(json.dumps(asdict(state.Record("x", "/n", "/c", "b", None)))) == state.Record("x", "/n", "/c", "b", None)
+
+
+def test_missing_commands_are_named_by_their_packages() -> None:
+    have = {"ip", "mount", "setpriv", "sysctl", "nft"}
+    missing = requirements.missing_packages(lambda name: name if name in have else None, None)
+    assert missing == ["containernetworking-plugins", "runc"]
+
+
+def test_network_plugins_are_found_only_where_all_of_them_are() -> None:
+    complete = requirements.CNI_FOLDERS[1]
+    assert requirements.cni_folder(lambda path: path.parent == complete or path.name == "ptp") == complete
+    assert requirements.cni_folder(lambda path: path.name == "ptp") is None
+
+
+def claim(name: str, **spec: Any) -> dict[str, Any]:
+    body = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": "local", **spec}
+    return {"metadata": {"name": name, "namespace": "n", "uid": f"u-{name}"}, "spec": body}
+
+
+def test_a_claim_without_a_volume_gets_one_and_a_released_volume_goes(tmp_path: Path) -> None:
+    claims = [
+        claim("new"),
+        claim("made"),
+        claim("bound", volumeName="pvc-u-bound"),
+        claim("other", storageClassName="ssd"),
+        claim("none", storageClassName=None),
+    ]
+    volumes = [
+        {"metadata": {"name": "pvc-u-made"}, "spec": {"storageClassName": "local"}, "status": {"phase": "Available"}},
+        {"metadata": {"name": "pvc-u-old"}, "spec": {"storageClassName": "local"}, "status": {"phase": "Released"}},
+        {"metadata": {"name": "else"}, "spec": {"storageClassName": "ssd"}, "status": {"phase": "Released"}},
+    ]
+    work = provisioner.decide(claims, volumes, tmp_path)
+    assert [volume["metadata"]["name"] for volume in work.make] == ["pvc-u-new"]
+    assert work.make[0]["spec"]["hostPath"]["path"] == str(tmp_path / "pvc-u-new")
+    assert work.make[0]["spec"]["claimRef"]["uid"] == "u-new"
+    assert work.remove == ("pvc-u-old",)
+
+
+def test_an_image_is_a_layout_whose_digests_are_right(tmp_path: Path) -> None:
+
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF")
+    write_image(tmp_path / "image.tar", "localhost/x:1", {"/bin/program": program}, ["/bin/program"])
+    with tarfile.open(tmp_path / "image.tar") as archive:
+        content = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+    for name, blob in content.items():
+        if name.startswith("blobs/"):
+            assert hashlib.sha256(blob).hexdigest() == name.rpartition("/")[2]
+    (entry,) = json.loads(content["index.json"])["manifests"]
+    assert entry["annotations"] == {"io.containerd.image.name": "localhost/x:1"}
+    manifest = json.loads(content["blobs/sha256/" + entry["digest"].removeprefix("sha256:")])
+    assert {each["digest"] for each in (manifest["config"], *manifest["layers"])} < {
+        "sha256:" + name.rpartition("/")[2] for name in content if name.startswith("blobs/")
+    }

@@ -1,0 +1,144 @@
+"""A whole cluster does what RLJob needs of one."""
+
+from typing import Any
+
+import httpx
+from tests.cluster.handle import Cluster
+
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def container(cluster: Cluster, name: str, *args: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "image": cluster.probe, "imagePullPolicy": "Never", "args": [*args], "securityContext": RESTRICTED, **more}
+
+
+def pod(name: str, containers: list[dict[str, Any]], **spec: Any) -> dict[str, Any]:
+    body = {"terminationGracePeriodSeconds": 1, "containers": containers, **spec}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": body}
+
+
+def succeeded(cluster: Cluster, name: str, namespace: str) -> None:
+    cluster.wait(f"pod/{name}", "jsonpath={.status.phase}=Succeeded", namespace)
+
+
+def test_a_native_sidecar_and_a_container_share_memory(cluster: Cluster) -> None:
+    mount = {"volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}
+    sidecar = container(cluster, "writer", "serve", ":8080", "hello", restartPolicy="Always", **mount)
+    writes = container(cluster, "first", "write", "/dev/shm/greeting", "from the first", **mount)
+    main = container(cluster, "reader", "await", "/dev/shm/greeting", **mount)
+    with cluster.namespace() as namespace:
+        volume = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}}
+        cluster.apply(pod("shared", [main], initContainers=[sidecar, writes], volumes=[volume], restartPolicy="Never"), namespace)
+        succeeded(cluster, "shared", namespace)
+        assert cluster.kubectl("logs", "shared", "--container=reader", f"--namespace={namespace}") == "from the first\n"
+
+
+def test_a_deployment_is_found_by_its_service_name(cluster: Cluster) -> None:
+    labels = {"app": "web"}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web"},
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"terminationGracePeriodSeconds": 1, "containers": [container(cluster, "web", "serve", ":8080", "found")]},
+            },
+        },
+    }
+    ports = [{"port": 80, "targetPort": 8080}]
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"selector": labels, "ports": ports}}
+    with cluster.namespace() as namespace:
+        client = pod("client", [container(cluster, "client", "get", f"http://web.{namespace}.svc.cluster.local")], restartPolicy="Never")
+        cluster.apply([deployment, service, client], namespace)
+        cluster.wait("deployment/web", "condition=Available", namespace)
+        succeeded(cluster, "client", namespace)
+        assert cluster.kubectl("logs", "client", f"--namespace={namespace}") == "found\n"
+
+
+def test_this_machine_reaches_pods_and_services(cluster: Cluster) -> None:
+    with cluster.namespace() as namespace:
+        service = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "web"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 8080}]},
+        }
+        cluster.apply([pod("web", [container(cluster, "web", "serve", ":8080", "found")]), service], namespace)
+        cluster.wait("pod/web", "condition=Ready", namespace)
+        cluster.kubectl("wait", "endpointslice", "--selector=kubernetes.io/service-name=web", f"--namespace={namespace}", "--for=create")
+        addresses = [
+            cluster.get("pod/web", namespace=namespace)["status"]["podIP"],
+            cluster.get("service/web", namespace=namespace)["spec"]["clusterIP"],
+        ]
+        with httpx.Client(trust_env=False, timeout=10, transport=httpx.HTTPTransport(retries=5)) as client:
+            assert [client.get(f"http://{address}:8080").text for address in addresses] == ["found\n", "found\n"]
+
+
+def test_a_claim_gets_a_folder_that_any_user_may_write_and_that_goes_with_it(cluster: Cluster) -> None:
+    resources = {"requests": {"storage": "1Gi"}}
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "work"},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": resources},
+    }
+    mount = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    volume = {"name": "work", "persistentVolumeClaim": {"claimName": "work"}}
+    writer = pod("writer", [container(cluster, "c", "write", "/work/file", "kept", **mount)], volumes=[volume], restartPolicy="Never")
+    reader = pod("reader", [container(cluster, "c", "await", "/work/file", **mount)], volumes=[volume], restartPolicy="Never")
+    with cluster.namespace() as namespace:
+        cluster.apply([claim, writer, reader], namespace)
+        succeeded(cluster, "reader", namespace)
+        assert cluster.kubectl("logs", "reader", f"--namespace={namespace}") == "kept\n"
+        name = cluster.get("pvc/work", namespace=namespace)["spec"]["volumeName"]
+    cluster.kubectl("wait", f"persistentvolume/{name}", "--for=delete", "--timeout=60s", timeout=90)
+
+
+def test_two_sidecars_of_a_claim_see_the_same_devices_and_others_none(cluster: Cluster) -> None:
+    cluster.devices(8)
+    request = {"name": "accelerators", "exactly": {"deviceClassName": "fake.rljob.dev", "count": 2}}
+    template = {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": {"name": "both"},
+        "spec": {"spec": {"devices": {"requests": [request]}}},
+    }
+    claims = {"resources": {"claims": [{"name": "both"}]}}
+    sidecars = [container(cluster, name, "env", "FAKE_DEVICES", restartPolicy="Always", **claims) for name in ("megatron", "vllm")]
+    names = [{"name": "both", "resourceClaimTemplateName": "both"}]
+    with cluster.namespace() as namespace:
+        main = container(cluster, "checkpoint-engine", "env", "FAKE_DEVICES")
+        cluster.apply([template, pod("node", [main], initContainers=sidecars, resourceClaims=names)], namespace)
+        cluster.wait("pod/node", "condition=Ready", namespace)
+        seen = {
+            name: cluster.kubectl("logs", "node", f"--container={name}", f"--namespace={namespace}").strip()
+            for name in ("megatron", "vllm", "checkpoint-engine")
+        }
+        assert seen["megatron"] == seen["vllm"]
+        assert len(seen["vllm"].removeprefix("FAKE_DEVICES=").split(",")) == 2
+        assert seen["checkpoint-engine"] == "FAKE_DEVICES="
+
+
+def test_a_pods_last_words_and_status_are_kept(cluster: Cluster) -> None:
+    with cluster.namespace() as namespace:
+        policy = {"terminationMessagePolicy": "FallbackToLogsOnError"}
+        main = container(cluster, "c", "fail", "3", "error: no such model", **policy)
+        cluster.apply(pod("fails", [main], restartPolicy="Never"), namespace)
+        cluster.wait("pod/fails", "jsonpath={.status.phase}=Failed", namespace)
+        ended = cluster.get("pod/fails", namespace=namespace)["status"]["containerStatuses"][0]["state"]["terminated"]
+        assert (ended["exitCode"], ended["message"]) == (3, "error: no such model\n")
+
+
+def test_a_command_runs_in_a_container(cluster: Cluster) -> None:
+    with cluster.namespace() as namespace:
+        cluster.apply(pod("x", [container(cluster, "c", "pause")]), namespace)
+        cluster.wait("pod/x", "condition=Ready", namespace)
+        cluster.kubectl("exec", "x", f"--namespace={namespace}", "--", "/probe", "write", "/dev/shm/x", "y")
