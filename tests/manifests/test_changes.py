@@ -33,7 +33,7 @@ def changed(before: tuple[Manifest, ...], after: tuple[Manifest, ...]) -> set[st
         ("spec.checkpoint.keepEvery=2", {CONFIG, "Pod/tiny-master"}),
         ("spec.switch.deadlineSeconds=60", {CONFIG, "Pod/tiny-master", "Pod/tiny-worker-0"}),
         ("spec.reward.replicas=2", {CONFIG, "Pod/tiny-master", "Deployment/tiny-reward"}),
-        ("spec.reward.timeoutSeconds=9", {CONFIG, "Pod/tiny-master", "Deployment/tiny-reward"}),
+        ("spec.reward.timeoutSeconds=9", {CONFIG, "Deployment/tiny-reward"}),
         ("spec.rollout.replicas=1", {"Pod/tiny-rollout-0", "ServiceAccount/tiny-rollout"}),
         ("spec.suspend=true", set()),
         ("spec.ttlSecondsAfterFinished=5", set()),

@@ -69,8 +69,8 @@ def templates(manifests: tuple[Manifest, ...]) -> list[tuple[dict[str, str], dic
 
 @settings(max_examples=60, deadline=None)
 @given(jobs(), sites, clusters)
-def test_objects_are_named_owned_and_labelled(job: RLJob, site: Settings, cluster: Cluster) -> None:
-    manifests = objects(job, site, cluster)
+def test_objects_are_named_owned_and_labelled(job: RLJob, site: Settings, offer: Cluster) -> None:
+    manifests = objects(job, site, offer)
     keys = [(m["kind"], m["metadata"]["name"]) for m in manifests]
     assert len(keys) == len(set(keys))
     for manifest in manifests:
@@ -85,8 +85,8 @@ def test_objects_are_named_owned_and_labelled(job: RLJob, site: Settings, cluste
 
 @settings(max_examples=60, deadline=None)
 @given(jobs(), sites, clusters)
-def test_whatever_is_referred_to_exists(job: RLJob, site: Settings, cluster: Cluster) -> None:
-    manifests = objects(job, site, cluster)
+def test_whatever_is_referred_to_exists(job: RLJob, site: Settings, offer: Cluster) -> None:
+    manifests = objects(job, site, offer)
     there = {(m["kind"], m["metadata"]["name"]): m for m in manifests}
     for labels, spec in templates(manifests):
         assert ("ServiceAccount", spec["serviceAccountName"]) in there
@@ -109,8 +109,8 @@ def test_whatever_is_referred_to_exists(job: RLJob, site: Settings, cluster: Clu
 
 @settings(max_examples=60, deadline=None)
 @given(jobs(), sites, clusters)
-def test_every_selector_finds_pods(job: RLJob, site: Settings, cluster: Cluster) -> None:
-    manifests = objects(job, site, cluster)
+def test_every_selector_finds_pods(job: RLJob, site: Settings, offer: Cluster) -> None:
+    manifests = objects(job, site, offer)
     found = [labels for labels, _ in templates(manifests)]
     for manifest in manifests:
         if manifest["kind"] in ("Service", "Deployment", "PodDisruptionBudget"):
@@ -121,14 +121,14 @@ def test_every_selector_finds_pods(job: RLJob, site: Settings, cluster: Cluster)
 
 @settings(max_examples=60, deadline=None)
 @given(jobs(), sites, clusters, st.integers(0, 9))
-def test_the_number_of_rollout_pods_changes_no_other_object(job: RLJob, site: Settings, cluster: Cluster, replicas: int) -> None:
+def test_the_number_of_rollout_pods_changes_no_other_object(job: RLJob, site: Settings, offer: Cluster, replicas: int) -> None:
     spec = job.spec.model_copy(update={"rollout": job.spec.rollout.model_copy(update={"replicas": replicas})})
     scaled = job.model_copy(update={"spec": spec})
 
     def others(manifests: tuple[Manifest, ...]) -> list[Manifest]:
         return [m for m in manifests if m["metadata"]["labels"].get("rljob.dev/role") != "rollout"]
 
-    before, after = objects(job, site, cluster), objects(scaled, site, cluster)
+    before, after = objects(job, site, offer), objects(scaled, site, offer)
     assert others(before) == others(after)
     common = {m["metadata"]["name"] for m in before} & {m["metadata"]["name"] for m in after}
     assert [m for m in before if m["metadata"]["name"] in common] == [m for m in after if m["metadata"]["name"] in common]

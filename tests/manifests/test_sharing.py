@@ -19,9 +19,9 @@ def test_cpu_jobs_share_nothing() -> None:
     assert "tolerations" not in worker
 
 
-@pytest.mark.parametrize(("cluster", "mode"), [(DRA, "claim"), (PLAIN, "single"), (Cluster((1, 36), frozenset({"other"})), "single")])
-def test_auto_takes_the_first_way_that_the_cluster_offers_and_says_why(cluster: Cluster, mode: str) -> None:
-    choice = choose_sharing(nvidia(), Settings(), cluster)
+@pytest.mark.parametrize(("offer", "mode"), [(DRA, "claim"), (PLAIN, "single"), (Cluster((1, 36), frozenset({"other"})), "single")])
+def test_auto_takes_the_first_way_that_the_cluster_offers_and_says_why(offer: Cluster, mode: str) -> None:
+    choice = choose_sharing(nvidia(), Settings(), offer)
     assert choice.mode == mode
     assert "DeviceClass gpu.nvidia.com" in choice.reason
 

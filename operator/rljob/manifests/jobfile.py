@@ -31,7 +31,7 @@ CLUSTER = (
 _RUN = ("iterations", "evaluation", "backoffLimit", "activeDeadlineSeconds", "checkpoint")
 """How long the loop runs and what it keeps: the master's alone."""
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
-    "master": CLUSTER,
+    "master": (*CLUSTER, "reward.workers", "reward.timeoutSeconds"),
     "node": (*CLUSTER, *_RUN, "reward"),
     "reward": (*CLUSTER, *_RUN, "reward.replicas", "switch", "accelerator", "trainer", "rollout.tensorParallel", "rollout.engine"),
 }

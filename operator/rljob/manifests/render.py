@@ -3,7 +3,7 @@
 What a change of the spec reaches: an object carries the hash of what was rendered, and only what renders differently is touched. A pod
 depends on the fields that its processes read (rljob.manifests.jobfile), on what the plan makes of the spec for it (command, memory,
 devices), on its role's `templates` and on the operator's settings. So `rollout.replicas` adds or removes rollout pods and nothing else;
-`iterations`, `evaluation`, `checkpoint` and the limits reach the master alone; `reward` reaches reward pods and the master.
+`iterations`, `evaluation`, `checkpoint` and the limits reach the master alone, `reward.workers` the reward pods alone.
 """
 
 import json
