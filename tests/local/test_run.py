@@ -117,3 +117,32 @@ def test_a_container_that_keeps_failing_gives_a_cause_and_no_trace_of_the_superv
     assert "error: master failed 2 times in a row without progress of the job (spec.backoffLimit is 1): exited with status 1" in out
     assert "Traceback" not in out
     assert "supervisor.py" not in out
+
+
+THIEF = """
+import os, pathlib, subprocess, sys, urllib.request
+host, port = os.environ['LISTEN'].split(':')
+seen = pathlib.Path(os.environ['WORK'], 'port')
+if seen.exists():
+    assert seen.read_text() != port
+    urllib.request.urlopen(f'http://{host}:{seen.read_text()}/end')
+    sys.exit(0)
+code = (
+    "import http.server, signal, sys; signal.alarm(120); h = http.server.BaseHTTPRequestHandler; asked = []; "
+    "h.do_GET = lambda self: (self.send_response(200), self.end_headers(), asked.append(self.path)); "
+    "s = http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), h); print('ready', flush=True)\\n"
+    "while '/end' not in asked: s.handle_request()"
+)
+thief = subprocess.Popen([sys.executable, '-c', code, port], env={}, stdout=subprocess.PIPE, start_new_session=True)
+thief.stdout.readline()
+seen.write_text(port)
+sys.exit(1)
+"""
+
+
+def test_a_port_that_another_program_took_meanwhile_is_replaced(tmp_path: Path) -> None:
+    """The master dies, and a program that is not of the job listens on its port when it is to start again."""
+    with running(tmp_path / "job", THIEF) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert "another program took one of the ports; trying again with others" in out

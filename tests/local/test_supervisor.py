@@ -60,7 +60,7 @@ def test_a_job_runs_in_order_and_leaves_nothing(bench: Bench) -> None:
         Pod(
             "worker",
             "worker-0",
-            (container("agent", SLEEP),),
+            (container("agent", "import os, pathlib; assert pathlib.Path(os.environ['WORK'], 'prepared.json').exists(); " + SLEEP),),
             sidecars=(container("shim", SLEEP, "always"),),
             waits=(VolumePath("work", "prepared.json"),),
         ),
@@ -68,7 +68,7 @@ def test_a_job_runs_in_order_and_leaves_nothing(bench: Bench) -> None:
     assert bench.run(plan_of(*pods)) == Outcome("succeeded")
     kinds = [(kind, key) for kind, key in bench.events if kind in ("started", "done")]
     assert kinds.index(("done", "master/prepare")) < kinds.index(("started", "master"))
-    assert kinds.index(("done", "master/prepare")) < kinds.index(("started", "worker-0/agent"))
+    assert ("restart", "worker-0/agent") not in bench.events
     assert kinds.index(("started", "worker-0/shim")) < kinds.index(("started", "worker-0/agent"))
     ends = [key for kind, key in bench.events if kind == "ended"]
     assert ends == ["worker-0/agent", "worker-0/shim"]
@@ -88,6 +88,11 @@ def test_a_container_that_keeps_dying_ends_the_job_with_its_last_lines(bench: Be
     assert outcome.lines[0] == "about to fall"
     assert outcome.lines[-1] == "RuntimeError: over the edge"
     assert outcome.log == bench.folder / "job/logs/master.master.log"
+
+
+def test_what_it_said_itself_is_part_of_the_cause(bench: Bench) -> None:
+    outcome = bench.run(plan_of(master("raise SystemExit('error: no space left')")), Limits(backoff_limit=0))
+    assert outcome.message == "master failed and may not be restarted (spec.backoffLimit is 0): exited with status 1 (no space left)"
 
 
 def test_a_container_that_falls_once_is_started_again(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -243,11 +243,12 @@ class Supervisor:
         log = self._folder.log(*key)
         lines = last_lines(log, self._log_starts[key])
         if fail.cause in ("configuration", "job"):
-            errors = [line for line in lines if line.startswith("error: ")]
-            message = errors[-1].removeprefix("error: ") if errors else f"{key} {how_it_ended(state)}"
-            return Outcome("configuration" if fail.cause == "configuration" else "failed", message, log, () if errors else lines)
+            said = _own_words(lines)
+            kind: Literal["configuration", "failed"] = "configuration" if fail.cause == "configuration" else "failed"
+            return Outcome(kind, said or f"{key} {how_it_ended(state)}", log, () if said else lines)
         times = f"{state.failures} times in a row without progress of the job" if state.failures > 1 else "and may not be restarted"
-        message = f"{key} failed {times} (spec.backoffLimit is {self._limits.backoff_limit}): {how_it_ended(state)}"
+        why = f"{how_it_ended(state)} ({_own_words(lines)})" if _own_words(lines) else how_it_ended(state)
+        message = f"{key} failed {times} (spec.backoffLimit is {self._limits.backoff_limit}): {why}"
         return Outcome("failed", message, log, lines)
 
 
@@ -257,6 +258,12 @@ async def _get(url: str, transport: httpx.AsyncHTTPTransport) -> bool:
             return (await client.get(url)).status_code < 400
     except httpx.TransportError:
         return False
+
+
+def _own_words(lines: Sequence[str]) -> str:
+    """What a container itself said last about its end; empty if it did not."""
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else ""
 
 
 def how_it_ended(state: State) -> str:
