@@ -12,7 +12,7 @@ from rljob.api.changes import CHANGEABLE, WHILE_SUSPENDED
 from rljob.api.crd import crd_yaml, custom_resource_definition, job_schema, spec_schema
 from rljob.api.explain import explain
 from rljob.api.load import parse
-from rljob.api.rules import RULES, concatenation, fixed_fields
+from rljob.api.rules import RULES, fixed_fields, formatted
 from rljob.master.decisions.identity import FREE
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_rules_stand_where_they_belong() -> None:
 
 
 def test_a_message_is_a_text_with_values() -> None:
-    assert concatenation("a ({self.b}) isn't {self.c * 2}") == r"'a (' + string(self.b) + ') isn\'t ' + string(self.c * 2)"
+    assert formatted("{self.a}% of ({self.b}) isn't {self.c * 2}") == r"'%d%% of (%d) isn\'t %d'.format([self.a, self.b, self.c * 2])"
     (entry,) = [rule.entry() for rule in RULES["spec.rollout"]]
     assert entry["message"] == "tokenBudget is more than maxTokens; leave tokenBudget out or lower it"
     assert "messageExpression" not in RULES["spec.files"][0].entry()

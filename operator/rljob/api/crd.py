@@ -113,11 +113,15 @@ def structural(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
     if schema.get("type") == "object":
         out |= _object(schema, definitions)
     if "default" in schema:
-        # Defaults below an object fill themselves in once the object is there.
-        out["default"] = {} if out.get("properties") else schema["default"]
+        # Written out, although defaults below an object fill themselves in: the API server checks rules against a default as it stands.
+        out["default"] = _without_nulls(schema["default"])
     if not out.get("type"):
         out = {k: v for k, v in out.items() if k in ("description", "default")} | {"x-kubernetes-preserve-unknown-fields": True}
     return out
+
+
+def _without_nulls(value: Any) -> Any:
+    return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None} if isinstance(value, dict) else value
 
 
 _COPIED = (

@@ -40,7 +40,7 @@ def kind_of(schema: dict[str, Any]) -> str:
     if schema.get("maximum", INT32) != INT32:
         text += f" {'<' if schema.get('exclusiveMaximum') else '<='} {schema['maximum']:g}"
     default = schema.get("default")
-    if default not in (None, {}, [], ""):
+    if default not in (None, {}, [], "") and not isinstance(default, dict):
         text += f", default {str(default).lower() if isinstance(default, bool) else default}"
     return text
 
