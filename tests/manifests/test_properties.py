@@ -9,7 +9,7 @@ from tests.manifests.jobs import DRA, PLAIN, UID, objects
 
 from rljob.api import RLJob
 from rljob.manifests import Cluster, Manifest, Settings
-from rljob.manifests.jobfile import AUDIENCE, job_file
+from rljob.manifests.jobfile import job_files
 from rljob.manifests.names import LONGEST, match
 from rljob.manifests.types import LABEL_JOB, MANAGED_BY
 
@@ -137,7 +137,6 @@ def test_the_number_of_rollout_pods_changes_no_other_object(job: RLJob, site: Se
 @settings(max_examples=60, deadline=None)
 @given(jobs())
 def test_what_a_role_is_told_is_a_valid_job(job: RLJob) -> None:
-    for role in AUDIENCE:
-        key, text = job_file(job, role)
+    for key, text in job_files(job).values():
         assert RLJob.model_validate_json(text).metadata.name == job.metadata.name
         assert key.endswith(".json")

@@ -1,8 +1,10 @@
 """Everything that one rendering knows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rljob.api import RLJob
+from rljob.manifests.jobfile import File
 from rljob.manifests.settings import Devices, Settings
 from rljob.manifests.types import Owner, SharingChoice
 from rljob.plan import Plan
@@ -17,6 +19,8 @@ class Context:
     owner: Owner
     settings: Settings
     sharing: SharingChoice
+    files: Mapping[str, File]
+    """What each audience is told of the job."""
     devices: Devices | None
     """How devices are asked for; None on CPU."""
 

@@ -3,7 +3,6 @@
 from rljob.manifests.containers import MiB
 from rljob.manifests.context import Context
 from rljob.manifests.environment import nodes_service, port_number
-from rljob.manifests.jobfile import AUDIENCE, job_file
 from rljob.manifests.names import child, match, metadata
 from rljob.manifests.pods import pod_template
 from rljob.manifests.types import Manifest
@@ -15,9 +14,8 @@ GiB = 1024 * MiB
 
 def config_map(context: Context) -> Manifest:
     """`job.json` for every role."""
-    roles = {audience: role for role, audience in AUDIENCE.items()}
-    files = dict(job_file(context.job, role) for role in roles.values())
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(context.owner, child(context.name, "config")), "data": files}
+    meta = metadata(context.owner, child(context.name, "config"))
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": dict(context.files.values())}
 
 
 def claim(context: Context, volume: Volume) -> Manifest:

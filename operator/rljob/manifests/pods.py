@@ -6,7 +6,7 @@ from rljob.manifests.containers import SECRET, TEMPORARY, MiB, container, wait_c
 from rljob.manifests.context import Context
 from rljob.manifests.devices import combined, pod_devices
 from rljob.manifests.environment import nodes_service
-from rljob.manifests.jobfile import job_file
+from rljob.manifests.jobfile import AUDIENCE
 from rljob.manifests.merge import merge_template
 from rljob.manifests.names import checked, child, labels, match, metadata
 from rljob.manifests.types import LABEL_ROLE, Manifest
@@ -98,7 +98,7 @@ def _volumes(context: Context, pod: Pod) -> list[Manifest]:
 def _volume(context: Context, pod: Pod, volume: Volume) -> Manifest:
     match volume.kind:
         case "config":
-            key, _ = job_file(context.job, pod.role)
+            key, _ = context.files[AUDIENCE[pod.role]]
             return {"configMap": {"name": child(context.name, "config"), "items": [{"key": key, "path": "job.json"}]}}
         case "state":
             return {"persistentVolumeClaim": {"claimName": volume.claim or child(context.name, volume.name)}}

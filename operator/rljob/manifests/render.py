@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from rljob.api import ConfigurationError, RLJob
 from rljob.manifests import devices, objects
 from rljob.manifests.context import Context
-from rljob.manifests.jobfile import digest
+from rljob.manifests.jobfile import digest, job_files
 from rljob.manifests.network import network_policies
 from rljob.manifests.pods import pod_manifest
 from rljob.manifests.settings import Settings
@@ -31,7 +31,7 @@ def render(job: RLJob, plan: Plan, owner: Owner, settings: Settings, cluster: Cl
     check_files(job)
     sharing = choose_sharing(job, settings, cluster)
     asked = None if sharing.mode == "none" else devices_of(job, settings)
-    context = Context(job, plan, owner, settings, sharing, asked)
+    context = Context(job, plan, owner, settings, sharing, job_files(job), asked)
     return tuple(stamped(manifest) for manifest in _objects(context))
 
 
