@@ -109,6 +109,24 @@ def test_a_missing_data_file_is_found_before_anything_starts(job_file: Path, tmp
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("spec.iterations=three", "spec.iterations"),
+        ("spec.trainer.tensorParallel=3", "set accelerator.perNode to a multiple of 3"),
+        ("spec.model.source={path: nowhere}", "spec.model.source.path is 'nowhere', but {folder}/nowhere does not exist; correct the path"),
+    ],
+)
+def test_what_cannot_run_here_is_one_line_before_anything_starts(job_file: Path, tmp_path: Path, change: str, words: str) -> None:
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    done = rljob("run", job_file, "--workdir", tmp_path / "job", "--set", change)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert words.format(folder=tmp_path) in done.stderr
+    assert not (tmp_path / "job").exists()
+
+
 def test_a_folder_of_another_job_is_refused_and_left_as_it_is(job_file: Path, folder: Path) -> None:
     (job_file.parent / "train.jsonl").write_text("{}\n")
     job_file.write_text(JOB.replace("tiny", "other"))
