@@ -79,6 +79,8 @@ class ClusterStatus(Part):
     """How the sidecars share their accelerators, and why so."""
     operator_version: str = ""
     """Version of the operator that worked on the job last; an older one leaves it alone."""
+    fingerprint: str = ""
+    """Of the job's objects as the operator wrote them; tells it after a restart whether somebody touched them."""
     backoff: BackoffStatus = BackoffStatus()
     """Bookkeeping for `spec.backoffLimit`."""
 
@@ -142,10 +144,14 @@ def _object(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
     if "properties" in schema:
         out: Schema = {"properties": {name: structural(s, definitions) for name, s in schema["properties"].items()}}
         return out | ({"required": schema["required"]} if schema.get("required") else {})
+    if "x-kubernetes-preserve-unknown-fields" in schema:
+        return {}
     values = schema.get("additionalProperties")
     if isinstance(values, dict) and values.get("type"):
         return {"additionalProperties": structural(values, definitions)}
-    return {"x-kubernetes-preserve-unknown-fields": True}
+    # Not `preserve-unknown-fields` on the map itself: for rules, two such maps of one size are equal whatever their keys. (A map like this
+    # one in turn cannot be named in a rule, only compared as a part of its parent.)
+    return {"additionalProperties": {"x-kubernetes-preserve-unknown-fields": True}}
 
 
 def spec_schema() -> Schema:

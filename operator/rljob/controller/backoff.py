@@ -28,7 +28,7 @@ def _ended(seen: Observed) -> dict[str, str]:
 
 def marker(status: Mapping[str, Any]) -> str:
     """How far the job is."""
-    return f"{status.get('phase') == 'Preparing'}/{status.get('iteration', 0)}/{status.get('policyVersion', 0)}"
+    return f"iteration {status.get('iteration', 0)}, version {status.get('policyVersion', 0)}"
 
 
 def remember(seen: Observed, status: Mapping[str, Any], retried: bool) -> dict[str, Any]:

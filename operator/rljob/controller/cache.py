@@ -3,6 +3,7 @@ once, and an older event that comes later is passed over, so that a slow stream 
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from rljob.controller.kinds import Key
 from rljob.controller.trim import child_of, job_key, job_of
@@ -28,6 +29,11 @@ class Cache:
     def drifted(self, key: Key) -> frozenset[tuple[str, str]]:
         """Children that somebody else changed since the operator wrote them."""
         return frozenset(at for at, child in self.children(key).items() if self._is_drifted(child))
+
+    def fingerprint(self, key: Key, uid: str) -> str:
+        """Of the job's children as the operator wrote them; equal after a restart, if nobody touched them meanwhile."""
+        mine = sorted((c.kind, c.name, c.uid, self._trusted.get(c.uid, c.own)) for c in self.children(key).values() if c.owner == uid)
+        return f"{crc32(repr(mine).encode()):08x}"
 
     def _is_drifted(self, child: Child) -> bool:
         trusted = self._trusted.get(child.uid)

@@ -83,7 +83,9 @@ def _towards(want: Want, seen: Observed, now: float) -> Steps:
     child = seen.children.get((want.kind, want.name))
     if child is None:
         return Steps((Create(want.kind, want.name),))
-    if child.owner != seen.uid:
+    # One without an owner lost it: by hand, or because an RLJob of this name was deleted without its children (`--cascade=orphan`).
+    orphan = not child.owner and bool(child.hash)
+    if child.owner != seen.uid and not orphan:
         return Steps(again=5.0, trouble=_foreign(child))
     if child.deleting is not None:
         lost = now - child.deleting > LOST_SECONDS and child.kind == "Pod"
@@ -92,7 +94,7 @@ def _towards(want: Want, seen: Observed, now: float) -> Steps:
         return _update(child)
     if child.pod is not None and (child.pod.phase == "Failed" or (child.pod.phase == "Succeeded" and want.pod != "master")):
         return _replace(child, now)
-    if (want.kind, want.name) in seen.drifted:
+    if orphan or (want.kind, want.name) in seen.drifted:
         return Steps((Apply(want.kind, want.name, child.uid),))
     return Steps()
 

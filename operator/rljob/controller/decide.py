@@ -132,6 +132,7 @@ def _status(desired: Desired, seen: Observed, verdict: Verdict, trouble: Trouble
     status["rollout"] = _rollout(desired, seen)
     mode, reason = desired.sharing
     status["sharing"] = {"mode": mode, "reason": reason}
+    status["fingerprint"] = seen.fingerprint
     status["backoff"] = remember(seen, status, verdict.retried)
     return status
 
@@ -160,10 +161,17 @@ def _text(status: Mapping[str, Any], without: Container[str] = ()) -> str:
     return json.dumps({n: v for n, v in status.items() if n not in without and v is not None}, sort_keys=True)
 
 
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Status:
-    """What a patch has to say so that `old` becomes `new`; None removes a field."""
-    gone: Status = {name: None for name, value in old.items() if name not in new and value is not None}
-    return gone | {name: value for name, value in new.items() if old.get(name) != value}
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Status:
+    """What a merge patch (RFC 7386) has to say so that `old` becomes `new`: None removes, and mappings are merged, not replaced."""
+    patch: Status = {name: None for name, value in old.items() if name not in new and value is not None}
+    for name, value in new.items():
+        was = old.get(name)
+        if isinstance(was, Mapping) and isinstance(value, Mapping):
+            if below := merge_patch(was, value):
+                patch[name] = below
+        elif was != value:
+            patch[name] = value
+    return patch
 
 
 def _pod_failure(desired: Desired, seen: Observed) -> Status:

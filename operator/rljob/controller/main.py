@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
@@ -51,13 +51,14 @@ class Operator:
     api: Api
     metrics: Metrics
     poller: Poller
+    clock: Callable[[], float] = time.time
     cache: Cache = field(default_factory=Cache)
     leading: bool = False
 
     def __post_init__(self) -> None:
         version = package_version("rljob")
         self.renderer = Renderer(self.settings, version)
-        self.reconciler = Reconciler(self.api, self.cache, self.renderer, self.poller, time.time, version)
+        self.reconciler = Reconciler(self.api, self.cache, self.renderer, self.poller, self.clock, version)
         self.queue = WorkQueue(self.reconciler.look, self.metrics)
         self.poller.tell = self.queue.add
         where = places(self.settings.namespaces)

@@ -12,7 +12,7 @@ from rljob.controller.cache import Cache
 from rljob.controller.client import Api, ApiError
 from rljob.controller.conditions import Notice, notices
 from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob
-from rljob.controller.decide import Decision, changed_fields, decide, difference
+from rljob.controller.decide import Decision, decide, difference, merge_patch
 from rljob.controller.desired import Renderer
 from rljob.controller.kinds import Key, Ref
 from rljob.controller.log import log
@@ -44,6 +44,8 @@ class Memory:
     refusals: int = 0
     """Looks in a row in which the API server refused something."""
     warnings: dict[str, str] = field(default_factory=dict)
+    verified: bool = False
+    """The children were compared with what the status remembers of them."""
     written: float = 0.0
     """Time of the last status write."""
 
@@ -74,6 +76,7 @@ class Reconciler:
         memory = self._memory.setdefault(key, Memory())
         first = self._decide(job, memory)
         failure = await self._act(job, first, memory)
+        memory.verified = memory.verified or failure is None
         await self._listen(job, first, memory)
         # What was done shows in the cache: the status tells of the world after it.
         second = self._decide(job, memory) if first.actions or first.silent else first
@@ -96,15 +99,22 @@ class Reconciler:
         desired = self.renderer.desired(job)
         wanted = {(want.kind, want.name) for want in desired.wants}
         children = self.cache.children(job.key)
+        status = json.loads(job.status)
+        drifted = self.cache.drifted(job.key)
+        fingerprint = self.cache.fingerprint(job.key, job.uid)
+        if not memory.verified and status.get("fingerprint", fingerprint) != fingerprint:
+            # Somebody may have changed any of them while no operator was there to see it.
+            drifted = frozenset(at for at, child in children.items() if child.owner == job.uid)
         memory.refused = {at: t for at, t in memory.refused.items() if at in wanted}
         seen = Observed(
             uid=job.uid,
             generation=job.generation,
-            status=json.loads(job.status),
+            status=status,
             deleting=job.deleting,
             operator=job.operator,
             children=children,
-            drifted=self.cache.drifted(job.key),
+            drifted=drifted,
+            fingerprint=fingerprint,
             troubles={f"{kind} {name}": trouble for (kind, name), trouble in memory.refused.items()},
             report=self.progress.report(job.key),
             warnings=memory.warnings,
@@ -219,7 +229,7 @@ class Reconciler:
                 return wait
             if kind != "none":
                 said += notices(old, decision.status)
-                await self._patch(job, changed_fields(old, decision.status))
+                await self._patch(job, merge_patch(old, decision.status))
                 memory.written = self.clock()
         for notice in said:
             await self._tell(job, notice)

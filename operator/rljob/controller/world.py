@@ -153,6 +153,8 @@ class Observed:
     """By kind and name."""
     drifted: frozenset[tuple[str, str]] = frozenset()
     """Children that somebody changed by hand."""
+    fingerprint: str = ""
+    """Of the children as the operator wrote them."""
     troubles: Mapping[str, Trouble] = field(default_factory=dict)
     """Objects that the API server refused, by `Kind name`."""
     report: Mapping[str, Any] | None = None

@@ -1,0 +1,417 @@
+"""Lives of a job in a cluster: what exists, and what the status says."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from tests.controller.world import World, report, rljob
+from tests.master.virtual import run, until
+
+from rljob.controller.client import ApiError
+from rljob.controller.kinds import Ref
+
+
+def living(story: Callable[[World], Awaitable[None]], **world: Any) -> World:
+    """Tell a story with an operator running."""
+
+    async def tell() -> World:
+        there = World(**world)
+        there.start()
+        try:
+            await story(there)
+        finally:
+            await there.end()
+        return there
+
+    return run(tell())
+
+
+async def started(world: World, **spec: Any) -> None:
+    world.add(rljob(**spec))
+    await until(lambda: world.holds("Ready"))
+
+
+def test_a_job_gets_its_objects_and_says_so() -> None:
+    async def story(world: World) -> None:
+        await started(world, rollout={"replicas": 2})
+        assert world.pods() == {"x-master", "x-worker-0", "x-rollout-0", "x-rollout-1"}
+        assert {"x-reward"} == set(world.twin.of("Deployment"))
+        status = world.status()
+        assert status["observedGeneration"] == 1
+        assert status["rollout"] == {"replicas": 2, "readyReplicas": 2, "selector": "rljob.dev/job=x,rljob.dev/role=rollout"}
+        assert status["sharing"]["mode"] == "none"
+        assert not world.holds("Stalled")
+        assert not world.holds("Reconciling")
+        assert world.events().count("Started") == 1
+        assert world.events().count("Running") == 1
+
+    living(story)
+
+
+def test_nothing_is_written_once_nothing_changes() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        await until(lambda: not world.operator.queue._waiting)  # type: ignore[union-attr]
+        import asyncio
+
+        await asyncio.sleep(5)
+        before, asked = len(world.twin.log), len(world.twin.requests)
+        await asyncio.sleep(100)
+        assert len(world.twin.log) == before
+        # The comparison of RLJobs with the API server, once in two minutes.
+        assert len(world.twin.requests) - asked <= 1
+
+    living(story)
+
+
+def test_what_the_master_says_is_in_the_status() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(1, "Preparing")
+        await started(world)
+        world.reports["x"] = report(3, "Training", reward=0.5, rewards=[0.1, 0.5], timings={"rollout": 1.0})
+        await until(lambda: world.status().get("iteration") == 3)
+        assert world.status()["policyVersion"] == 2
+        assert world.status()["reward"] == 0.5
+        await until(lambda: world.status()["phase"] == "Training")
+
+    living(story)
+
+
+@pytest.mark.parametrize("how", ["deleted", "evicted", "failed"])
+@pytest.mark.parametrize("pod", ["x-master", "x-worker-0", "x-rollout-0"])
+def test_a_lost_pod_is_made_anew(pod: str, how: str) -> None:
+    async def story(world: World) -> None:
+        import asyncio
+
+        await started(world, rollout={"replicas": 1})
+        await asyncio.sleep(20)
+        old = world.twin.of("Pod")[pod]["metadata"]["uid"]
+        others = {n: o["metadata"]["uid"] for n, o in world.twin.of("Pod").items() if n != pod}
+        if how == "deleted":
+            world.lose(pod, 1.0)
+        else:
+            world.pod_ended(pod, reason="Evicted" if how == "evicted" else "")
+        await until(lambda: world.twin.of("Pod").get(pod, {"metadata": {"uid": old}})["metadata"]["uid"] != old)
+        await until(lambda: world.holds("Ready"))
+        assert {n: o["metadata"]["uid"] for n, o in world.twin.of("Pod").items() if n != pod} == others
+
+    living(story)
+
+
+def test_a_finished_job_keeps_the_masters_pod_and_its_state() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(10)
+        await started(world)
+        await until(lambda: world.status().get("iteration") == 10)
+        world.pod_ended("x-master", "Succeeded")
+        await until(lambda: world.holds("Succeeded") and world.pods() == {"x-master"})
+        assert not world.twin.of("Deployment")
+        assert "x-work" in world.twin.of("PersistentVolumeClaim")
+        assert world.status()["phase"] == "Succeeded"
+        assert world.holds("Ready")
+        assert world.status()["completionTime"]
+        assert world.status()["iteration"] == 10
+        # A changed limit does not bring it back, more iterations do.
+        world.spec(backoffLimit=3)
+        await until(lambda: world.status()["observedGeneration"] == 2)
+        assert world.pods() == {"x-master"}
+        world.spec(iterations=20)
+        await until(lambda: world.holds("Ready") and "x-worker-0" in world.pods())
+        assert not world.holds("Succeeded")
+
+    living(story)
+
+
+@pytest.mark.parametrize(("code", "reason"), [(2, "Configuration"), (3, "JobFailed")])
+def test_exit_status_two_or_three_ends_the_job_with_the_containers_last_words(code: int, reason: str) -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        world.container_ended("x-master", "prepare", code, "INFO reading\nerror: spec.data.train.path: /data/train.jsonl is empty")
+        await until(lambda: world.holds("Failed"))
+        await until(lambda: not world.pods())
+        failed = world.condition("Failed")
+        assert failed["reason"] == reason
+        assert "spec.data.train.path: /data/train.jsonl is empty" in failed["message"]
+        assert world.holds("Stalled")
+        assert world.status()["lastFailure"]["pod"] == "x-master"
+        assert world.status()["lastFailure"]["stage"] == "prepare"
+        assert world.events().count("Failed") == 1
+        # A changed spec is a new try.
+        world.spec(data={"train": {"path": "/data/other.jsonl"}})
+        await until(lambda: world.holds("Ready"))
+        assert not world.holds("Failed")
+        assert "completionTime" not in world.status()
+
+    living(story)
+
+
+def test_backoff_limit_counts_restarts_without_progress() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(1)
+        await started(world, backoffLimit=2)
+        await until(lambda: world.status().get("iteration") == 1)
+        world.container_ended("x-worker-0", "megatron", 1, "error: lost a rank", restarts=2)
+        world.reports["x"] = report(2)
+        await until(lambda: world.status()["iteration"] == 2)
+        world.container_ended("x-worker-0", "megatron", 1, "error: lost a rank", restarts=4)
+        await until(lambda: "lost a rank" in world.status().get("lastFailure", {}).get("message", ""))
+        assert not world.holds("Failed")
+        world.container_ended("x-worker-0", "megatron", 1, "error: lost a rank", restarts=5)
+        await until(lambda: world.holds("Failed"))
+        assert world.condition("Failed")["reason"] == "BackoffLimitExceeded"
+        assert "x-worker-0/megatron was restarted 3 times" in world.condition("Failed")["message"]
+        assert "lost a rank" in world.condition("Failed")["message"]
+
+    living(story)
+
+
+def test_a_deadline_ends_the_job() -> None:
+    async def story(world: World) -> None:
+        await started(world, activeDeadlineSeconds=100)
+        await until(lambda: world.holds("Failed"))
+        assert world.condition("Failed")["reason"] == "DeadlineExceeded"
+
+    living(story)
+
+
+def test_a_finished_job_is_deleted_after_its_time() -> None:
+    async def story(world: World) -> None:
+        await started(world, ttlSecondsAfterFinished=60)
+        world.pod_ended("x-master", "Succeeded")
+        await until(lambda: world.holds("Succeeded"))
+        await until(lambda: not world.twin.of("RLJob"))
+        await until(lambda: not [r for r in world.twin.objects if r.kind != "Event"])
+
+    living(story)
+
+
+def test_suspend_removes_pods_and_keeps_the_state() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(4)
+        await started(world)
+        await until(lambda: world.status().get("iteration") == 4)
+        world.spec(suspend=True)
+        await until(lambda: world.holds("Suspended") and not world.pods())
+        assert not world.twin.of("Deployment")
+        assert "x-work" in world.twin.of("PersistentVolumeClaim")
+        assert world.status()["iteration"] == 4
+        assert world.status()["phase"] == "Suspended"
+        world.spec(suspend=False)
+        await until(lambda: world.holds("Ready") and len(world.pods()) == 2)
+        assert world.status()["phase"] != "Suspended"
+        assert "Resumed" in world.events()
+
+    living(story)
+
+
+def test_rollouts_are_scaled_and_nothing_else_moves() -> None:
+    async def story(world: World) -> None:
+        await started(world, rollout={"replicas": 3})
+        master = world.twin.of("Pod")["x-master"]["metadata"]["uid"]
+        world.spec(rollout={"replicas": 1})
+        await until(lambda: world.pods() == {"x-master", "x-worker-0", "x-rollout-0"})
+        world.spec(rollout={"replicas": 2})
+        await until(lambda: "x-rollout-1" in world.pods() and world.holds("Ready"))
+        await until(lambda: world.status()["rollout"]["readyReplicas"] == 2)
+        assert world.twin.of("Pod")["x-master"]["metadata"]["uid"] == master
+
+    living(story)
+
+
+def test_a_changed_field_recreates_only_what_reads_it() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        before = {name: pod["metadata"]["uid"] for name, pod in world.twin.of("Pod").items()}
+        world.spec(iterations=30)
+        await until(
+            lambda: world.twin.of("Pod").get("x-master", {"metadata": {"uid": before["x-master"]}})["metadata"]["uid"] != before["x-master"]
+        )
+        await until(lambda: world.holds("Ready") and world.condition("Ready")["observedGeneration"] == 2)
+        assert world.twin.of("Pod")["x-worker-0"]["metadata"]["uid"] == before["x-worker-0"]
+
+    living(story)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change"),
+    [
+        ("Service", "x-master", lambda o: o["spec"]["ports"][0].update(port=1)),
+        ("Deployment", "x-reward", lambda o: o["spec"].update(replicas=7)),
+        ("ConfigMap", "x-config", lambda o: o["data"].clear()),
+        ("Pod", "x-worker-0", lambda o: o["metadata"]["labels"].pop("rljob.dev/role")),
+        ("NetworkPolicy", "x-master", lambda o: o["spec"].update(policyTypes=[])),
+        ("ServiceAccount", "x-master", lambda o: o["metadata"]["ownerReferences"].clear()),
+        ("Pod", "x-master", lambda o: o["metadata"]["labels"].pop("app.kubernetes.io/managed-by")),
+    ],
+)
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_child_edited_by_hand_is_repaired(kind: str, name: str, change: Callable[[dict[str, Any]], None], asleep: bool) -> None:
+    async def story(world: World) -> None:
+        import asyncio
+
+        await started(world)
+        ref = Ref(kind, "default", name)
+        whole = {part: world.twin.objects[ref].get(part) for part in ("spec", "data")}
+        labels, owners = (world.twin.objects[ref]["metadata"].get(p) for p in ("labels", "ownerReferences"))
+        await asyncio.sleep(3)
+        if asleep:
+            await world.kill()
+        world.twin.edit(ref, change)
+        if asleep:
+            world.start()
+
+        def repaired() -> bool:
+            now = world.twin.objects.get(ref)
+            if now is None:
+                return False
+            same = {part: now.get(part) for part in whole} == whole
+            return same and now["metadata"].get("labels") == labels and now["metadata"].get("ownerReferences") == owners
+
+        await until(repaired)
+
+    living(story)
+
+
+@pytest.mark.parametrize("kind", ["Service", "ConfigMap", "Deployment", "NetworkPolicy", "ServiceAccount", "PodDisruptionBudget", "Pod"])
+def test_a_deleted_child_comes_back(kind: str) -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        name = next(iter(world.twin.of(kind)))
+        uid = world.twin.of(kind)[name]["metadata"]["uid"]
+        world.twin.erase(Ref(kind, "default", name))
+        await until(lambda: world.twin.of(kind).get(name, {"metadata": {"uid": uid}})["metadata"]["uid"] != uid)
+
+    living(story)
+
+
+def test_deleting_the_job_leaves_nothing() -> None:
+    async def story(world: World) -> None:
+        import asyncio
+
+        await started(world)
+        world.twin.erase(Ref("RLJob", "default", "x"))
+        await until(lambda: not [r for r in world.twin.objects if r.kind != "Event"])
+        await asyncio.sleep(30)
+        assert not [r for r in world.twin.objects if r.kind != "Event"]
+
+    living(story)
+
+
+def test_a_namesake_of_a_deleted_job_gets_children_of_its_own() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        world.twin.erase(Ref("RLJob", "default", "x"))
+        world.add(rljob(iterations=3))
+        uid = world.job()["metadata"]["uid"]
+
+        def all_new() -> bool:
+            children = [o for r, o in world.twin.objects.items() if r.kind not in ("RLJob", "Event")]
+            return bool(children) and all(o["metadata"]["ownerReferences"][0]["uid"] == uid for o in children)
+
+        await until(lambda: world.holds("Ready") and all_new())
+
+    living(story)
+
+
+def test_an_object_of_somebody_else_is_never_taken() -> None:
+    async def story(world: World) -> None:
+        theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x-master", "namespace": "default"}, "spec": {"ports": [1]}}
+        world.twin.add(theirs)
+        world.add(rljob())
+        await until(lambda: world.condition("Ready").get("reason") == "NameTaken")
+        assert "Service x-master" in world.condition("Ready")["message"]
+        assert world.twin.of("Service")["x-master"]["spec"] == {"ports": [1]}
+        world.twin.erase(Ref("Service", "default", "x-master"))
+        await until(lambda: world.holds("Ready"))
+
+    living(story)
+
+
+def test_a_quota_is_a_condition_and_passes() -> None:
+    async def story(world: World) -> None:
+        full = ApiError(
+            403, "Forbidden", 'pods "x-worker-0" is forbidden: exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1'
+        )
+        world.twin.fault = lambda verb, kind: full if (verb, kind) == ("create", "Pod") else None
+        world.add(rljob())
+        await until(lambda: world.condition("Ready").get("reason") == "QuotaExceeded")
+        assert "exceeded quota: small" in world.condition("Ready")["message"]
+        assert world.holds("Reconciling")
+        world.twin.fault = lambda verb, kind: None
+        await until(lambda: world.holds("Ready"))
+
+    living(story)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "reason"),
+    [("ErrImagePull", "ImagePullFailed"), ("CreateContainerConfigError", "ContainerCannotStart"), ("InvalidImageName", "ImagePullFailed")],
+)
+def test_a_pod_that_cannot_start_says_why_in_a_condition(waiting: str, reason: str) -> None:
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-master"
+        world.add(rljob())
+        await until(lambda: "x-master" in world.pods())
+        world.pod_waits("x-master", waiting, "no such thing")
+        await until(lambda: world.condition("Ready").get("reason") == reason)
+        assert "x-master" in world.condition("Ready")["message"]
+        assert "no such thing" in world.condition("Ready")["message"]
+        assert world.holds("Reconciling")
+
+    living(story)
+
+
+def test_a_pod_that_waits_without_a_word_is_explained_by_its_events() -> None:
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-master"
+        world.add(rljob())
+        await until(lambda: "x-master" in world.pods())
+        world.pod_waits("x-master", "ContainerCreating")
+        world.twin.add(
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {"name": "e", "namespace": "default"},
+                "involvedObject": {"name": "x-master"},
+                "type": "Warning",
+                "reason": "FailedMount",
+                "message": 'secret "hf" not found',
+            }
+        )
+        await until(lambda: "FailedMount" in world.condition("Ready").get("message", ""))
+
+    living(story)
+
+
+def test_a_spec_that_cannot_be_is_stalled_with_field_value_and_remedy() -> None:
+    async def story(world: World) -> None:
+        world.add(rljob(data={"train": {"path": "train.jsonl"}}))
+        await until(lambda: world.holds("Stalled"))
+        assert "spec.data.train.path: train.jsonl is relative" in world.condition("Stalled")["message"]
+        assert not world.pods()
+        assert world.status()["observedGeneration"] == 1
+        world.spec(data={"train": {"path": "/data/train.jsonl"}})
+        await until(lambda: world.holds("Ready"))
+        assert not world.holds("Stalled")
+
+    living(story)
+
+
+def test_a_job_of_a_newer_operator_is_left_alone() -> None:
+    async def story(world: World) -> None:
+        world.add(rljob(moonshot={"speed": 3}))
+        await until(lambda: world.holds("Stalled"))
+        assert "spec.moonshot: not known to this operator" in world.condition("Stalled")["message"]
+        assert not world.pods()
+        world.add(rljob("y"))
+        world.twin.set_status(Ref("RLJob", "default", "y"), operatorVersion="99.1.0", reward=0.5)
+        await until(lambda: world.holds("Stalled", "y"))
+        assert "operator 99.1.0 has worked on this job" in world.condition("Stalled", "y")["message"]
+        assert world.status("y")["reward"] == 0.5
+        world.twin.edit(
+            Ref("RLJob", "default", "y"),
+            lambda job: job["metadata"].setdefault("annotations", {}).update({"rljob.dev/operator-version": "0.1.0"}),
+        )
+        await until(lambda: world.holds("Ready", "y"))
+
+    living(story)

@@ -1,0 +1,225 @@
+"""The operator's process against a real API server: nothing twice, nothing left over, nothing written without need."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cluster.handle import Cluster
+from tests.controller.process import ROOT, Process
+
+pytestmark = pytest.mark.slow
+
+KINDS = "pods,deployments,replicasets,services,configmaps,persistentvolumeclaims,serviceaccounts,networkpolicies,poddisruptionbudgets"
+
+
+@pytest.fixture
+def server(api_server: Cluster) -> Cluster:
+    api_server.apply(ROOT / "crds" / "rljobs.rljob.dev.yaml")
+    api_server.wait("crd/rljobs.rljob.dev", "condition=Established")
+    return api_server
+
+
+@pytest.fixture
+def namespace(server: Cluster) -> Iterator[str]:
+    with server.namespace("rljob") as name:
+        yield name
+
+
+@pytest.fixture
+def operator(server: Cluster, namespace: str, tmp_path: Path) -> Iterator[Process]:
+    lease = f"{{lease: {namespace}, seconds: 5}}"
+    process = Process(server, tmp_path, [namespace], leaderElection=lease)
+    process.start()
+    yield process
+    if process.running():
+        process.stop()
+
+
+def job(name: str, **spec: Any) -> dict[str, Any]:
+    minimal = {"model": {"source": {"path": "/models/small"}}, "data": {"train": {"path": "/data/train.jsonl"}}, "iterations": 10}
+    return {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": name}, "spec": minimal | spec}
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.2)
+
+
+def children(server: Cluster, namespace: str, name: str) -> dict[tuple[str, str], dict[str, Any]]:
+    found = server.get(KINDS, "-l", f"rljob.dev/job={name}", namespace=namespace)["items"]
+    return {(o["kind"], o["metadata"]["name"]): o for o in found}
+
+
+def own(server: Cluster, namespace: str, name: str) -> dict[tuple[str, str], str]:
+    """Objects that the operator made: kind and name to uid."""
+    return {
+        at: o["metadata"]["uid"]
+        for at, o in children(server, namespace, name).items()
+        if o["metadata"]["ownerReferences"][0]["kind"] == "RLJob"
+    }
+
+
+def complete(server: Cluster, namespace: str, name: str, count: int = 14) -> bool:
+    return len(own(server, namespace, name)) == count
+
+
+def test_an_operator_killed_twenty_times_makes_nothing_twice(server: Cluster, namespace: str, operator: Process) -> None:
+    luck = random.Random(0)
+    for name in ("a", "b", "c"):
+        server.apply(job(name), namespace=namespace)
+    for turn in range(20):
+        # A killed leader's Lease runs out only after its time: the next one waits for it as a standby would.
+        time.sleep(luck.uniform(0.5, 3.0) if turn % 5 else 8.0)
+        operator.kill()
+        if turn == 10:
+            server.kubectl("delete", "pod", "a-worker-0", "-n", namespace, "--wait=false", "--grace-period=0", "--force")
+            server.kubectl("scale", "rljob/b", "--replicas=2", "-n", namespace)
+        operator.start()
+    for name, count in (("a", 14), ("b", 17), ("c", 14)):
+        eventually(lambda name=name, count=count: complete(server, namespace, name, count))  # type: ignore[misc]
+    uids = {o["metadata"]["uid"] for o in server.get("rljobs", namespace=namespace)["items"]}
+    made = server.get(KINDS, "-l", "app.kubernetes.io/managed-by=rljob", namespace=namespace)["items"]
+    owners = {
+        owner["uid"]
+        for o in made
+        if o["kind"] not in ("ReplicaSet",)
+        for owner in o["metadata"]["ownerReferences"]
+        if owner["kind"] == "RLJob"
+    }
+    assert owners == uids
+    server.kubectl("delete", "rljobs", "--all", "-n", namespace)
+    eventually(lambda: not server.get(KINDS, "-l", "app.kubernetes.io/managed-by=rljob", namespace=namespace)["items"])
+
+
+def versions(server: Cluster, namespace: str) -> dict[str, str]:
+    return {
+        f"{o['kind']}/{o['metadata']['name']}": o["metadata"]["resourceVersion"]
+        for o in server.get(f"rljobs,{KINDS}", namespace=namespace)["items"]
+    }
+
+
+def test_applied_again_nothing_changes(server: Cluster, namespace: str, operator: Process) -> None:
+    server.apply(job("a"), namespace=namespace)
+    eventually(lambda: complete(server, namespace, "a"))
+    time.sleep(2)
+    before, events = versions(server, namespace), len(server.get("events", namespace=namespace)["items"])
+    server.apply(job("a"), namespace=namespace)
+    server.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", "-n", namespace, stdin=json.dumps(job("a")))
+    requests = operator.get("/metrics").text
+    time.sleep(3)
+    operator.stop()
+    operator.start()
+    eventually(lambda: "are known after" in operator.log.read_text())
+    time.sleep(3)
+    assert versions(server, namespace) == before
+    assert len(server.get("events", namespace=namespace)["items"]) == events
+    assert operator.get("/healthz").status_code == 200
+    assert operator.get("/readyz").status_code == 200
+    assert 'rljob_operator_jobs{phase="Pending"} 1.0' in requests or "rljob_operator_reconcile_seconds_count" in requests
+
+
+EDITS = [
+    ("service/a-master", '[{"op":"replace","path":"/spec/ports/0/port","value":1}]'),
+    ("deployment/a-reward", '[{"op":"replace","path":"/spec/template/spec/containers/0/image","value":"evil"}]'),
+    ("deployment/a-reward", '[{"op":"remove","path":"/spec/template/spec/containers/0/env"}]'),
+    ("configmap/a-config", '[{"op":"remove","path":"/data"}]'),
+    ("networkpolicy/a-master", '[{"op":"remove","path":"/spec/ingress/0/ports"}]'),
+    ("pod/a-master", '[{"op":"replace","path":"/spec/containers/0/image","value":"evil"}]'),
+    ("pod/a-worker-0", '[{"op":"remove","path":"/metadata/labels/app.kubernetes.io~1managed-by"}]'),
+    ("serviceaccount/a-worker", '[{"op":"remove","path":"/metadata/ownerReferences"}]'),
+    ("poddisruptionbudget/a-reward", '[{"op":"replace","path":"/spec/maxUnavailable","value":0}]'),
+]
+
+
+def content(server: Cluster, namespace: str, what: str) -> str:
+    found = server.get(what, namespace=namespace)
+    meta = {name: found["metadata"].get(name) for name in ("labels", "annotations", "ownerReferences")}
+    meta["annotations"].pop("deployment.kubernetes.io/revision", None)
+    return json.dumps([meta, found.get("spec"), found.get("data")], sort_keys=True)
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_what_is_edited_by_hand_is_repaired(server: Cluster, namespace: str, operator: Process, asleep: bool) -> None:
+    server.apply(job("a"), namespace=namespace)
+    eventually(lambda: complete(server, namespace, "a"))
+    time.sleep(1.5)
+    before = {what: content(server, namespace, what) for what, _ in EDITS}
+    if asleep:
+        operator.stop()
+    for what, patch in EDITS:
+        server.kubectl("patch", what, "-n", namespace, "--type=json", "-p", patch)
+    if asleep:
+        operator.start()
+    for what in before:
+        eventually(lambda what=what: content(server, namespace, what) == before[what], 30)  # type: ignore[misc]
+
+
+def test_a_changed_spec_takes_away_what_it_no_longer_says(server: Cluster, namespace: str, operator: Process) -> None:
+    more = {"reward": {"spec": {"nodeSelector": {"disk": "fast"}}}}
+    server.apply(job("a", templates=more), namespace=namespace)
+    eventually(lambda: complete(server, namespace, "a"))
+    uids = own(server, namespace, "a")
+    server.apply(job("a"), namespace=namespace)
+    eventually(lambda: "nodeSelector" not in server.get("deployment/a-reward", namespace=namespace)["spec"]["template"]["spec"])
+    assert own(server, namespace, "a") == uids
+
+
+def test_suspended_deleted_finished(server: Cluster, namespace: str, operator: Process) -> None:
+    server.apply(job("a"), namespace=namespace)
+    eventually(lambda: complete(server, namespace, "a"))
+    server.kubectl("patch", "rljob/a", "-n", namespace, "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    eventually(lambda: not any(kind == "Pod" for kind, _ in children(server, namespace, "a")))
+    server.wait("rljob/a", "condition=Suspended", namespace=namespace)
+    server.kubectl("patch", "rljob/a", "-n", namespace, "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    eventually(lambda: complete(server, namespace, "a"))
+    status = {"status": {"phase": "Succeeded"}}
+    server.kubectl("patch", "pod/a-master", "-n", namespace, "--subresource=status", "--type=merge", "-p", json.dumps(status))
+    server.wait("rljob/a", "condition=Succeeded", namespace=namespace)
+    eventually(lambda: [name for kind, name in children(server, namespace, "a") if kind == "Pod"] == ["a-master"])
+    server.kubectl("delete", "rljob/a", "-n", namespace)
+    eventually(lambda: not children(server, namespace, "a"))
+
+
+def test_a_quota_and_a_bad_spec_say_so(server: Cluster, namespace: str, operator: Process) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}}
+    server.apply(quota, namespace=namespace)
+    eventually(lambda: "pods" in server.get("resourcequota/q", namespace=namespace).get("status", {}).get("hard", {}))
+    server.apply(job("a"), namespace=namespace)
+
+    def ready() -> dict[str, Any]:
+        conditions = server.get("rljob/a", namespace=namespace)["status"].get("conditions", [])
+        return next((c for c in conditions if c["type"] == "Ready"), {})
+
+    eventually(lambda: ready().get("reason") == "QuotaExceeded", 30)
+    assert "exceeded quota: q" in ready()["message"]
+    server.apply(job("a", data={"train": {"path": "train.jsonl"}}), namespace=namespace)
+    eventually(lambda: ready().get("reason") == "InvalidSpec", 30)
+    assert "spec.data.train.path" in ready()["message"]
+
+
+def test_a_second_operator_waits_and_takes_over(server: Cluster, namespace: str, operator: Process, tmp_path: Path) -> None:
+    eventually(lambda: "acts" in operator.log.read_text())
+    folder = tmp_path / "second"
+    folder.mkdir()
+    second = Process(server, folder, [namespace], leaderElection=f"{{lease: {namespace}, seconds: 5}}")
+    second.start()
+    try:
+        time.sleep(6)
+        assert "acts" not in second.log.read_text()
+        assert second.get("/readyz").status_code == 200
+        assert operator.stop() == 0
+        eventually(lambda: "acts" in second.log.read_text(), 5)
+        server.apply(job("a"), namespace=namespace)
+        eventually(lambda: complete(server, namespace, "a"))
+        server.kubectl("patch", f"lease/{namespace}", "-n", "default", "--type=merge", "-p", '{"spec":{"holderIdentity":"somebody else"}}')
+        eventually(lambda: not second.running(), 15)
+        assert "lost to somebody else" in second.log.read_text()
+    finally:
+        if second.running():
+            second.stop()
