@@ -196,6 +196,8 @@ _MAY_CHANGE = (
     "spec.switch",
     "spec.checkpoint",
     "spec.templates",
+    "spec.files",
+    "spec.credentials",
     "spec.evaluation.every",
     "spec.rollout.replicas",
     "spec.rollout.engine",
