@@ -63,12 +63,22 @@ class Built:
 # ---- decisions
 
 
+def tree(folder: Path) -> list[Path]:
+    """Every file in the folder that somebody wrote."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+
+
+def folder_hash(root: Path, name: str) -> str:
+    """Content hash of a folder of images/."""
+    return content_hash(root, tree(root / "images" / name))
+
+
 def source_files(root: Path, name: str, variant: str) -> list[Path]:
     """Every file that the image `name` depends on, in a fixed order."""
     images = root / "images"
     lists = [root / "requirements/images" / variant / f"{part}.txt" for part in LISTS[name]]
-    folders = [root / "operator", root / "runtime", images / "tools"]
-    trees = [p for folder in folders for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    folders = [root / "operator", root / "runtime", images / "tools", images / "compile"]
+    trees = [p for folder in folders for p in tree(folder)]
     single = [images / "Containerfile", images / "Containerfile.dockerignore", images / "build.py", root / "requirements/images/build.txt"]
     return sorted({*lists, *trees, *single, root / "pyproject.toml", root / "README.md"})
 
@@ -107,7 +117,17 @@ def table(images: Sequence[Built]) -> str:
 def as_json(images: Sequence[Built]) -> str:
     """What was built, for programs."""
     return json.dumps(
-        [{"name": i.name, "tag": i.tag, "bytes": sum(i.layers.values()), "layers": list(i.layers), "changed": i.changed} for i in images]
+        [
+            {
+                "name": i.name,
+                "tag": i.tag,
+                "bytes": sum(i.layers.values()),
+                "layers": list(i.layers),
+                "sizes": list(i.layers.values()),
+                "changed": i.changed,
+            }
+            for i in images
+        ]
     )
 
 
@@ -158,6 +178,18 @@ def alone() -> Iterator[None]:
     with (cache_folder() / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def snapshot() -> Iterator[Path]:
+    """A copy of all sources: whoever edits them while images are built changes neither these images nor what their tags say."""
+    with tempfile.TemporaryDirectory(prefix="rljob-source-") as folder:
+        root = Path(folder)
+        for name in ("operator", "runtime", "images", "requirements/images"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / file, root / file)
+        yield root
 
 
 def exists(reference: str) -> bool:
@@ -229,7 +261,7 @@ def uv_cache() -> Path:
     return Path(run(os.environ.get("UV") or shutil.which("uv") or "uv", "cache", "dir").strip())
 
 
-def build_image(name: str, tag: str, arguments: Mapping[str, str], uv: Path, without_cache: bool) -> None:
+def build_image(root: Path, name: str, tag: str, arguments: Mapping[str, str], uv: Path, without_cache: bool) -> None:
     """Builds one target of the Containerfile and tags it."""
     with tempfile.TemporaryDirectory(prefix="rljob-build-") as folder:
         registry, bundle = Path(folder) / "registry", certificates() or Path(folder) / "certificates"
@@ -239,29 +271,38 @@ def build_image(name: str, tag: str, arguments: Mapping[str, str], uv: Path, wit
         cache = uv_cache()
         cache.mkdir(parents=True, exist_ok=True)
         command = ["buildah", "bud", "--no-cache" if without_cache else "--layers", "--timestamp", str(EPOCH), "--target", name]
-        command += ["--file", str(ROOT / "images/Containerfile"), "--ignorefile", str(ROOT / "images/Containerfile.dockerignore")]
+        command += ["--file", str(root / "images/Containerfile"), "--ignorefile", str(root / "images/Containerfile.dockerignore")]
         command += [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
         command += ["--build-context", f"uv={uv}", "--volume", f"{cache}:/var/cache/uv"]
         command += ["--secret", f"id=registry,src={registry}", "--secret", f"id=certificates,src={bundle}"]
-        run(*command, "--tag", f"localhost/rljob/{name}:{tag}", str(ROOT), log=cache_folder() / f"{name}.log")
+        run(*command, "--tag", f"localhost/rljob/{name}:{tag}", str(root), log=cache_folder() / f"{name}.log")
 
 
-def build(names: Sequence[str], options: argparse.Namespace) -> list[Built]:
-    """Builds what has changed of `names`."""
-    uv, version = uv_context()
+def build_arguments(root: Path, options: argparse.Namespace) -> dict[str, str]:
+    """The Containerfile's arguments; makes the base if it is not there yet."""
     base: str = debian_base() if options.base == "debian" else PUBLIC if options.base == "public" else options.base
-    gpu_base = options.gpu_base or base
-    tools = content_hash(ROOT, sorted(p for p in (ROOT / "images/tools").rglob("*") if p.is_file() and "__pycache__" not in p.parts))
-    arguments = {"BASE": base, "GPU_BASE": gpu_base, "VARIANT": options.variant, "TOOLS": tools}
+    return {
+        "BASE": base,
+        "GPU_BASE": options.gpu_base or base,
+        "VARIANT": options.variant,
+        "TOOLS": folder_hash(root, "tools"),
+        "COMPILE": folder_hash(root, "compile"),
+    }
+
+
+def build(root: Path, names: Sequence[str], options: argparse.Namespace) -> list[Built]:
+    """Builds what has changed of `names`, from the sources in `root`."""
+    uv, version = uv_context()
+    arguments = build_arguments(root, options)
     built = []
     for name in names:
         started = time.monotonic()
-        tag = content_hash(ROOT, source_files(ROOT, name, options.variant), [*arguments.values(), version, str(EPOCH)])
+        tag = content_hash(root, source_files(root, name, options.variant), [*arguments.values(), version, str(EPOCH)])
         reference = f"localhost/rljob/{name}:{tag}"
         changed = options.no_cache or not exists(reference)
         if changed:
             say(f"building {name}")
-            build_image(name, tag, arguments, uv, options.no_cache)
+            build_image(root, name, tag, arguments, uv, options.no_cache)
         run("buildah", "tag", reference, f"localhost/rljob/{name}:latest")
         built.append(Built(name, tag, layer_sizes(reference), time.monotonic() - started, changed))
     return built
@@ -338,7 +379,8 @@ def main() -> None:
         if shutil.which("buildah") is None:
             raise BuildError("buildah was not found; install it with: apt-get install buildah")
         with alone():
-            images = build(names, options)
+            with snapshot() as root:
+                images = build(root, names, options)
             if options.export:
                 export(images, options.export)
             if options.archive:

@@ -17,10 +17,10 @@ Pins = Mapping[str, str]
 SDISTS = frozenset({"cellpylib", "pycosat", "zss"})
 """Packages without wheels; a stage with a compiler makes them. The build refuses any other source package, by its name."""
 NVIDIA = re.compile(r"(nvidia-|cuda-)")
-"""GPU packages; of these a CPU image needs the CUDA runtime only (tools/cpu_torch.py)."""
+"""GPU packages; of these a CPU image needs the CUDA runtime only (compile/cpu_torch.py)."""
 RUNTIME = "nvidia-cuda-runtime"
 PLOTS = frozenset({"matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver", "pillow", "pyparsing", "python-dateutil"})
-"""matplotlib and what only it needs in reward and trainer, where nothing draws: 90 MB. tools/no_plots has a stand-in."""
+"""matplotlib and what only it needs in reward and trainer, where nothing draws: 90 MB. compile/no_plots has a stand-in."""
 HEADER = "# Made by `make lock` (images/layers.py).\n"
 
 

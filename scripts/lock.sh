@@ -45,7 +45,9 @@ images() {
 python=$(some_python)
 images requirements/lock.txt cpu node rollout-cpu requirements/overrides.txt
 
-# CUDA: vLLM's own build and all of NVIDIA's packages; everything else at the versions of the CPU lock where that is possible.
+# CUDA: vLLM's own build and all of NVIDIA's packages; everything else at the versions of the CPU lock where that is possible (uv prefers what
+# the output file says).
+cp requirements/lock.txt requirements/images/cuda.txt
 compile pyproject.toml --extra master --extra node-cuda --extra reward --extra prepare --extra trainer --extra rollout-cuda --extra operator --extra sandbox \
     --no-annotate -o requirements/images/cuda.txt
 images requirements/images/cuda.txt cuda node-cuda rollout-cuda

@@ -11,6 +11,7 @@ import csv
 import os
 import py_compile
 import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -75,6 +76,7 @@ def prune(folder: Path) -> None:
 
 
 def main(folder: Path, final: Path) -> None:
+    warnings.simplefilter("ignore", SyntaxWarning)  # other people's code
     prune(folder)
     modules = [(str(p), str(final / p.relative_to(folder))) for p in to_compile(folder)]
     with ProcessPoolExecutor() as pool:

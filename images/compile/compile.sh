@@ -13,11 +13,11 @@ UV_CACHE_DIR=/tmp/cache /uv/uv pip install --quiet --python /opt/builder/bin/pyt
     -r /opt/rljob/sdists.txt
 rm -rf /tmp/cache
 site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-cp -R /tools/no_plots/matplotlib "/built/sdists/${site#/opt/venv/}/"
+cp -R /compile/no_plots/. "/built/sdists/${site#/opt/venv/}/"
 
 mkdir -p "/built/torch/${site#/opt/venv/}"
 if [ "$1" = cpu ]; then
     UV_LINK_MODE=symlink /uv/uv pip install --quiet --python /opt/venv/bin/python --target /tmp/torch --require-hashes --no-deps --no-build -r /opt/rljob/torch.txt
-    python3 /tools/cpu_torch.py /tmp/torch/torch/lib "/built/torch/${site#/opt/venv/}/torch/lib"
+    python3 /compile/cpu_torch.py /tmp/torch/torch/lib "/built/torch/${site#/opt/venv/}/torch/lib"
     rm -rf /tmp/torch
 fi

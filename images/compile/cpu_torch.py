@@ -28,7 +28,7 @@ NO_DEVICE = 100
 
 @dataclass(frozen=True)
 class Symbol:
-    """An entry of a dynamic symbol table. `version`: name of the library it comes from, where that has symbol versions, else empty."""
+    """An entry of a dynamic symbol table. `version`: its symbol version, often the name of its library; empty if it has none."""
 
     name: str
     version: str
@@ -50,19 +50,33 @@ def parse_needed(output: str) -> set[str]:
     return set(re.findall(r"\(NEEDED\).*\[(.+)\]", output))
 
 
-def distribute(symbols: list[Symbol], missing: set[str]) -> dict[str, list[Symbol]]:
-    """Which stand-in (by the library's name) provides which symbols.
+def parse_versions(output: str) -> dict[str, str]:
+    """What `readelf -VW` prints: symbol version -> the library that has to define it."""
+    found: dict[str, str] = {}
+    library = ""
+    for line in output.splitlines():
+        if named := re.search(r"\bFile: (\S+)", line):
+            library = named[1]
+        elif version := re.search(r"\bName: (\S+)  Flags", line):
+            found[version[1]] = library
+    return found
 
-    Symbols with a version go to the library it names; the linker looks for the others everywhere, so they may all be in one.
+
+def distribute(symbols: list[Symbol], owners: dict[str, str], missing: set[str]) -> dict[str, list[Symbol]]:
+    """Which stand-in (by the library's name) provides which symbols. `owners`: symbol version -> library.
+
+    Symbols with a version go to the library that owns it; the linker looks for the others everywhere, so they may all be in one without.
     """
     defined = {s.name for s in symbols if s.defined}
     wanted = {(s.name, s.version): s for s in symbols if not s.defined and s.name not in defined}
     made: dict[str, list[Symbol]] = {name: [] for name in sorted(missing)}
+    plain = next((name for name in made if name not in owners.values()), "")
     for _, symbol in sorted(wanted.items()):
-        if symbol.version in made:
-            made[symbol.version].append(symbol)
-        elif not symbol.version and UNVERSIONED.match(symbol.name):
-            made[next(iter(made))].append(symbol)
+        library = owners.get(symbol.version, "")
+        if library in made:
+            made[library].append(symbol)
+        elif plain and not symbol.version and UNVERSIONED.match(symbol.name):
+            made[plain].append(symbol)
     return made
 
 
@@ -74,16 +88,18 @@ def assembly(provided: list[Symbol]) -> str:
     return "\n".join([".text", *functions, '.section .note.GNU-stack,"",@progbits', ""])
 
 
-def version_script(library: str, provided: list[Symbol]) -> str:
-    """Gives the symbols the library's version, if torch asks for one."""
-    return f"{library if any(s.version for s in provided) else ''} {{ global: *; }};\n"
+def version_script(provided: list[Symbol]) -> str:
+    """Gives the symbols the versions that torch asks for. (A name that is wanted in two versions is not provided for; there is none.)"""
+    versions = sorted({s.version for s in provided})
+    nodes = {v: " ".join(f"{s.name};" for s in provided if s.version == v) for v in versions} or {"": "*;"}
+    return "".join(f"{version} {{ global: {names} }};\n" for version, names in nodes.items())
 
 
 def build(library: str, provided: list[Symbol], folder: Path) -> None:
     """Compiles one stand-in to `folder`."""
     source, versions = folder / f"{library}.s", folder / f"{library}.map"
     source.write_text(assembly(provided))
-    versions.write_text(version_script(library, provided))
+    versions.write_text(version_script(provided))
     options = ["-shared", "-nostdlib", f"-Wl,-soname,{library}", f"-Wl,--version-script,{versions}", "-Wl,--build-id=none", "-s"]
     subprocess.run(["gcc", *options, "-o", str(folder / library), str(source)], check=True)
     source.unlink()
@@ -98,10 +114,11 @@ def make(lib: Path, out: Path) -> None:
     """Makes every stand-in that the libraries in `lib` need."""
     libraries = sorted(p for p in lib.iterdir() if ".so" in p.name)
     symbols = [s for p in libraries for s in parse_symbols(run("nm", "-D", "--with-symbol-versions", str(p)))]
+    owners = {v: name for p in libraries for v, name in parse_versions(run("readelf", "-VW", str(p))).items()}
     needed = {name for p in libraries for name in parse_needed(run("readelf", "-dW", str(p)))}
     missing = {n for n in needed if NVIDIA.match(n) and not n.startswith(RUNTIME)} - {p.name for p in libraries}
     out.mkdir(parents=True)
-    for library, provided in distribute(symbols, missing).items():
+    for library, provided in distribute(symbols, owners, missing).items():
         build(library, provided, out)
         print(f"{library}: {len(provided)} functions")
 

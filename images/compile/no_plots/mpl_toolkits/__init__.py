@@ -1,0 +1,1 @@
+"""Stand-in: see images/compile/no_plots/matplotlib."""
