@@ -45,7 +45,7 @@ class RewardSpec(Part):
 
     verifier: Literal["exact", "numeric", "math", "reasoning-gym", "instruction"] | None = None
     """How answers are judged, unless a record says otherwise. Default: `reasoning-gym` for a generator's prompts, else `exact`."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
     """Options of that verifier."""
     replicas: Positive = 1
     """Pods of the Deployment."""
