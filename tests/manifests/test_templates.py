@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from tests.manifests.jobs import container, find, objects, pod, tiny, variables
+from tests.manifests.jobs import PLAIN, container, find, nvidia, objects, pod, tiny, variables
 
 from rljob.api import ConfigurationError
 from rljob.manifests.merge import merge
@@ -80,3 +80,8 @@ def test_tolerations_are_added_and_other_lists_are_replaced() -> None:
 def test_an_override_that_is_no_pod_template_is_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         worker(f"{WORKER}.{override}")
+
+
+def test_where_all_run_in_one_container_the_refusal_says_why() -> None:
+    with pytest.raises(ConfigurationError, match=r"'megatron' is none .*\(checkpoint-engine, because the cluster .* has no DeviceClass"):
+        objects(nvidia(), cluster=PLAIN)

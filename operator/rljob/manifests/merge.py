@@ -29,8 +29,14 @@ _KEYS = {
 _ADDED = ("tolerations", "envFrom")
 
 
-def merge_template(template: Manifest, override: Mapping[str, Any], field: str) -> Manifest:
-    """A pod template (`metadata`, `spec`) with an override merged over it. `field` is the override's place in the job, for messages.
+def merge_template(template: Manifest, override: Mapping[str, Any], field: str, hint: str = "") -> Manifest:
+    """A pod template (`metadata`, `spec`) with an override merged over it.
+
+    Args:
+        template: what was rendered.
+        override: a partial template.
+        field: the override's place in the job, for messages.
+        hint: why the pod has the containers that it has, for messages.
 
     Raises:
         ConfigurationError: the override is not a partial pod template.
@@ -50,8 +56,8 @@ def merge_template(template: Manifest, override: Mapping[str, Any], field: str) 
             if not container.get("image"):
                 known = ", ".join(c["name"] for c in (*template["spec"].get("initContainers", ()), *template["spec"]["containers"]))
                 raise ConfigurationError(
-                    f"{field}.spec.{kind}: {container.get('name')!r} is none of this pod's containers ({known}) and has no image; mind the "
-                    "spelling, or give it an image to add it"
+                    f"{field}.spec.{kind}: {container.get('name')!r} is none of this pod's containers ({known}{hint}) and has no image; "
+                    "mind the spelling, or give it an image to add it"
                 )
     return merged
 

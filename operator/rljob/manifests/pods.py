@@ -38,7 +38,9 @@ def pod_template(context: Context, pod: Pod, restart_policy: str) -> Manifest:
     spec = _spec(context, pod, restart_policy)
     template: Manifest = {"metadata": {"labels": known | more, "annotations": annotations}, "spec": spec}
     override: dict[str, Any] = getattr(context.job.spec.templates, pod.role)
-    merged = merge_template(template, override, f"spec.templates.{pod.role}")
+    single = context.sharing.mode == "single" and pod.sidecars
+    hint = f", because {context.sharing.reason}" if single else ""
+    merged = merge_template(template, override, f"spec.templates.{pod.role}", hint)
     merged["metadata"]["labels"] |= known  # by these the operator and the Services find it
     return merged
 

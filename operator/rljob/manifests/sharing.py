@@ -43,4 +43,4 @@ def choose_sharing(job: RLJob, settings: Settings, cluster: Cluster) -> SharingC
     if offered:
         return SharingChoice("claim", f"the cluster has the DeviceClass {devices.device_class}")
     missing = f"the cluster (Kubernetes {version}) has no DeviceClass {devices.device_class}"
-    return SharingChoice("single", f"{missing}; one container can hold devices everywhere")
+    return SharingChoice("single", f"{missing}, and one container can hold devices everywhere")
