@@ -206,13 +206,15 @@ def test_model_or_data_that_cannot_be_used(tmp_path: Path, case: Callable[[Begun
 def test_a_disk_that_fills_up_ends_the_job_and_freed_space_lets_it_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "disk" / "job"
     folder.parent.mkdir()
-    job = small_job(tmp_path, 4)
+    job = small_job(tmp_path, 3)
     with enclosure() as inside:
         inside.mount(folder.parent, "400M")
         seen = inside.path(folder)
         log = tmp_path / "out"
         with log.open("wb") as out:
-            first = subprocess.Popen(inside.command(*run(folder, job)), stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+            first = subprocess.Popen(
+                inside.command(*run(folder, job), "--set", "spec.backoffLimit=2"), stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
             wait(lambda: first.poll() is not None or status(seen).get("iteration", 0) > 1, "the second iteration")
             filler = fill(seen)
             assert first.wait(timeout=200) in (1, 2)
@@ -225,4 +227,4 @@ def test_a_disk_that_fills_up_ends_the_job_and_freed_space_lets_it_go_on(tmp_pat
         filler.unlink()
         again = subprocess.run(inside.command(*run(folder, job)), capture_output=True, text=True, check=False, timeout=300)
         assert again.returncode == 0, again.stdout[-3000:] + again.stderr
-        assert_complete(seen, 4)
+        assert_complete(seen, 3)
