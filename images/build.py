@@ -79,8 +79,8 @@ def source_files(root: Path, name: str, variant: str) -> list[Path]:
     lists = [root / "requirements/images" / variant / f"{part}.txt" for part in LISTS[name]]
     folders = [root / "operator", root / "runtime", images / "tools", images / "compile"]
     trees = [p for folder in folders for p in tree(folder)]
-    single = [images / "Containerfile", images / "Containerfile.dockerignore", images / "build.py", root / "requirements/images/build.txt"]
-    return sorted({*lists, *trees, *single, root / "pyproject.toml", root / "README.md"})
+    single = [images / "Containerfile", images / "Containerfile.dockerignore", root / "requirements/images/build.txt"]
+    return sorted({*lists, *trees, *single, root / "pyproject.toml"})
 
 
 def content_hash(root: Path, files: Iterable[Path], also: Sequence[str] = ()) -> str:
@@ -187,8 +187,7 @@ def snapshot() -> Iterator[Path]:
         root = Path(folder)
         for name in ("operator", "runtime", "images", "requirements/images"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for file in ("pyproject.toml", "README.md"):
-            shutil.copy(ROOT / file, root / file)
+        shutil.copy(ROOT / "pyproject.toml", root)
         yield root
 
 
@@ -242,11 +241,18 @@ def certificates() -> Path | None:
     return next((Path(c) for c in candidates if c and Path(c).is_file()), None)
 
 
+def uv_program() -> str:
+    """The machine's uv, or the one that `make setup` installed."""
+    installed = sorted(cache_folder().parent.glob("uv-*/bin/uv"))
+    found = os.environ.get("UV") or shutil.which("uv") or (str(installed[-1]) if installed else None)
+    if found is None:
+        raise BuildError("uv was not found; `make images` installs it, or set UV to its path")
+    return found
+
+
 def uv_context() -> tuple[Path, str]:
     """A folder with uv's program in it, for the build to mount, and uv's version."""
-    uv = os.environ.get("UV") or shutil.which("uv")
-    if uv is None:
-        raise BuildError("uv was not found; `make images` installs it, or set UV to its path")
+    uv = uv_program()
     version = run(uv, "--version").split()[1]
     folder = cache_folder() / f"uv-{version}"
     if not (folder / "uv").exists():
@@ -258,7 +264,7 @@ def uv_context() -> tuple[Path, str]:
 
 def uv_cache() -> Path:
     """The machine's cache of packages."""
-    return Path(run(os.environ.get("UV") or shutil.which("uv") or "uv", "cache", "dir").strip())
+    return Path(run(uv_program(), "cache", "dir").strip())
 
 
 def build_image(root: Path, name: str, tag: str, arguments: Mapping[str, str], uv: Path, without_cache: bool) -> None:

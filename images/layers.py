@@ -19,7 +19,7 @@ SDISTS = frozenset({"cellpylib", "pycosat", "zss"})
 NVIDIA = re.compile(r"(nvidia-|cuda-)")
 """GPU packages; of these a CPU image needs the CUDA runtime only (compile/cpu_torch.py)."""
 RUNTIME = "nvidia-cuda-runtime"
-PLOTS = frozenset({"matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver", "pillow", "pyparsing", "python-dateutil"})
+PLOTS = frozenset({"matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver", "pillow", "pyparsing"})
 """matplotlib and what only it needs in reward and trainer, where nothing draws: 90 MB. compile/no_plots has a stand-in."""
 HEADER = "# Made by `make lock` (images/layers.py).\n"
 
