@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,9 +102,9 @@ def _folder(module: Module) -> Path:
     return cache_folder() / f"go-{content_hash(files, (module.name, _go()[1], *flags(module), *module.packages, *module.links))}"
 
 
-def missing() -> tuple[Module, ...]:
-    """The modules that are not built yet, in the order in which they are wanted."""
-    return tuple(module for module in MODULES if not _folder(module).exists())
+def missing(among: Collection[str] | None = None) -> tuple[Module, ...]:
+    """The modules that are not built yet, of all or of those named, in the order in which they are wanted."""
+    return tuple(module for module in MODULES if (among is None or module.name in among) and not _folder(module).exists())
 
 
 def _compile(module: Module, folder: Path) -> None:
@@ -139,11 +139,11 @@ def build(module: Module) -> Path:
     return folder
 
 
-def build_all(say: Callable[[str], None]) -> None:
-    """Builds what is missing, telling `say` before each. Raises `BuildError`."""
-    wanted = missing()
+def build_all(say: Callable[[str], None], among: Collection[str] | None = None) -> None:
+    """Builds what is missing of all or of the modules named, telling `say` before each. Raises `BuildError`."""
+    wanted = missing(among)
     for position, module in enumerate(wanted, start=1):
-        say(f"building {module.name} from source ({position} of {len(wanted)}; fifteen minutes for all, once)")
+        say(f"building {module.name} from source ({position} of {len(wanted)}; all together take fifteen minutes, once)")
         build(module)
 
 

@@ -10,6 +10,7 @@ import ssl
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -76,6 +77,8 @@ class LocalServer(Server):
         if identity is not None:
             identity.kill(number)
             state.until(lambda: not identity.alive(), f"{self.name} (process {identity.pid}) runs on, in spite of {number.name},")
+            # Without a file nobody misses it.
+            self._identity.unlink()
 
     def tail(self) -> str:
         """The end of its log."""
@@ -132,6 +135,7 @@ class LocalCluster(Cluster):
             self._start("kube-scheduler", "coredns", "provisioner")
             self.apply(provisioner.STORAGE_CLASS)
             self._wait_nodes()
+            self._answers(f"http://{self.addresses.control}:{control.DNS_READY_PORT}/ready", "coredns", 60)
         # The first namespaces have what pods want.
         self.wait("serviceaccount/default", "create", namespace="default")
 
@@ -226,24 +230,26 @@ class LocalCluster(Cluster):
         def check() -> bool:
             dead = next((server for server in started if not server.running()), None)
             if dead is not None:
-                raise ClusterError(f"{dead.name} ended while the cluster started:\n{dead.tail()}")
+                raise ClusterError(f"{dead.name} ended by itself:\n{dead.tail()}")
             return done()
 
         state.until(check, what, timeout)
 
     def wait_ready(self) -> None:
         """Waits until the API server is ready, also after it was started again."""
+        self._answers(f"https://{self.addresses.control}:{control.PORT}/readyz", "kube-apiserver", 120)
+
+    def _answers(self, url: str, server: str, timeout: float) -> None:
         context = ssl.create_default_context(cafile=str(self.folder / "pki" / "ca.crt"))
-        base = f"https://{self.addresses.control}:{control.PORT}"
-        with httpx.Client(base_url=base, verify=context, trust_env=False, timeout=5) as client:
+        with httpx.Client(verify=context, trust_env=False, timeout=5) as client:
 
             def ready() -> bool:
                 try:
-                    return client.get("/readyz").status_code == httpx.codes.OK
+                    return client.get(url).status_code == httpx.codes.OK
                 except httpx.TransportError:
                     return False
 
-            self._alive_until(ready, f"the API server is not ready; its log ends with\n{self._servers['kube-apiserver'].tail()}\n", 120)
+            self._alive_until(ready, f"{server} is not ready (see {self.log(server)}; {url})", timeout)
 
     def _wait_nodes(self) -> None:
         for name in self.nodes:
@@ -262,7 +268,7 @@ class LocalCluster(Cluster):
     def _probe_archive(self) -> Path:
         archive = self.folder / "probe.tar"
         if not archive.exists():
-            images.write_image(archive, self.probe, {"/probe": binary("probe")}, ["/probe"])
+            images.write_image(archive, self.probe, {"/probe": binary("probe")}, ["/probe"], ["pause"])
         return archive
 
     def _import(self, box: Box, archive: Path) -> None:
@@ -290,15 +296,7 @@ class LocalCluster(Cluster):
         config = {"version": 0.1, "log": {"level": "warn"}, "storage": storage, "http": {"addr": host}}
         (self.folder / "registry.yaml").write_text(json.dumps(config))
         self._start("registry")
-        with httpx.Client(trust_env=False, timeout=5) as client:
-
-            def answers() -> bool:
-                try:
-                    return client.get(f"http://{host}/v2/").status_code == httpx.codes.OK
-                except httpx.TransportError:
-                    return False
-
-            self._alive_until(answers, f"the registry at {host} does not answer", 30)
+        self._answers(f"http://{host}/v2/", "registry", 30)
         return host
 
     def devices(self, count: int = 8) -> None:
@@ -315,7 +313,7 @@ class LocalCluster(Cluster):
             index = int(name.removeprefix("node-"))
             self._define(f"{name}/dra", name, node.driver(self.folder / name, index, count))
             self._start(f"{name}/dra")
-            self._alive_until(lambda name=name: self._published(name), f"{name} publishes no devices", 30)  # type: ignore[misc]
+            self._alive_until(partial(self._published, name), f"{name} publishes no devices", 30)
 
     def _published(self, name: str) -> bool:
         slices = self.get("resourceslices", f"--field-selector=spec.nodeName={name},spec.driver={DEVICE_CLASS}")["items"]

@@ -8,6 +8,7 @@ from typing import Any
 from tests.cluster.network import Addresses
 
 PORT = 6443
+DNS_READY_PORT = 8181
 DOMAIN = "cluster.local"
 # Who each kubeconfig speaks as; Kubernetes knows these users by name (rbac bootstrap policy).
 USERS = {
@@ -142,7 +143,7 @@ def corefile(folder: Path, addresses: Addresses) -> str:
     return f""".:53 {{
     bind {addresses.control}
     errors
-    ready 127.0.0.1:8181
+    ready {addresses.control}:{DNS_READY_PORT}
     kubernetes {DOMAIN} in-addr.arpa {{
         kubeconfig {folder}/coredns.conf
         pods insecure

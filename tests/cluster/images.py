@@ -31,17 +31,18 @@ def _described(kind: str, content: bytes) -> dict[str, object]:
     return {"mediaType": kind, "digest": f"sha256:{hashlib.sha256(content).hexdigest()}", "size": len(content)}
 
 
-def write_image(archive: Path, name: str, files: dict[str, Path], entrypoint: Sequence[str]) -> None:
+def write_image(archive: Path, name: str, files: dict[str, Path], entrypoint: Sequence[str], arguments: Sequence[str]) -> None:
     """Writes an OCI archive (image-spec v1.1, a layout in a tar file) of an image with one layer.
 
-    `files` maps paths in the image to executable files here; containers run as user 65532.
+    `files` maps paths in the image to executable files here. `arguments` are those of `entrypoint` where a container has none of its
+    own. Containers run as user 65532.
     """
     layer = _tar({path.lstrip("/"): file.read_bytes() for path, file in files.items()}, 0o755)
     config = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Entrypoint": [*entrypoint], "User": "65532", "Env": ["PATH=/"]},
+            "config": {"Entrypoint": [*entrypoint], "Cmd": [*arguments], "User": "65532", "Env": ["PATH=/"]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         }
     ).encode()

@@ -8,13 +8,20 @@ from typing import Protocol
 
 import pytest
 from tests.cluster import state
-from tests.cluster.box import Identity
-from tests.cluster.build import binary, build_all, missing
+from tests.cluster.build import MODULES, binary, build_all, missing
 from tests.cluster.cluster import LocalCluster, start
 from tests.cluster.handle import Cluster, ExistingCluster
 
 EXISTING = "RLJOB_TEST_KUBECONFIG"
-_FIXTURES = {"api_server", "cluster", "new_cluster", "binaries"}
+_SERVERS = frozenset({"probe", "kube"})
+_NODES = _SERVERS | {"containerd", "coredns", "dra", "registry"}
+# The Go modules that a test may need, by fixture.
+_MODULES = {
+    "api_server": _SERVERS,
+    "cluster": _NODES,
+    "new_cluster": _NODES | {"kwok"},
+    "binaries": frozenset(each.name for each in MODULES),
+}
 
 
 class NewCluster(Protocol):
@@ -25,14 +32,15 @@ class NewCluster(Protocol):
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds what is missing before the first test, outside of every test's time limit."""
-    wanted = any(_FIXTURES & set(getattr(item, "fixturenames", ())) for item in session.items)
-    if not wanted or session.config.option.collectonly or not missing():
+    fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    modules: set[str] = set().union(*(_MODULES[name] for name in fixtures & _MODULES.keys()))
+    if not modules or session.config.option.collectonly or not missing(modules):
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")
     with ExitStack() as stack:
         if capture is not None:
             stack.enter_context(capture.global_and_fixture_disabled())
-        build_all(lambda text: print(f"\n{text}", flush=True))
+        build_all(lambda text: print(f"\n{text}", flush=True), modules)
 
 
 def _existing() -> Cluster | None:
@@ -91,6 +99,3 @@ def new_cluster() -> Iterator[NewCluster]:
 def binaries() -> Callable[[str], Path]:
     """The path of a built program by name."""
     return binary
-
-
-__all__ = ["Identity", "NewCluster"]

@@ -127,7 +127,7 @@ def test_an_image_is_a_layout_whose_digests_are_right(tmp_path: Path) -> None:
 
     program = tmp_path / "program"
     program.write_bytes(b"\x7fELF")
-    write_image(tmp_path / "image.tar", "localhost/x:1", {"/bin/program": program}, ["/bin/program"])
+    write_image(tmp_path / "image.tar", "localhost/x:1", {"/bin/program": program}, ["/bin/program"], ["serve"])
     with tarfile.open(tmp_path / "image.tar") as archive:
         content = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
     for name, blob in content.items():
