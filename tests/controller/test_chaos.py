@@ -13,7 +13,7 @@ from tests.controller.world import World, report, rljob
 from tests.master.virtual import run, until
 
 from rljob.controller.client import ApiError
-from rljob.controller.kinds import RUNNING, Ref
+from rljob.controller.kinds import Ref
 
 FAULTS: tuple[Fault, ...] = (
     "lost",
@@ -201,14 +201,15 @@ def test_a_silent_stream_of_jobs_is_noticed_and_made_up_for() -> None:
         await until(lambda: world.holds("Ready"))
         world.twin.silent.add("RLJob")
         world.spec(suspend=True)
-        await until(lambda: world.holds("Suspended") and not [p for p in world.pods() if p in RUNNING])
+        await until(lambda: world.holds("Suspended") and not world.pods())
         world.spec(suspend=False)
         await until(lambda: world.holds("Ready"))
-        assert world.operator is not None
-        await until(lambda: "rljobs" in world.operator.health() or world.operator.resync.missed > 0)
+        operator = world.operator
+        assert operator is not None
+        await until(lambda: operator.resync.missed > 0)
         world.twin.erase(Ref("RLJob", "default", "x"))
         await asyncio.sleep(300)
-        assert not world.operator.cache.jobs
+        assert not operator.cache.jobs
         await world.end()
 
     run(story())

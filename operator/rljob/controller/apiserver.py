@@ -107,11 +107,17 @@ class ApiServer:
         meta = there["metadata"]
         for index, entry in enumerate(meta.get("managedFields", ())):
             if entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Update" and not entry.get("subresource"):
+                at = f"/metadata/managedFields/{index}"
                 patch = [
-                    {"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]},
-                    {"op": "replace", "path": f"/metadata/managedFields/{index}/operation", "value": "Apply"},
+                    {"op": "test", "path": f"{at}/manager", "value": FIELD_MANAGER},
+                    {"op": "test", "path": f"{at}/operation", "value": "Update"},
+                    {"op": "replace", "path": f"{at}/operation", "value": "Apply"},
                 ]
-                await self._request("PATCH", path, kind, patch, content_type="application/json-patch+json")
+                try:
+                    await self._request("PATCH", path, kind, patch, content_type="application/json-patch+json")
+                except ApiError as error:
+                    # A test that fails is 422 to the server; here it means that somebody was faster.
+                    raise ApiError(409, "Conflict", str(error)) if error.code == 422 else error from error
                 return
 
     async def delete(self, ref: Ref, uid: str) -> None:

@@ -18,6 +18,7 @@ from rljob.controller.kinds import Key, Ref
 from rljob.controller.log import log
 from rljob.controller.trim import iso, refusal_reason, short
 from rljob.controller.world import Job, Observed, Trouble
+from rljob.manifests.types import ANNOTATION_HASH
 
 AGAIN_SECONDS, LONGEST_SECONDS = 5.0, 60.0
 """An object that the API server refused is tried again after so long, then later and later."""
@@ -75,11 +76,15 @@ class Reconciler:
             return None
         memory = self._memory.setdefault(key, Memory())
         first = self._decide(job, memory)
+        # What needs nothing done any more has got over its refusal.
+        stale = memory.refused.keys() - {_target(job, action) for action in first.actions}
+        for at in stale:
+            del memory.refused[at]
         failure = await self._act(job, first, memory)
         memory.verified = memory.verified or failure is None
         await self._listen(job, first, memory)
         # What was done shows in the cache: the status tells of the world after it.
-        second = self._decide(job, memory) if first.actions or first.silent else first
+        second = self._decide(job, memory) if first.actions or first.silent or stale else first
         self._follow(job, second)
         again = await self._write(job, second, first.notices, memory)
         if failure is not None:
@@ -97,7 +102,6 @@ class Reconciler:
 
     def _decide(self, job: Job, memory: Memory) -> Decision:
         desired = self.renderer.desired(job)
-        wanted = {(want.kind, want.name) for want in desired.wants}
         children = self.cache.children(job.key)
         status = json.loads(job.status)
         drifted = self.cache.drifted(job.key)
@@ -105,7 +109,6 @@ class Reconciler:
         if not memory.verified and status.get("fingerprint", fingerprint) != fingerprint:
             # Somebody may have changed any of them while no operator was there to see it.
             drifted = frozenset(at for at, child in children.items() if child.owner == job.uid)
-        memory.refused = {at: t for at, t in memory.refused.items() if at in wanted}
         seen = Observed(
             uid=job.uid,
             generation=job.generation,
@@ -135,7 +138,7 @@ class Reconciler:
         return failures[0] if failures else None
 
     async def _do(self, job: Job, action: Action, memory: Memory) -> ApiError | None:
-        at = ("RLJob", job.key.name) if isinstance(action, DeleteJob) else (action.kind, action.name)
+        at = _target(job, action)
         try:
             match action:
                 case Create():
@@ -184,12 +187,29 @@ class Reconciler:
             self.cache.put_child(action.kind, await self.api.apply(manifest, action.uid), written=True)
         except ApiError as error:
             if error.missing or error.conflict:
-                self.cache.drop_child(job.key, action.kind, action.name, action.uid)
+                await self._look_again(job, action)
                 raise
-            if error.code == 422 and action.kind != "PersistentVolumeClaim" and _is_fixed(error):
+            # What was good once is refused now: somebody made something of it that an apply cannot mend, such as a second port of the
+            # same name. It is made anew; a claim is not, because it holds the state.
+            known = self.cache.children(job.key).get((action.kind, action.name))
+            spoilt = known is not None and known.hash == manifest["metadata"]["annotations"][ANNOTATION_HASH]
+            if error.code == 422 and action.kind != "PersistentVolumeClaim" and (spoilt or _is_fixed(error)):
                 await self.api.delete(self._ref(job, action.kind, action.name), action.uid)
                 return
             raise
+
+    async def _look_again(self, job: Job, action: Apply) -> None:
+        """The cache has an object that is gone, or an old version of it."""
+        try:
+            there = await self.api.get(self._ref(job, action.kind, action.name))
+        except ApiError as error:
+            if not error.missing:
+                raise
+        else:
+            if there["metadata"]["uid"] == action.uid:
+                self.cache.put_child(action.kind, there)
+                return
+        self.cache.drop_child(job.key, action.kind, action.name, action.uid)
 
     async def _listen(self, job: Job, decision: Decision, memory: Memory) -> None:
         """Ask why pods wait that do not say so themselves."""
@@ -256,6 +276,10 @@ class Reconciler:
         except ApiError as error:
             if not error.conflict:
                 log.warning("%s: event %s was not written: %s", job.key, notice.reason, error)
+
+
+def _target(job: Job, action: Action) -> tuple[str, str]:
+    return (KIND, job.key.name) if isinstance(action, DeleteJob) else (action.kind, action.name)
 
 
 def event(job: Job, notice: Notice, now: float) -> dict[str, Any]:
