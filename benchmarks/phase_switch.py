@@ -295,6 +295,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="the agent's log")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave nothing behind
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.ERROR, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="rljob-bench-") as temporary:

@@ -98,6 +98,17 @@ def test_many_tensors_written_at_once_are_the_same(tmp_path: Path) -> None:
     assert all(torch.equal(all_at_once.view(name), value) for name, value in tensors(0).items())
 
 
+def test_a_file_on_disk_is_written_without_its_mapping_and_is_the_same(tmp_path: Path) -> None:
+    specs = [*SPECS, TensorSpec("big", torch.float32, (700_000,))]
+    values = {**tensors(5), "big": torch.arange(700_000).double()}
+    files = [TensorFile.create(tmp_path / name, specs, {"format": "pt"}, on_disk=on_disk) for name, on_disk in (("a", False), ("b", True))]
+    sums = [file.write_all(values) for file in files]
+    for file in files:
+        file.sync()
+    assert sums[0] == sums[1] == files[1].checksums()
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_a_file_that_an_engine_holds_cannot_be_written_until_it_lets_go(tmp_path: Path) -> None:
     writer, _ = fill(tmp_path / "arena", 1)
     reader, another = TensorFile.open(tmp_path / "arena"), TensorFile.open(tmp_path / "arena")

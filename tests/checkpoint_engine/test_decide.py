@@ -28,6 +28,7 @@ from rljob.checkpoint_engine.state import (
     Recall,
     Register,
     Rollout,
+    Save,
     Site,
     SleepEngine,
     StartEngine,
@@ -84,7 +85,10 @@ def done(step: Step, seen: Observed) -> Observed:
             return replace(seen, trainer=trainer(version, resident=True, incarnation=str(seen.trainer.incarnation)))
         case Train(task):
             after = trainer(task.version, resident=True, incarnation=str(seen.trainer.incarnation))
-            return replace(seen, trainer=after, known=replace(known, trained=metrics(task.version)))
+            kept = None if known.manifest is not None and known.manifest.version == task.version else known.manifest
+            return replace(seen, trainer=after, known=replace(known, trained=metrics(task.version), manifest=kept))
+        case Save(version):
+            return replace(seen, known=replace(known, saving=version))
         case Checkpoint(version):
             return replace(seen, known=replace(known, checkpointed=version))
         case Export(version):
@@ -101,7 +105,7 @@ def done(step: Step, seen: Observed) -> Observed:
         case Gate(owner):
             return replace(seen, known=replace(known, gate=owner))
         case StartEngine():
-            return replace(seen, engine=engine(None, incarnation="e2"))
+            return replace(seen, engine=engine(None, incarnation=seen.engine.incarnation or "e2"))
         case LoadEngine(version):
             return replace(seen, engine=engine(version, incarnation=str(seen.engine.incarnation)))
         case Attest(version):
@@ -129,6 +133,7 @@ def steps(wanted: NodeDesired, seen: Observed) -> list[Step]:
 
 
 MAKE = [Checkpoint(4), Export(4, None), Register(4)]
+BESIDE = [Export(4, None), Offload(), Save(4), StartEngine(), Gate("engine"), LoadEngine(4), Attest(4), Checkpoint(4), Register(4)]
 ENGINE_UP = [Gate("engine"), StartEngine(), LoadEngine(3), Attest(3)]
 PROVIDE = [Gate("trainer"), StartTrainer(), Load(3), Export(3, truth(3)), Register(3)]
 PAUSED_SITE, NVIDIA = Site("worker", "cpu", "sleep"), Site("worker", "nvidia", "auto")
@@ -198,7 +203,28 @@ TRAIN_CASES = {
     ),
     "the engine can be forked ahead": (
         world(trainer=trainer(resident=True), engine=EngineSeen(ready=True), known=Known(gate="trainer")),
-        [Train(TASK), ForkEngine(4), *MAKE],
+        [Train(TASK), ForkEngine(4), *BESIDE],
+    ),
+    "the forked engine has died while the version is saved": (
+        world(trainer=trainer(4), engine=EngineSeen("exited", "e", -9), arena=4,
+              known=Known(trained=metrics(4), ahead=(4, "e"), saving=4, manifest=manifest_of(4, truth(4)))),
+        [Gate("trainer"), Onload(), Checkpoint(4), Register(4)],
+    ),
+    "the trainer does not leave enough for the forked engine": (
+        world(trainer=trainer(4), engine=engine(None), arena=4,
+              known=Known(trained=metrics(4), ahead=(4, "e"), saving=4, unfit=frozenset("t"), manifest=manifest_of(4, truth(4)))),
+        [Checkpoint(4), EndTrainer("it failed"), Gate("engine"), LoadEngine(4), Attest(4), Register(4)],
+    ),
+    "the checkpoint beside the forked engine was not written": (
+        world(trainer=trainer(4), engine=engine(None), arena=4,
+              known=Known(trained=metrics(4), ahead=(4, "e"), unfit=frozenset("t"), manifest=manifest_of(4, truth(4)))),
+        [EndTrainer("it failed"), RESTART, Gate("trainer"), StartTrainer(), Load(3), Train(TASK), *MAKE],
+    ),
+    "the forked engine has refused the weights": (
+        world(trainer=trainer(4), engine=engine(None), arena=4,
+              known=Known(trained=metrics(4), ahead=(4, "e"), saving=4, unfit=frozenset("e"), arena_refused=True,
+                          manifest=manifest_of(4, truth(4)))),
+        [StopEngine("it failed"), Gate("trainer"), Onload(), Checkpoint(4), Export(4, None), Register(4)],
     ),
     "there was no memory to fork it ahead": (
         world(trainer=trainer(4, resident=True), engine=EngineSeen(ready=True), known=Known(trained=metrics(4), ahead=(4, None))),

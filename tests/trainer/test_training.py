@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,11 @@ def test_recomputation_and_the_size_of_micro_batches_change_only_rounding(
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
 
 
+def storages(tensors: Iterable[torch.Tensor]) -> set[int]:
+    """Addresses of the storages that hold memory."""
+    return {s.data_ptr() for s in (t.untyped_storage() for t in tensors) if s.nbytes()}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_offload_and_onload_keep_every_bit(
     precision: str, llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], tmp_path: Path
@@ -185,8 +190,9 @@ def test_offload_and_onload_keep_every_bit(
             if interrupted:
                 before = state(made)
                 offloader.offload()
-                assert sum(p.untyped_storage().nbytes() for p in made.policy.parameters()) == 0
-                assert sum(t.untyped_storage().nbytes() for t in made.optimizer.tensors()) == 0
+                # What remains lies in one file that the kernel may take out of memory: the masters.
+                assert len(storages([*made.policy.parameters(), *made.optimizer.tensors()])) == 1
+                assert storages(made.masters().values()) == storages(made.optimizer.tensors())
                 assert sum(b.grad_data.untyped_storage().nbytes() for b in made.ddp.buffers) == 0
                 offloader.onload()
                 assert same(before, state(made))

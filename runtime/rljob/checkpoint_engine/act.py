@@ -31,6 +31,7 @@ from rljob.checkpoint_engine.state import (
     Owner,
     Recall,
     Register,
+    Save,
     Site,
     SleepEngine,
     StartEngine,
@@ -98,6 +99,8 @@ class Actor:
         """`publish` is told how far a long step is."""
         self.plan, self.parts = plan, parts
         self._publish = publish
+        self._saving: asyncio.Task[None] | None = None
+        """The checkpoint that the trainer is writing while other steps go on (`Known.saving`)."""
 
     async def act(self, step: Step, seen: Observed) -> Known:
         """Do it; what is known afterwards.
@@ -107,7 +110,9 @@ class Actor:
         """
         known = seen.known
         if isinstance(step, Train):
-            return replace(known, trained=await self._train(step.task))
+            trained, stale = await self._train(step.task), known.manifest is not None and known.manifest.version == step.task.version
+            # Made again after its export: what the arena holds is not known to be the same.
+            return replace(known, trained=trained, manifest=None if stale else known.manifest)
         limit = self.plan.gate_deadline + self.plan.deadline if isinstance(step, Gate) else self.plan.deadline
         try:
             async with asyncio.timeout(limit):
@@ -118,7 +123,7 @@ class Actor:
     async def _act(self, step: Step, seen: Observed) -> Known:
         known, parts = seen.known, self.parts
         match step:
-            case StartTrainer() | EndTrainer() | Load() | Checkpoint() | Export() | Offload() | Onload():
+            case StartTrainer() | EndTrainer() | Load() | Save() | Checkpoint() | Export() | Offload() | Onload():
                 return await self._trainer(step, known)
             case StartEngine() | ForkEngine() | LoadEngine() | Attest() | StopEngine() | SleepEngine():
                 return await self._engine(step, seen)
@@ -151,10 +156,13 @@ class Actor:
             case Load(version):
                 folder = checkpoint_folder(self.plan.checkpoints, version) if version else self.plan.model
                 await trainer.load(LoadCommand(version=version, path=str(folder)))
+            case Save(version):
+                self._begin_saving(version)
+                return replace(known, saving=version)
             case Checkpoint(version):
-                folder = checkpoint_folder(self.plan.checkpoints, version)
-                await trainer.checkpoint(CheckpointCommand(version=version, path=str(folder)))
-                return replace(known, checkpointed=version)
+                begun = self._saving if known.saving == version else None
+                await (begun or self._begin_saving(version))
+                return replace(known, checkpointed=version, saving=None)
             case Export(version, checksum):
                 manifest = await trainer.export(ExportCommand(version=version, arena=str(self.plan.arena)))
                 if manifest.version != version or checksum not in (None, manifest.checksum):
@@ -171,6 +179,16 @@ class Actor:
             case _:
                 raise TypeError(f"{step} is no step of a trainer")
         return known
+
+    def _begin_saving(self, version: int) -> asyncio.Task[None]:
+        """Have the trainer write a checkpoint; what an earlier call comes to is of no interest any more."""
+        if self._saving is not None:
+            self._saving.cancel()
+        folder = checkpoint_folder(self.plan.checkpoints, version)
+        command = CheckpointCommand(version=version, path=str(folder))
+        self._saving = asyncio.create_task(self.parts.trainer.checkpoint(command))
+        self._saving.add_done_callback(_note_failure)
+        return self._saving
 
     async def _engine(self, step: Step, seen: Observed) -> Known:
         known, engine = seen.known, self.parts.engine
@@ -216,6 +234,8 @@ class Actor:
 
     async def finish(self) -> None:
         """End engine and trainer, and leave no shared memory. A shim that ends meanwhile ends its payload by itself."""
+        if self._saving is not None:
+            self._saving.cancel()
         shims = [self.parts.engine_shim, *([self.parts.trainer_shim] if self.plan.site.kind == "worker" else [])]
         try:
             async with asyncio.timeout(self.plan.deadline):
@@ -341,6 +361,12 @@ def mean_gap(found: Sequence[float], expected: Sequence[float]) -> float:
     if len(found) != len(expected) or not expected:
         return math.inf
     return sum(abs(a - b) for a, b in zip(found, expected, strict=True)) / len(expected)
+
+
+def _note_failure(saving: asyncio.Task[None]) -> None:
+    """So that a failure is in the log also if the step that would wait for it never comes; whoever waits gets it as well."""
+    if not saving.cancelled() and (error := saving.exception()) is not None:
+        log.warning("a checkpoint was not written: %s", error)
 
 
 async def _answer_of(shim: Shim) -> ShimStatus:

@@ -45,9 +45,10 @@ class WeightsRefused(InfrastructureError):
 class TensorFile:
     """Named tensors in one mapped file that any safetensors reader opens."""
 
-    def __init__(self, path: Path, descriptor: int, writable: bool) -> None:
+    def __init__(self, path: Path, descriptor: int, writable: bool, on_disk: bool = False) -> None:
         """Use `create` or `open`."""
         self.path = path
+        self._on_disk = on_disk
         self._descriptor = descriptor
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self._map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED, protection)
@@ -61,11 +62,15 @@ class TensorFile:
             self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
     @classmethod
-    def create(cls, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> Self:
+    def create(cls, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str], on_disk: bool = False) -> Self:
         """A writable file of this layout; an existing one of the same layout is kept (its data too, its metadata is replaced).
 
         Tensors lie in the order of `specs`, wider element types first, so that every tensor is aligned to its element size without
         holes, which safetensors forbids.
+
+        Args:
+            on_disk: `write` goes through write(2). A fresh page of a file on disk costs a fault when it is written through a mapping, which
+                made a checkpoint of 513 MiB take 1.3 s instead of 0.4; the warm pages of an arena are faster through the mapping.
 
         Raises:
             ConfigurationError: no space or no permission; the message says how much is needed and free.
@@ -77,13 +82,13 @@ class TensorFile:
         existing = _open_same_layout(path, ordered)
         if existing is None:
             existing = allocate(path, ordered, metadata)
-        file = cls(path, existing, writable=True)
+        file = cls(path, existing, writable=True, on_disk=on_disk)
         file.set_metadata(metadata)
         return file
 
     @classmethod
-    def open(cls, path: Path, writable: bool = False) -> Self:
-        """Map an existing file.
+    def open(cls, path: Path, writable: bool = False, on_disk: bool = False) -> Self:
+        """Map an existing file; `on_disk` as in `create`.
 
         Raises:
             ConfigurationError: it does not exist, may not be read, or is not a complete safetensors file.
@@ -93,7 +98,7 @@ class TensorFile:
         except OSError as error:
             raise ConfigurationError(f"cannot open {path}: {error.strerror}") from error
         try:
-            return cls(path, descriptor, writable)
+            return cls(path, descriptor, writable, on_disk)
         except ValueError as error:  # an empty file cannot be mapped
             os.close(descriptor)
             raise ConfigurationError(f"{path} is not a complete safetensors file: {error}") from error
@@ -177,8 +182,10 @@ class TensorFile:
         offset, spec = self._places[name]
         if tuple(source.shape) != spec.shape:
             raise ValueError(f"tensor {name} has shape {list(source.shape)}, {self.path} holds {list(spec.shape)}")
-        target = self.view(name).view(-1)
         flat = source.detach().contiguous().view(-1)
+        if self._on_disk:
+            return self._write_out(offset, flat.to("cpu", spec.dtype))
+        target = self.view(name).view(-1)
         copy = _memmove if flat.device.type == "cpu" and flat.dtype == spec.dtype else torch.Tensor.copy_
         step = CHUNK // spec.dtype.itemsize if flat.device.type == "cpu" else max(1, flat.numel())
         digest = xxhash.xxh3_128()
@@ -187,6 +194,22 @@ class TensorFile:
                 end = min(start + step, flat.numel())
                 copy(target[start:end], flat[start:end])
                 digest.update(memory[offset + start * spec.dtype.itemsize : offset + end * spec.dtype.itemsize])
+        return str(digest.hexdigest())
+
+    def _write_out(self, offset: int, flat: torch.Tensor) -> str:
+        """`write` through write(2); the checksum of what was handed over."""
+        digest = xxhash.xxh3_128()
+        # Not through numpy: torch never again resizes a storage that numpy has seen, and the trainer's are resized when they are offloaded.
+        contents = memoryview((ctypes.c_ubyte * flat.nbytes).from_address(flat.data_ptr())).cast("B")
+        for start in range(0, len(contents), CHUNK):
+            chunk = contents[start : start + CHUNK]
+            digest.update(chunk)
+            while chunk:
+                try:
+                    written = os.pwrite(self._descriptor, chunk, offset)
+                except OSError as error:
+                    raise InfrastructureError(f"cannot write {self.path}: {error.strerror}") from error
+                offset, chunk = offset + written, chunk[written:]
         return str(digest.hexdigest())
 
     def write_all(self, tensors: Mapping[str, torch.Tensor], threads: int | None = None) -> dict[str, str]:

@@ -22,6 +22,7 @@ from rljob.checkpoint_engine.state import (
     Recall,
     Register,
     Rollout,
+    Save,
     SleepEngine,
     StartEngine,
     StartTrainer,
@@ -71,6 +72,8 @@ def _train(version: int, task: TrainTask, seen: Observed) -> Step:
         return step
     if _made(new, seen):
         return Idle(f"version {new} is made; the master commits it")
+    if trained and _forked_for(new, seen):
+        return _make_beside_engine(new, seen)
     if step := _trainer_holds(new if trained else version, seen):
         return step
     if not trained:
@@ -82,6 +85,27 @@ def _train(version: int, task: TrainTask, seen: Observed) -> Step:
     if _manifest(new, None, seen) is None:
         return Export(new, None)
     return Register(new)
+
+
+def _make_beside_engine(version: int, seen: Observed) -> Step:
+    """Make the version while the engine that was forked for it comes up: it is saved while the engine takes and proves the weights.
+
+    Registered last, as ever: a version that the master knows can be had again from its checkpoint.
+    """
+    status, known = seen.trainer.status, seen.known
+    manifest = _manifest(version, None, seen)
+    if manifest is None:
+        return _trainer_holds(version, seen) or Export(version, None)
+    failed = seen.trainer.incarnation in known.unfit
+    if failed and known.saving == version and not _checkpointed(version, seen):
+        return Checkpoint(version)  # it has to go, but what it is writing spares another training
+    if (failed or status is None or status.resident) and (step := _trainer_leaves(seen)):
+        return step
+    if not _checkpointed(version, seen) and known.saving != version:
+        return Save(version)
+    if step := _engine_serves(manifest, seen):
+        return step
+    return Register(version) if _checkpointed(version, seen) else Checkpoint(version)
 
 
 def _serve(version: int, checksum: str | None, seen: Observed) -> Step:
@@ -151,7 +175,7 @@ def _engine_leaves(seen: Observed) -> Step | None:
 def _forks_ahead(version: int, seen: Observed) -> bool:
     """Whether an engine may start while the trainer saves `version`: on CPU, where the two share memory anyway, and only once.
 
-    It holds no weights yet, so this takes nothing from the order of export, register, offload, load, attest.
+    It holds no weights yet, so this takes nothing from the order of export, offload, load, attest.
     """
     untried = seen.known.ahead is None or seen.known.ahead[0] != version
     gone = seen.engine.life in ("stopped", "exited") and seen.engine.ready
@@ -161,7 +185,12 @@ def _forks_ahead(version: int, seen: Observed) -> bool:
 def _forked_for(version: int, seen: Observed) -> bool:
     """Whether the engine that lives is the one that was started ahead of `version`."""
     incarnation = seen.engine.incarnation
-    return incarnation is not None and seen.known.ahead == (version, incarnation) and incarnation not in seen.known.unfit
+    return (
+        seen.engine.life in ALIVE
+        and incarnation is not None
+        and seen.known.ahead == (version, incarnation)
+        and incarnation not in seen.known.unfit
+    )
 
 
 def _engine_serves(manifest: Manifest, seen: Observed) -> Step | None:

@@ -12,6 +12,7 @@ from rljob.checkpoint_engine.state import (
     NAMES,
     TRAINER_STEPS,
     Attest,
+    Checkpoint,
     EndTrainer,
     EngineSeen,
     Gate,
@@ -80,6 +81,8 @@ def failed(known: Known, step: Step, error: RLJobError, seen: Observed, now: flo
     known = replace(known, gate=None)
     if isinstance(step, TRAINER_STEPS) and (again or not isinstance(error, WrongState)):
         known = _unfit(known, *trainer)
+    if isinstance(step, Checkpoint):
+        known = replace(known, saving=None)
     if isinstance(step, ENGINE_STEPS):
         known = _unfit(known, *engine)
     # A living engine that refuses, or an export that came out wrong: nobody vouches for what the arena holds.
@@ -129,7 +132,7 @@ def _trainer_noticed(known: Known, trainer: TrainerSeen, now: float) -> Known:
     if known.trainer is not None and (not alive or trainer.incarnation != known.trainer):
         error = exit_error("trainer", trainer.exit_status, trainer.last_line) if trainer.life == "exited" else _lost("trainer")
         counted = known.trainer in known.unfit
-        known = replace(known, trainer=None, gate=None if known.gate == "trainer" else known.gate)
+        known = replace(known, trainer=None, saving=None, gate=None if known.gate == "trainer" else known.gate)
         known = known if counted else _failure(known, "train", error, now)
     if alive and known.trainer is None:
         known = replace(known, trainer=trainer.incarnation)

@@ -74,6 +74,8 @@ class Known:
     unknown_to_master: int | None = None
     """The master has no manifest of this version: it must be exported here."""
     checkpointed: int | None = None
+    saving: int | None = None
+    """Version whose checkpoint the trainer was told to write; nobody has waited for it yet."""
     trained: TrainMetrics | None = None
     attested: tuple[str, int, str] | None = None
     """Engine incarnation, version and checksum that passed."""
@@ -143,7 +145,16 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Save:
+    """The trainer begins to write the version's checkpoint, without being waited for."""
+
+    version: int
+
+
+@dataclass(frozen=True)
 class Checkpoint:
+    """The version's checkpoint is durable: written now, or waited for after `Save`."""
+
     version: int
 
 
@@ -253,8 +264,8 @@ class Finish:
 
 
 Step = (
-    StartTrainer | EndTrainer | Load | Train | Checkpoint | Export | Fetch | Recall | Register | Offload | Onload | Gate | StartEngine
-    | ForkEngine | LoadEngine | Attest | StopEngine | SleepEngine | Rollout | Idle | Finish
+    StartTrainer | EndTrainer | Load | Train | Save | Checkpoint | Export | Fetch | Recall | Register | Offload | Onload | Gate
+    | StartEngine | ForkEngine | LoadEngine | Attest | StopEngine | SleepEngine | Rollout | Idle | Finish
 )  # fmt: skip
 
 NAMES: Mapping[type[Step], node.Step] = {
@@ -262,6 +273,7 @@ NAMES: Mapping[type[Step], node.Step] = {
     EndTrainer: "offload",
     Load: "load",
     Train: "train",
+    Save: "checkpoint",
     Checkpoint: "checkpoint",
     Export: "export",
     Fetch: "load",
@@ -281,7 +293,7 @@ NAMES: Mapping[type[Step], node.Step] = {
     Finish: "idle",
 }
 """What the master and the user read."""
-TRAINER_STEPS = (StartTrainer, Load, Train, Checkpoint, Export, Offload, Onload)
+TRAINER_STEPS = (StartTrainer, Load, Train, Save, Checkpoint, Export, Offload, Onload)
 """Steps after whose failure nobody knows what state the trainer is in."""
 ENGINE_STEPS = (StartEngine, ForkEngine, LoadEngine, Attest, SleepEngine)
 """Likewise the engine."""

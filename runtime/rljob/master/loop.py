@@ -33,6 +33,8 @@ class Loop:
         self.spec = parts.job.spec
         self.activity = parts.activity
         self._served: Weights | None = None
+        self._pruning: asyncio.Task[None] | None = None
+        """Old checkpoints are deleted while the next engine is already asked."""
 
     async def run(self) -> None:
         """Until all iterations are done and the final model is written."""
@@ -75,7 +77,8 @@ class Loop:
         metrics = await p.nodes.until(lambda: self._made(version))
         p.stopwatch.add(p.nodes.step_seconds())
         self._commit(batch, metrics)
-        await self._prune()
+        await self._pruned()
+        self._pruning = asyncio.create_task(self._prune())
 
     def _made(self, version: int) -> TrainMetrics | None:
         """What training reported, once the version is registered and durable on every worker.
@@ -108,6 +111,11 @@ class Loop:
         found = checkpoint_versions(p.folders.checkpoints)
         gone = obsolete(found, p.state.versions.committed().version, first_policy(self.spec), self.spec.checkpoint)
         await asyncio.to_thread(delete_checkpoints, p.folders.checkpoints, gone)
+
+    async def _pruned(self) -> None:
+        """The deletion that was begun last is done; raises what it raised."""
+        if self._pruning is not None:
+            await self._pruning
 
     async def serve(self, what_for: Literal["Rollout", "Evaluating"]) -> Weights:
         """Have the committed version served by at least one engine; its identity."""
@@ -189,6 +197,7 @@ class Loop:
         committed = p.state.versions.committed()
         p.pool.want(None, {})
         p.nodes.want("stop", committed.version, committed.checksum)
+        await self._pruned()
         await self._prune()
         await asyncio.to_thread(export_model, checkpoint_folder(p.folders.checkpoints, committed.version), p.folders.output / "model")
         await self.part()

@@ -39,6 +39,17 @@ COMMON = (
     "vllm.v1.executor.multiproc_executor", "vllm.model_executor.models.llama", "vllm.model_executor.models.qwen2",
     "vllm.model_executor.model_loader.dummy_loader", "vllm.model_executor.model_loader.reload", "vllm.entrypoints.rl.online.api_router",
     "vllm.entrypoints.scale_out.token_in_token_out.api_router", "rljob.rollout.weight_transfer",
+    "vllm.model_executor.layers.quantization.online.base", "vllm.distributed.elastic_ep.elastic_execute", "setproctitle",
+    "vllm.entrypoints.generate.api_router", "vllm.entrypoints.generate.structured_decisions.api_router",
+    "vllm.entrypoints.generate.generative_scoring.api_router", "vllm.entrypoints.anthropic.api_router",
+    "vllm.entrypoints.cohere.api_router",
+    "vllm.entrypoints.openai.chat_completion.api_router", "vllm.entrypoints.openai.completion.api_router",
+    "vllm.entrypoints.openai.models.api_router", "vllm.entrypoints.openai.responses.api_router",
+    "vllm.entrypoints.openai.chat_completion.batch_serving", "vllm.entrypoints.rl.factories", "vllm.entrypoints.scale_out.factories",
+    "vllm.entrypoints.scale_out.render.api_router", "vllm.entrypoints.scale_out.derender.api_router", "vllm.collect_env",
+    "vllm.entrypoints.serve.instrumentator.metrics", "model_hosting_container_standards.sagemaker", "prometheus_fastapi_instrumentator",
+    "uvicorn.lifespan.on", "uvicorn.protocols.http.httptools_impl", "uvicorn.protocols.websockets.websockets_sansio_impl",
+    "multiprocessing.popen_fork",
 )  # fmt: skip
 """Modules that a server imports late; one that a release of vLLM does not have only makes the first engine's start slower."""
 
@@ -193,10 +204,11 @@ def import_vllm() -> None:
     for name in (*COMMON, *IMPORTS["cpu" if current_platform.is_cpu() else "cuda"]):
         _import_if_there(name)
     if current_platform.is_cpu():
-        from rljob.rollout import kernels, linear
+        from rljob.rollout import kernels, linear, startup
 
         linear.install()
         kernels.install()
+        startup.install()
     _fork_engine_cores()
     # The argument parser is 0.3 s of pure Python whose caches a fork inherits.
     _parse([])

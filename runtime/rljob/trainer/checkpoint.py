@@ -97,7 +97,7 @@ def save(
 
 
 def _write_masters(replica: Replica, ranks: Ranks, draft: Path, where: Where) -> tuple[dict[str, str], TensorFile]:
-    file = shared_file(ranks, draft / MODEL, layout(replica, torch.float32))
+    file = shared_file(ranks, draft / MODEL, layout(replica, torch.float32), on_disk=True)
     with ranks.together():
         file.set_metadata({"format": "pt"})  # transformers wants to know
         checksums = write(file, replica, {name: where(master) for name, master in replica.masters().items()})
@@ -110,7 +110,7 @@ def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where) ->
     masters = replica.masters()
     states = {name: replica.optimizer.state(master) for name, master in masters.items()}
     names = tuple(_moment_name(moment) for moment in STATES)
-    with shared_file(ranks, draft / OPTIMIZER, layout(replica, torch.float32, names)) as file, ranks.together():
+    with shared_file(ranks, draft / OPTIMIZER, layout(replica, torch.float32, names), on_disk=True) as file, ranks.together():
         for moment in STATES:
             write(file, replica, {name: where(state[moment]) for name, state in states.items()}, _moment_name(moment))
         file.sync()

@@ -11,7 +11,8 @@ import datetime
 import mmap
 import os
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -32,12 +33,17 @@ class Device(Protocol):
 
     device: torch.device
     backend: str
+    unified: bool
+    """Host memory is the device's own."""
 
     def prepare(self) -> None:
         """Make this process ready for it. Before Megatron is imported."""
 
     def megatron(self) -> AbstractContextManager[Any]:
         """Goes around calls into Megatron's optimizer and schedule."""
+
+    def undisturbed(self) -> AbstractContextManager[Any]:
+        """Goes around a small computation that runs while an engine starts beside it."""
 
     def has_bf16(self) -> bool:
         """The hardware multiplies bf16 matrices."""
@@ -63,6 +69,7 @@ class Cpu:
 
     device = torch.device("cpu")
     backend = "gloo"
+    unified = True
 
     def prepare(self) -> None:
         from rljob.trainer import cpu
@@ -74,6 +81,10 @@ class Cpu:
         from rljob.trainer import cpu
 
         return cpu.CudaMeansCpu()
+
+    def undisturbed(self) -> AbstractContextManager[Any]:
+        """One thread: several that wait for each other at every step take many times as long when one of them has to share its core."""
+        return _threads(1)
 
     def has_bf16(self) -> bool:
         flags = Path("/proc/cpuinfo")
@@ -107,6 +118,7 @@ class Nvidia:
     """One CUDA device, by LOCAL_RANK."""
 
     backend = "nccl"
+    unified = False
 
     def __init__(self, local_rank: int) -> None:
         self.device = torch.device("cuda", local_rank)
@@ -122,6 +134,9 @@ class Nvidia:
         cpu.stub_triton()
 
     def megatron(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def undisturbed(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def has_bf16(self) -> bool:
@@ -168,6 +183,17 @@ def join(device: Device) -> dist.ProcessGroup:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo looks up the host's name, which need not resolve
     dist.init_process_group(device.backend, timeout=FOREVER)
     return dist.new_group(backend="gloo", timeout=FOREVER)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch computes with so many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _keep_freed_memory() -> None:

@@ -1,11 +1,15 @@
 """Off the accelerator between training phases: masters and optimizer state move to one host buffer, the rest is dropped.
 
+On CPU nothing moves: from the first time on, the masters live in the host buffer, a file that the kernel may write back and take out of
+memory while nobody trains.
+
 Gradients are worth nothing between steps, and bf16 parameters are the rounded masters, so neither is kept. A storage is resized to zero
 after its copy, which frees it whoever else holds a reference (Megatron's own offload swaps `.data`, takes 30 times as long and frees
 nothing that is still referenced). The buffer is allocated once: fresh pages cost 20 to 40 times as much.
 Not covered: what the process itself needs on a GPU (CUDA context, kernels, NCCL: 1-2.5 GiB on one H100).
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +36,7 @@ class Offloader:
         """`folder` may hold the buffer: an unnamed file there on CPU."""
         self._replica = replica
         self._folder = folder
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffer = self._home = torch.empty(0, dtype=torch.uint8)
         self._kept: dict[int, Place] = {}
         self._dropped: dict[int, Place] = {}
         self.resident = True
@@ -43,11 +47,13 @@ class Offloader:
             return
         replica = self._replica
         replica.optimizer.megatron.zero_grad()  # drops references into the gradient buffer
-        self._kept = _storages(replica.optimizer.tensors())
+        if replica.device.unified:
+            self._settle()
+        self._kept = {key: place for key, place in _storages(replica.optimizer.tensors()).items() if key != self._home_key}
         gradients = [b.grad_data for b in [*replica.ddp.buffers, *replica.ddp.expert_parallel_buffers]]
         dropped = _storages([*replica.policy.parameters(), *gradients])
-        self._dropped = {key: place for key, place in dropped.items() if key not in self._kept}
-        total = max(place.start + place.size for place in self._kept.values())
+        self._dropped = {key: place for key, place in dropped.items() if key not in self._kept and key != self._home_key}
+        total = max((place.start + place.size for place in self._kept.values()), default=0)
         if self._buffer.numel() < total:
             self._buffer = replica.device.host_buffer(total, self._folder)
         for place in self._kept.values():
@@ -76,10 +82,27 @@ class Offloader:
 
     def view(self, tensor: Tensor) -> Tensor:
         """A master or a moment where it is now: the tensor itself, or its copy in the host buffer."""
-        if self.resident:
+        if self.resident or tensor.untyped_storage()._cdata == self._home_key:
             return tensor
         place = self._in_buffer(self._kept[tensor.untyped_storage()._cdata])
         return place.view(tensor.dtype)[tensor.storage_offset() :].as_strided(tensor.shape, tensor.stride())
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Move the masters into host memory for good; repeated: nothing."""
+        if self._home.numel():
+            return
+        masters = list(self._replica.masters().values())
+        starts = list(itertools.accumulate((_rounded(m.nbytes) for m in masters), initial=0))
+        self._home = self._replica.device.host_buffer(starts[-1], self._folder)
+        for master, start in zip(masters, starts, strict=False):
+            place = self._home[start : start + master.nbytes].view(master.dtype).view(master.shape)
+            place.copy_(master.data)
+            master.data = place
+
+    @property
+    def _home_key(self) -> int:
+        return self._home.untyped_storage()._cdata
 
     def _in_buffer(self, place: Place) -> Tensor:
         return self._buffer[place.start : place.start + place.size]
@@ -92,8 +115,13 @@ def _storages(tensors: Iterable[Tensor]) -> dict[int, Place]:
     for storage in (t.untyped_storage() for t in tensors):
         if storage._cdata not in found:
             found[storage._cdata] = Place(storage, storage.nbytes(), at)
-            at += -(-storage.nbytes() // 256) * 256
+            at += _rounded(storage.nbytes())
     return found
+
+
+def _rounded(size: int) -> int:
+    """Up to a multiple of 256."""
+    return -(-size // 256) * 256
 
 
 def _bytes(place: Place) -> Tensor:

@@ -140,12 +140,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def shared_file(ranks: Ranks, path: Path, specs: list[TensorSpec]) -> TensorFile:
-    """A file that rank 0 makes and every rank maps."""
+def shared_file(ranks: Ranks, path: Path, specs: list[TensorSpec], on_disk: bool = False) -> TensorFile:
+    """A file that rank 0 makes and every rank maps; `on_disk` as in `TensorFile.create`."""
     with ranks.together():
-        made = TensorFile.create(path, specs, {}) if ranks.leads else None
+        made = TensorFile.create(path, specs, {}, on_disk) if ranks.leads else None
     with ranks.together():
-        return made if made is not None else TensorFile.open(path, writable=True)
+        return made if made is not None else TensorFile.open(path, writable=True, on_disk=on_disk)
 
 
 def canary(replica: Replica, dtype: torch.dtype) -> Canary:
@@ -153,6 +153,6 @@ def canary(replica: Replica, dtype: torch.dtype) -> Canary:
     vocabulary = replica.architecture.vocabulary
     tokens = [(7919 * (i + 1)) % vocabulary for i in range(CANARY_LENGTH)]
     row = sequence_row(tokens)
-    with torch.no_grad():
+    with torch.no_grad(), replica.device.undisturbed():
         logprobs = torch.func.functional_call(replica.policy, dict(replica.masters()), (row,))
     return Canary(tokens=tuple(tokens), logprobs=tuple(logprobs.tolist()), tolerance=TOLERANCE[dtype])
