@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tests.chart.rendering import FOLDER, Chart, Json, RefusedError, settings_of
 
@@ -44,7 +44,7 @@ SETTINGS = st.fixed_dictionaries(
         "storageClass": st.sampled_from(["fast", "123", "true", "null"]),
         "accessMode": st.sampled_from(["ReadWriteMany", "ReadWriteOnce"]),
         "storageSize": st.sampled_from(["1Gi", "500Mi", "2Ti"]),
-        "devices": st.dictionaries(st.just("nvidia"), st.fixed_dictionaries({}, optional={"runtimeClass": st.just("nvidia")})),
+        "devices": st.fixed_dictionaries({"nvidia": st.fixed_dictionaries({}, optional={"runtimeClass": st.just("nvidia")})}),
         "leaderElection": st.fixed_dictionaries({}, optional={"enabled": st.just(True), "seconds": st.integers(5, 10**7)}),
         "progressSeconds": st.floats(0.001, 1e7, allow_nan=False),
         "workers": st.integers(1, 10**7),
@@ -70,10 +70,10 @@ VALUES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(values=VALUES)
 def test_every_combination_of_values_renders_settings_that_the_operator_takes(chart: Chart, values: Json) -> None:
-    rendered = parse_settings(settings_of(chart.objects(values)), "settings.yaml")
+    rendered = parse_settings(settings_of(chart.objects(values | {"crds": {"install": False}})), "settings.yaml")
     given_settings = values.get("settings", {})
     wanted = Settings.model_validate({**given_settings, "images": rendered.images, "operatorNamespace": "rljob-system"})
     wanted = wanted.model_copy(update={"namespaces": values.get("namespaces", [])})
