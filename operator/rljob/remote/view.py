@@ -61,7 +61,9 @@ def _figures(seen: Snapshot) -> RenderableType:
         speed = f"  {status.tokens_per_second:,.0f} tokens/s" if status.tokens_per_second else ""
         grid.add_row("progress", Text.assemble(_bar(status.progress), speed))
     if status.timings:
-        grid.add_row("last iteration", ", ".join(f"{name} {span(seconds)}" for name, seconds in status.timings.items()))
+        # The longest first; a cluster does not keep the order in which they were written.
+        timings = sorted(status.timings.items(), key=lambda item: (-item[1], item[0]))
+        grid.add_row("last iteration", ", ".join(f"{name} {span(seconds)}" for name, seconds in timings))
     if (seen.replicas or seen.ready_replicas) and not seen.finished and not seen.suspended:
         wrong = seen.ready_replicas != seen.replicas
         grid.add_row("rollout pods", Text(f"{seen.ready_replicas} of {seen.replicas} ready", style="yellow" if wrong else ""))
