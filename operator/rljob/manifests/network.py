@@ -88,6 +88,7 @@ def _policy(context: Context, name: str, roles: Sequence[str], ingress: list[Man
             "podSelector": _selector(context, roles),
             "policyTypes": ["Ingress", "Egress"],
             "ingress": ingress,
-            "egress": egress,
+            # An empty list is the same as none, and the API server keeps none: with it every apply would be a change.
+            **({"egress": egress} if egress else {}),
         },
     }
