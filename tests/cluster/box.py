@@ -129,6 +129,10 @@ class Box:
             raise ClusterError(f"{' '.join(map(str, argv))} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}")
         return done.stdout
 
+    def leave(self) -> None:
+        """Stops looking into a box that goes on."""
+        self._thread.shutdown()
+
     def close(self) -> None:
         """Ends everything in the box."""
         self.first.kill()

@@ -119,7 +119,8 @@ class LocalCluster(Cluster):
         """Starts everything and waits until it is ready."""
         for name in ("pki", "log", "volumes"):
             (self.folder / name).mkdir()
-        self.record = replace(self.record, network=network.connect_host(self._box("control")).number)
+        box = self._box("control")
+        self.record = replace(self.record, network=network.connect_host(box, self.record.name).number)
         state.write(self.record)
         self._boxes["control"].run([binary("probe"), *control.pki_arguments(self.folder / "pki", self.addresses, MOST_NODES)])
         for user in control.USERS:
@@ -320,7 +321,8 @@ class LocalCluster(Cluster):
         return bool(slices)
 
     def fake_nodes(self, count: int) -> None:
-        self._start("kube-scheduler", "kwok")
+        self._start("kube-scheduler", "provisioner", "kwok")
+        self.apply(provisioner.STORAGE_CLASS)
         self.apply([control.fake_node(index) for index in range(count)])
         self.kubectl("wait", "node", "--selector=type=kwok", "--for=condition=Ready", "--timeout=120s", timeout=150)
 
@@ -335,6 +337,11 @@ class LocalCluster(Cluster):
         return self._servers[name].log
 
     # Ending it.
+
+    def leave(self) -> None:
+        """Forgets an adopted cluster; it goes on."""
+        for box in self._boxes.values():
+            box.leave()
 
     def stop(self) -> None:
         """Removes everything that was made."""

@@ -114,9 +114,6 @@ def controller_manager(folder: Path, addresses: Addresses) -> tuple[str, ...]:
         "--use-service-account-credentials=true",
         "--leader-elect=false",
         f"--flex-volume-plugin-dir={folder}/volume-plugins",
-        # A node that is stopped by a test shall be missed in seconds, not in the minute that suits a data centre.
-        "--node-monitor-grace-period=20s",
-        "--node-monitor-period=2s",
         # Informers and deletions at the pace of a test, not of a shared server.
         "--kube-api-qps=200",
         "--kube-api-burst=400",
@@ -154,10 +151,11 @@ def corefile(folder: Path, addresses: Addresses) -> str:
 
 
 def kwok(folder: Path, addresses: Addresses) -> tuple[str, ...]:
-    """Plays the kubelets of nodes that only pretend; its built-in stages make a pod Running at once."""
+    """Plays the kubelets of nodes that only pretend, as `kwok.yaml` says."""
     return (
         "kwok",
         f"--kubeconfig={folder}/admin.conf",
+        f"--config={Path(__file__).with_name('kwok.yaml')}",
         "--manage-all-nodes=false",
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
         f"--cidr={addresses.fake_pods}",

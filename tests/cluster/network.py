@@ -5,6 +5,7 @@ import json
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.cluster.box import Box, ClusterError
 
@@ -90,7 +91,7 @@ def _taken() -> list[str]:
     return [route["dst"] for route in json.loads(done.stdout or "[]") if route["dst"] != "default"]
 
 
-def connect_host(control: Box) -> Addresses:
+def connect_host(control: Box, owner: str) -> Addresses:
     """Chooses a free /16, links the control box to the machine, and gives the machine a route. Raises `ClusterError` if none is free."""
     refusals: list[str] = []
     for number in free_numbers(_taken()):
@@ -99,6 +100,7 @@ def connect_host(control: Box) -> Addresses:
         if done.returncode == 0:
             _lay_bridge(control, addresses)
             for words in (
+                ("link", "set", addresses.device, "alias", owner),
                 ("addr", "add", f"{addresses.host}/24", "dev", addresses.device),
                 ("link", "set", addresses.device, "up"),
                 ("route", "add", addresses.all, "via", addresses.control),
@@ -113,6 +115,20 @@ def connect_host(control: Box) -> Addresses:
     raise ClusterError(
         f"no link into the cluster could be made: {refusals[-1] if refusals else 'each of 10.100.0.0/16 to 10.199.0.0/16 is in use here'}"
     )
+
+
+def disconnect_host(number: int, owner: str) -> None:
+    """Removes the machine's end of the link, if it is still the one that was made for `owner`.
+
+    It goes with its box, but some time later, and not while another process looks into the box.
+    """
+    device = Addresses(number).device
+    try:
+        alias = Path("/sys/class/net", device, "ifalias").read_text().strip()
+    except FileNotFoundError:
+        return
+    if alias == owner:
+        _ip("link", "delete", device)
 
 
 def _lay_bridge(control: Box, addresses: Addresses) -> None:

@@ -57,6 +57,8 @@ def _session(nodes: int) -> Iterator[Cluster]:
     existing = _existing()
     if existing is not None:
         yield existing
+        if isinstance(existing, LocalCluster):
+            existing.leave()
         return
     cluster = start(nodes)
     try:

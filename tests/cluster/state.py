@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.cluster.box import ClusterError, Identity
 from tests.cluster.build import cache_folder
+from tests.cluster.network import disconnect_host
 
 CGROUPS = Path("/sys/fs/cgroup")
 Condition = Callable[[], bool]
@@ -149,6 +150,8 @@ def remove(record: Record) -> None:
             first.kill()
         for name, first in record.boxes.items():
             until(partial(_gone, first), f"box {name} of cluster {record.name} (process {first.pid}) still runs")
+        if record.network is not None:
+            disconnect_host(record.network, record.name)
         remove_cgroup(record.name)
     shutil.rmtree(record.folder, ignore_errors=False, onexc=_ignore_missing)
     (records_folder() / f"{record.name}.json").unlink(missing_ok=True)
