@@ -26,20 +26,20 @@ spec:
     master:
       spec:
         containers:
-        - {name: prepare, command: [/probe, write, /rljob/work/ready, prepared]}
-        - {name: master, command: [/probe, serve, ':8080', fine]}
+        - {name: prepare, command: [/probe, write, /rljob/work/ready, prepared], resources: &little {requests: {cpu: 50m, memory: 64Mi}}}
+        - {name: master, command: [/probe, serve, ':8080', fine], resources: *little}
     worker:
       spec:
         containers:
         - &sidecar
           name: megatron
           command: [/probe, env, FAKE_DEVICES]
-          resources: {requests: {cpu: 50m, memory: 64Mi}}
+          resources: *little
           startupProbe: null
           livenessProbe: null
         - {<<: *sidecar, name: vllm}
         - {name: wait, command: [/probe, await, /rljob/work/ready]}
-        - {name: checkpoint-engine, command: [/probe, env, FAKE_DEVICES], resources: {requests: {cpu: 50m, memory: 64Mi}}}
+        - {name: checkpoint-engine, command: [/probe, env, FAKE_DEVICES], resources: *little}
 """
 WORKER = "demo-worker-0"
 
