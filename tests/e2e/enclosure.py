@@ -1,4 +1,7 @@
-"""A place with small or read-only file systems of its own, made of Linux namespaces: the machine itself is not touched."""
+"""A place with small or read-only file systems of its own, made of Linux namespaces: the machine itself is not touched.
+
+Needs root, or a kernel that gives namespaces to users; the commands are of util-linux.
+"""
 
 import os
 import subprocess
