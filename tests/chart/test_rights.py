@@ -4,9 +4,8 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +69,6 @@ def operator(cluster: Cluster, objects: list[Json], namespace: str, folder: Path
         print((folder / "operator.log").read_text())
 
 
-def until(what: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait for something that kubectl cannot wait for."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("where", ["all namespaces", "one namespace"])
 def test_with_the_charts_rights_jobs_live_and_die(api_server: Cluster, chart: Chart, tmp_path: Path, where: str) -> None:
     with api_server.namespace("rights") as home, api_server.namespace("jobs") as namespace:
@@ -127,8 +118,6 @@ def _life(cluster: Cluster, namespace: str) -> None:
     cluster.kubectl("patch", "pod/one-master", "-n", namespace, "--subresource=status", "--type=merge", "-p", done)
     # ttlSecondsAfterFinished is 0: the operator removes the job as soon as it has succeeded.
     cluster.wait("rljob/one", "delete", namespace)
-    cluster.kubectl("delete", "rljob/gpu", "-n", namespace)
-    until(lambda: not cluster.get("pods", namespace=namespace)["items"])
 
 
 def _suspend(cluster: Cluster, namespace: str, yes: bool) -> None:
