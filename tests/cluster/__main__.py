@@ -19,11 +19,20 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _folders() -> Path:
+    """Where the folders of clusters are that this command made; others are not its business."""
+    return cache_folder() / "folders"
+
+
+def _own() -> list[state.Record]:
+    records = state.all_records()
+    return [record for record in records if record.checkout == str(CHECKOUT) and Path(record.folder).parent == _folders()]
+
+
 def _standing() -> list[state.Record]:
-    """Clusters made by hand from this checkout that still run."""
+    """Clusters made by this command from this checkout that still run."""
     here = state.boot_id()
-    own = [record for record in state.all_records() if record.owner is None and record.checkout == str(CHECKOUT)]
-    return [record for record in own if record.boot == here and record.boxes and all(box.alive() for box in record.boxes.values())]
+    return [record for record in _own() if record.boot == here and record.boxes and all(box.alive() for box in record.boxes.values())]
 
 
 def _one() -> LocalCluster:
@@ -53,9 +62,8 @@ def up(nodes: Annotated[int, typer.Option(min=0, max=8, help="0: only the contro
         _explain(LocalCluster.adopt(standing[0]))
         return
     build_all(_say)
-    folder = cache_folder() / "folders"
-    folder.mkdir(parents=True, exist_ok=True)
-    _explain(start(nodes, detached=True, parent=folder))
+    _folders().mkdir(parents=True, exist_ok=True)
+    _explain(start(nodes, detached=True, parent=_folders()))
 
 
 @app.command()
@@ -78,9 +86,9 @@ def devices(count: int = 8) -> None:
 
 @app.command()
 def down() -> None:
-    """Removes the clusters that were started from this checkout, and what crashed ones left."""
+    """Removes the cluster that was started from this checkout, and what crashed ones left."""
     state.reap()
-    for record in [each for each in state.all_records() if each.owner is None and each.checkout == str(CHECKOUT)]:
+    for record in _own():
         state.remove(record)
         _say(f"removed {record.name}")
 
