@@ -201,7 +201,7 @@ class Twin:
             events = self.of("Event", namespace).values()
             return [e for e in events if e["involvedObject"]["name"] == pod and e["type"] == "Warning"]
 
-    async def raw(self, path: str) -> Manifest:
+    async def raw(self, path: str, once: bool = False) -> Manifest:
         async with self._call("get", path):
             return {"major": "1", "minor": "36"}
 

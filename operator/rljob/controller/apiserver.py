@@ -157,9 +157,9 @@ class ApiServer:
         items: list[Manifest] = found.get("items") or []
         return items
 
-    async def raw(self, path: str) -> Manifest:
+    async def raw(self, path: str, once: bool = False) -> Manifest:
         """Any document."""
-        return await self._request("GET", path, "")
+        return await self._request("GET", path, "", tries=1 if once else _TRIES)
 
     @asynccontextmanager
     async def watch(self, kind: Kind, namespace: str | None, version: str, selector: str) -> AsyncIterator[AsyncIterator[Change]]:
@@ -189,13 +189,14 @@ class ApiServer:
         params: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         accept: str | None = None,
+        tries: int = _TRIES,
     ) -> Manifest:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        for attempt in range(1, _TRIES + 1):
+        for attempt in range(1, tries + 1):
             try:
                 return await self._once(verb, path, kind, data, params, content_type, accept)
             except ApiError as error:
-                if not error.temporary or attempt == _TRIES:
+                if not error.temporary or attempt == tries:
                     raise
                 wait = max(error.retry_after or 0.0, 0.2 * 2.0**attempt * (0.5 + self.luck.random() / 2))
                 if wait > _LONGEST_WAIT:

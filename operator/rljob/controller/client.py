@@ -87,5 +87,5 @@ class Api(Protocol):
     async def warnings(self, namespace: str, pod: str) -> list[Manifest]:
         """Warning events about a pod."""
 
-    async def raw(self, path: str) -> Manifest:
-        """A document that is no object, such as `/version`."""
+    async def raw(self, path: str, once: bool = False) -> Manifest:
+        """A document that is no object, such as `/version`; `once`: without another try."""

@@ -158,7 +158,7 @@ def by_api_server(api: Api) -> Fetch:
 
     async def fetch(target: Target) -> dict[str, Any]:
         path = f"/api/v1/namespaces/{target.key.namespace}/pods/{target.pod}:{MASTER.number}/proxy/v1/status"
-        return _checked(target, await api.raw(path))
+        return _checked(target, await api.raw(path, once=True))
 
     return fetch
 
