@@ -1,6 +1,7 @@
 """`kubectl apply -k charts/kustomize` applies what the chart renders by default."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -41,3 +42,19 @@ def test_it_is_the_charts_default_rendering_object_by_object(chart: Chart, binar
 def test_it_names_nothing_that_only_helm_reads() -> None:
     for path in BASE.glob("*.yaml"):
         assert "helm" not in path.read_text().lower().replace("rljob", ""), path.name
+
+
+def test_the_overlay_of_the_installation_page_builds(binaries: Callable[[str], Path], tmp_path: Path) -> None:
+    (overlay,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "install.md").read_text(), re.DOTALL)
+    shutil.copytree(BASE, tmp_path / "rljob" / "charts" / "kustomize")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(overlay)
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rljob-operator"}, "data": {"settings.yaml": "workers: 3\n"}}
+    (mine / "settings.yaml").write_text(yaml.safe_dump(settings))
+    built = subprocess.run(
+        [str(binaries("kubectl")), "kustomize", str(mine)], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    objects = {item["kind"]: item for item in yaml.load_all(built, Loader=_Loader)}
+    assert objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example/rljob/operator:0.1.0"
+    assert objects["ConfigMap"]["data"]["settings.yaml"] == "workers: 3\n"

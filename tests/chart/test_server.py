@@ -161,3 +161,19 @@ def test_the_clusters_own_roles_cover_rljobs(api_server: Cluster, chart: Chart, 
         verbs = {v for rule in aggregated if "rljobs" in rule["resources"] for v in rule["verbs"]}
         assert {"get", "list", "watch"} <= verbs
         assert ("create" in verbs) == (role != "view")
+
+
+@pytest.mark.parametrize("apply", [("apply", "--server-side", "--field-manager=gitops"), ("apply",)], ids=["server-side", "client-side"])
+def test_replicas_that_git_leaves_out_stay_as_people_scaled_them(api_server: Cluster, apply: tuple[str, ...]) -> None:
+    api_server.apply(ROOT / "crds" / "rljobs.rljob.dev.yaml")
+    api_server.wait(CRD, "condition=Established")
+    text = json.dumps({"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "x"}, "spec": SPEC})
+    with api_server.namespace("gitops") as namespace:
+        api_server.kubectl(*apply, "-n", namespace, "-f", "-", stdin=text)
+        api_server.kubectl("scale", "rljob/x", "--replicas=2", "-n", namespace)
+        generation = api_server.get("rljob/x", namespace=namespace)["metadata"]["generation"]
+        api_server.kubectl(*apply, "-n", namespace, "-f", "-", stdin=text)
+        after = api_server.get("rljob/x", namespace=namespace)
+    assert after["spec"]["rollout"]["replicas"] == 2
+    assert after["metadata"]["generation"] == generation
+    assert after["status"] == {"observedGeneration": -1}
