@@ -45,7 +45,7 @@ from rljob.checkpoint_engine.arena import TensorFile, verify_manifest
 from rljob.rollout.client import EngineClient, weight_label
 from rljob.wire.weights import Canary, Manifest
 
-CANARY = tuple(range(100, 112))
+CANARY = tuple(range(100, 108))
 """As long as the trainer's (`rljob.trainer.weights.CANARY_LENGTH`)."""
 
 

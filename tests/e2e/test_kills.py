@@ -22,11 +22,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 BEGINS = {
     "stop-engine": "wanted: train,",
     "onload": r"gate: .*owner trainer",
-    "checkpoint": r"start-engine: .*version",
-    "export": "checkpoint: ",
-    "register": "export: ",
-    "offload": "wanted: rollout,",
-    "gate": "(offload|stop-engine): ",
+    "export": r"start-engine: .*version",
+    "offload": "export: ",
+    "checkpoint": r"checkpoint: 0\.0",
+    "register": "attest: ",
+    "gate": r"(stop-engine: |start-engine: .*done)",
 }
 """Steps of a few milliseconds, and the line of the node agent's log with which they begin. Longer ones are seen in the status."""
 

@@ -41,22 +41,22 @@ _PLAIN = object()
 
 
 class PackedLinear:
-    """`layer.cpu_linear` of one layer: reads the weight where it lies once, packs it for oneDNN the second time.
+    """`layer.cpu_linear` of one layer: reads the weight where it lies at first, then packs it for oneDNN.
 
-    Packing costs about as much as reading the weight ten times and makes small batches twice as fast. Doing it at the second call lets an
-    engine prove which weights it holds (one forward pass) before it spends that time.
+    Packing costs about as much as reading the weight ten times and makes small batches twice as fast. Doing it later lets an engine prove
+    which weights it holds (one forward pass) before it spends that time.
     """
 
-    def __init__(self, weight: torch.Tensor, lazy: bool) -> None:
+    def __init__(self, weight: torch.Tensor, unpacked: int) -> None:
         self._handler: Any = None
-        self._lazy = lazy
-        if not lazy:
+        self._unpacked = unpacked
+        if not unpacked:
             self._pack(weight)
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self._handler is None:
-            if self._lazy:
-                self._lazy = False
+            if self._unpacked:
+                self._unpacked -= 1
                 return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             self._pack(weight)
         if self._handler is _PLAIN:
@@ -76,9 +76,9 @@ def is_linear(layer: torch.nn.Module) -> bool:
     return hasattr(layer, "cpu_linear")
 
 
-def use(layer: torch.nn.Module, weight: torch.Tensor, lazy: bool) -> None:
-    """Give `layer` the packed kernel for `weight`; `lazy` packs at the second call, until when `weight` is read where it lies."""
-    kernel: Any = PackedLinear(weight, lazy)
+def use(layer: torch.nn.Module, weight: torch.Tensor, unpacked: int) -> None:
+    """Give `layer` the packed kernel for `weight`, which is packed after so many calls; until then it is read where it lies."""
+    kernel: Any = PackedLinear(weight, unpacked)
     layer.cpu_linear = kernel
 
 

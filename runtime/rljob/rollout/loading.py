@@ -14,6 +14,8 @@ import torch
 from rljob.checkpoint_engine.arena import WeightsRefused
 from rljob.rollout import linear
 
+PROOF = {False: 1, True: 2}
+"""How often the canary's forward pass calls a linear layer, by whether it is the output layer: for its log-probs, and to sample a token."""
 Named = Iterable[tuple[str, torch.Tensor]]
 Loader = Callable[..., Any]
 
@@ -160,7 +162,7 @@ def _use_packed(model: torch.nn.Module, lazy: bool) -> set[torch.nn.Parameter]:
         if linear.is_linear(module) and not getattr(module, "_cpu_skip_gemm_dispatch", False):
             embedding = hasattr(module, "org_vocab_size")  # looked up by row too, and perhaps never multiplied with
             weight: Any = module.weight
-            linear.use(module, weight, lazy=lazy or embedding)
+            linear.use(module, weight, PROOF[embedding] if lazy or embedding else 0)
             if not embedding:
                 packed.add(weight)
     return packed
