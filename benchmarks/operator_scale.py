@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,11 @@ def show(found: dict[str, Any]) -> None:
 def masters(cluster: LocalCluster) -> subprocess.Popen[bytes]:
     """One server that answers at every address of kwok's pods, in the control plane's network: the operator asks through the API server."""
     inside = ["nsenter", f"--net=/proc/{cluster.record.boxes['control'].pid}/ns/net"]
-    subprocess.run([*inside, "ip", "route", "add", "local", str(cluster.addresses.fake_pods), "dev", "lo"], check=True, timeout=10)
+    subprocess.run(
+        [*inside, "ip", "route", "add", "local", str(ip_network(cluster.addresses.fake_pods, strict=False)), "dev", "lo"],
+        check=True,
+        timeout=10,
+    )
     code = MASTERS.replace("ITERATION_SECONDS", str(ITERATION_SECONDS))
     return subprocess.Popen([*inside, sys.executable, "-c", code])
 

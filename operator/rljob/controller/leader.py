@@ -65,9 +65,9 @@ class Leader:
             LeaseLost: somebody else has it, or it could not be renewed in time.
         """
         loop = asyncio.get_running_loop()
-        renewed = loop.time()
+        renewed, kept = loop.time(), True
         while True:
-            await asyncio.sleep(self.seconds / 5)
+            await asyncio.sleep(self.seconds / (5 if kept else 15))
             left = renewed + self.seconds * 2 / 3 - loop.time()
             try:
                 async with asyncio.timeout(max(0.1, left)):

@@ -1,0 +1,156 @@
+"""The HTTP client against a server that misbehaves."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import kopf
+import pytest
+from aiohttp import web
+
+from rljob.controller.apiserver import ApiServer
+from rljob.controller.client import ApiError
+from rljob.controller.connection import Connection
+from rljob.controller.kinds import KINDS, Ref
+from rljob.controller.metrics import Metrics
+
+POD = Ref("Pod", "default", "p")
+
+
+@asynccontextmanager
+async def client(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[ApiServer]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    connection = Connection(kopf.ConnectionInfo(server=f"http://127.0.0.1:{runner.addresses[0][1]}"))
+    try:
+        async with ApiServer(connection, Metrics(), random.Random(0)) as api:
+            yield api
+    finally:
+        await runner.cleanup()
+
+
+def failure(code: int, reason: str, message: str, **headers: str) -> web.Response:
+    return web.json_response({"kind": "Status", "reason": reason, "message": message}, status=code, headers=headers)
+
+
+@pytest.mark.parametrize("first", [429, 503, None])
+def test_what_passes_is_tried_again(first: int | None) -> None:
+    calls: list[str] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        calls.append(request.method)
+        if len(calls) > 1:
+            return web.json_response({"metadata": {"name": "p"}})
+        if first is None:
+            assert request.transport is not None
+            request.transport.close()
+            return web.Response()
+        return failure(first, "x", "y", **{"Retry-After": "0"})
+
+    async def story() -> None:
+        async with client(handle) as api:
+            assert (await api.get(POD))["metadata"]["name"] == "p"
+        assert calls == ["GET", "GET"]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("code", [400, 403, 404, 409, 410, 422])
+def test_a_refusal_is_told_at_once_with_the_servers_words(code: int) -> None:
+    calls: list[str] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        calls.append(request.method)
+        return failure(code, "Reason", "what is wrong")
+
+    async def story() -> None:
+        async with client(handle) as api:
+            with pytest.raises(ApiError, match="what is wrong") as caught:
+                await api.get(POD)
+        assert (caught.value.code, caught.value.reason) == (code, "Reason")
+        assert len(calls) == 1
+
+    asyncio.run(story())
+
+
+def test_a_long_wait_is_left_to_the_caller() -> None:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return failure(429, "TooManyRequests", "slow", **{"Retry-After": "120"})
+
+    async def story() -> None:
+        async with client(handle) as api:
+            with pytest.raises(ApiError) as caught:
+                await api.get(POD)
+        assert caught.value.retry_after == 120
+
+    asyncio.run(story())
+
+
+def test_deleting_what_is_gone_or_somebody_elses_is_no_error() -> None:
+    bodies: list[Any] = []
+    answers = [failure(404, "NotFound", "gone"), failure(409, "Conflict", "uid")]
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.json())
+        return answers.pop(0)
+
+    async def story() -> None:
+        async with client(handle) as api:
+            await api.delete(POD, "u1")
+            await api.delete(POD, "u1")
+        assert bodies[0]["preconditions"] == {"uid": "u1"}
+
+    asyncio.run(story())
+
+
+def test_a_watch_takes_lines_of_any_length_and_tells_of_410() -> None:
+    big = {"type": "ADDED", "object": {"metadata": {"name": "p", "annotations": {"a": "x" * 300_000}}}}
+    gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}}
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        assert request.query["allowWatchBookmarks"] == "true"
+        response = web.StreamResponse()
+        await response.prepare(request)
+        text = "".join(json.dumps(line) + "\n" for line in (big, gone)).encode()
+        for start in range(0, len(text), 70_000):
+            await response.write(text[start : start + 70_000])
+        return response
+
+    async def story() -> None:
+        seen: list[str] = []
+        async with client(handle) as api:
+            with pytest.raises(ApiError) as caught:
+                await follow(api, seen)
+        assert seen == ["p"]
+        assert caught.value.expired
+
+    asyncio.run(story())
+
+
+async def follow(api: ApiServer, seen: list[str]) -> None:
+    async with api.watch(KINDS["Pod"], None, "1", "") as changes:
+        async for change in changes:
+            seen.append(change.object["metadata"]["name"])
+
+
+def test_metadata_alone_is_asked_for_where_that_is_enough() -> None:
+    accepted: list[str] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        accepted.append(request.headers.get("Accept", ""))
+        return web.json_response({"metadata": {"resourceVersion": "7", "continue": ""}, "items": []})
+
+    async def story() -> None:
+        async with client(handle) as api:
+            assert (await api.list_objects(KINDS["Service"], "default")).version == "7"
+            await api.list_objects(KINDS["Pod"], None)
+        assert "as=PartialObjectMetadataList" in accepted[0]
+        assert "Partial" not in accepted[1]
+
+    asyncio.run(story())

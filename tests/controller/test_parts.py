@@ -1,0 +1,269 @@
+"""Work queue, Lease, progress of masters: each in virtual time."""
+
+import asyncio
+import random
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.controller.twin import Fault, Twin
+from tests.controller.world import report
+from tests.master.virtual import clock, run
+
+from rljob.api import InfrastructureError
+from rljob.controller.client import ApiError
+from rljob.controller.kinds import Key, Ref
+from rljob.controller.leader import Leader, LeaseLost, decide_lease
+from rljob.controller.metrics import Metrics
+from rljob.controller.progress import LONGEST_SECONDS as SLOWEST
+from rljob.controller.progress import PER_SECOND, Poller, Target
+from rljob.controller.workqueue import LONGEST_DELAY, WorkQueue, delay
+
+A, B = Key("default", "a"), Key("default", "b")
+
+
+@given(failures=st.integers(1, 10_000), luck=st.floats(0, 1))
+def test_back_off_grows_within_bounds_and_never_to_nothing(failures: int, luck: float) -> None:
+    wait = delay(failures, luck)
+    assert 0.1 <= wait <= LONGEST_DELAY
+    assert delay(failures, 0) <= wait <= delay(failures, 1)
+
+
+def working(story: Any, look: Any) -> None:
+    async def tell() -> None:
+        queue = WorkQueue(look, Metrics(), random.Random(0))
+        task = asyncio.create_task(queue.run(2))
+        await story(queue)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(tell())
+
+
+def test_a_job_named_often_is_looked_at_once_more_and_never_twice_at_a_time() -> None:
+    looks: list[float] = []
+    running: set[Key] = set()
+
+    async def look(key: Key) -> None:
+        assert key not in running
+        running.add(key)
+        looks.append(clock())
+        await asyncio.sleep(1)
+        running.discard(key)
+
+    async def story(queue: WorkQueue) -> None:
+        for _ in range(5):
+            queue.add(A)
+        await asyncio.sleep(0.5)
+        for _ in range(5):
+            queue.add(A)
+        await asyncio.sleep(5)
+        assert len(looks) == 2
+
+    working(story, look)
+
+
+def test_an_earlier_appointment_stands_and_a_failure_waits_longer_each_time() -> None:
+    looks: list[float] = []
+
+    async def look(key: Key) -> float | None:
+        looks.append(asyncio.get_running_loop().time())
+        if key == B:
+            raise InfrastructureError("no")
+        return None
+
+    async def story(queue: WorkQueue) -> None:
+        queue.add_after(A, 10)
+        queue.add_after(A, 3)
+        queue.add_after(A, 20)
+        await asyncio.sleep(30)
+        assert looks == [3]
+        queue.add(B)
+        await asyncio.sleep(3600)
+        gaps = [later - earlier for earlier, later in pairwise(looks[1:])]
+        assert gaps[0] < 1 < gaps[5] < gaps[8]
+        assert max(gaps) <= LONGEST_DELAY
+
+    working(story, look)
+
+
+def test_retry_after_is_kept() -> None:
+    looks: list[float] = []
+
+    async def look(key: Key) -> None:
+        looks.append(asyncio.get_running_loop().time())
+        if len(looks) == 1:
+            raise ApiError(429, "TooManyRequests", "slow down", 30.0)
+
+    async def story(queue: WorkQueue) -> None:
+        queue.add(A)
+        await asyncio.sleep(60)
+        assert looks == [0, 30]
+
+    working(story, look)
+
+
+def test_a_lease_is_taken_only_from_who_does_not_renew() -> None:
+    held = {"spec": {"holderIdentity": "other", "leaseDurationSeconds": 15}}
+    assert decide_lease(None, "me", 0) == "make"
+    assert decide_lease(held, "me", 14) == "wait"
+    assert decide_lease(held, "me", 16) == "take"
+    assert decide_lease({"spec": {"holderIdentity": "me"}}, "me", 0) == "renew"
+    assert decide_lease({"spec": {"holderIdentity": ""}}, "me", 0) == "take"
+
+
+LEASE = Ref("Lease", "default", "l")
+
+
+def leader(twin: Twin, name: str) -> Leader:
+    return Leader(twin, LEASE, name, 15, clock, random.Random(name))
+
+
+def test_two_operators_never_act_at_the_same_time_however_the_first_one_ends() -> None:
+    async def story() -> None:
+        twin = Twin()
+        acting: list[tuple[str, str, float]] = []
+        cut: set[str] = set()
+
+        async def live(name: str) -> None:
+            me = leader(twin, name)
+            me.api = Cut(twin, name, cut)
+            await me.acquire()
+            acting.append((name, "starts", clock()))
+            try:
+                await me.keep()
+            except LeaseLost:
+                acting.append((name, "stops", clock()))
+
+        tasks = [asyncio.create_task(live(name)) for name in "ab"]
+        await asyncio.sleep(60)
+        assert len(acting) == 1
+        cut.add(acting[0][0])
+        await asyncio.sleep(60)
+        assert [what for _, what, _ in acting] == ["starts", "stops", "starts"]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(story())
+
+
+class Cut:
+    """An API server that some cannot reach."""
+
+    def __init__(self, twin: Twin, name: str, cut: set[str]) -> None:
+        self._twin, self._name, self._cut = twin, name, cut
+
+    def __getattr__(self, verb: str) -> Any:
+        async def call(*arguments: Any) -> Any:
+            if self._name in self._cut:
+                await asyncio.sleep(1)
+                raise ApiError(0, "Unreachable", "no route")
+            return await getattr(self._twin, verb)(*arguments)
+
+        return call
+
+
+def test_a_clean_end_hands_over_at_once() -> None:
+    async def story() -> None:
+        twin = Twin()
+        first, second = leader(twin, "a"), leader(twin, "b")
+        await first.acquire()
+        waiting = asyncio.create_task(second.acquire())
+        await asyncio.sleep(10)
+        assert not waiting.done()
+        await first.release()
+        async with asyncio.timeout(5):
+            await waiting
+
+    run(story())
+
+
+def test_conflicts_and_errors_do_not_shake_a_holder() -> None:
+    async def story() -> None:
+        twin = Twin()
+        luck = random.Random(0)
+        faults: tuple[Fault, ...] = (ApiError(409, "Conflict", "older"), ApiError(500, "InternalError", "x"), "lost", *[None] * 9)
+        me = leader(twin, "a")
+        await me.acquire()
+        twin.fault = lambda verb, kind: luck.choice(faults)
+        keeping = asyncio.create_task(me.keep())
+        await asyncio.sleep(40)
+        twin.fault = lambda verb, kind: None
+        await asyncio.sleep(60)
+        assert not keeping.done()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+    run(story())
+
+
+def polling(story: Any, answers: Any) -> None:
+    async def tell() -> None:
+        told: list[Key] = []
+        poller = Poller(answers, told.append, Metrics(), 5.0, random.Random(0))
+        task = asyncio.create_task(poller.run())
+        await story(poller, told)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(tell())
+
+
+def test_small_talk_wakes_nobody_and_news_does() -> None:
+    said: dict[str, Any] = {}
+
+    async def answers(target: Target) -> dict[str, Any]:
+        return {**report(said["iteration"]), "updated": clock(), "tokensPerSecond": clock()}
+
+    async def story(poller: Poller, told: list[Key]) -> None:
+        said["iteration"] = 1
+        poller.follow(A, "u", "10.0.0.1", "a-master")
+        await asyncio.sleep(20)
+        assert told == [A]
+        said["iteration"] = 2
+        await asyncio.sleep(7)
+        assert told == [A, A]
+        poller.leave(A)
+        await asyncio.sleep(20)
+        assert poller.report(A) is None
+
+    polling(story, answers)
+
+
+@pytest.mark.parametrize("masters", [1, 1000])
+def test_all_masters_together_are_asked_no_faster_than_bearable(masters: int) -> None:
+    asked: list[float] = []
+
+    async def answers(target: Target) -> dict[str, Any]:
+        asked.append(clock())
+        return report(1)
+
+    async def story(poller: Poller, told: list[Key]) -> None:
+        for index in range(masters):
+            poller.follow(Key("default", f"j{index}"), "u", "10.0.0.1", "m")
+        await asyncio.sleep(100)
+        asked.clear()
+        await asyncio.sleep(100)
+        assert len(asked) <= 100 * min(PER_SECOND, masters / 5) * 1.15
+        assert len(asked) >= 100 * min(PER_SECOND, masters / 5) * 0.8
+
+    polling(story, answers)
+
+
+def test_a_master_that_does_not_answer_is_asked_less_and_less() -> None:
+    asked: list[float] = []
+
+    async def answers(target: Target) -> dict[str, Any]:
+        asked.append(clock())
+        raise InfrastructureError("no")
+
+    async def story(poller: Poller, told: list[Key]) -> None:
+        poller.follow(A, "u", "10.0.0.1", "a-master")
+        await asyncio.sleep(1000)
+        assert 1000 / SLOWEST / 1.2 <= len(asked) <= 25
+        assert not told
+
+    polling(story, answers)
