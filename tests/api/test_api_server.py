@@ -79,14 +79,14 @@ def test_valid_jobs_are_accepted_and_read_the_same(judge: Judge, spec: Doc) -> N
     agree(as_yaml(spec), verdict)
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(spec=spoiled())
 def test_spoiled_jobs_get_the_same_answer(judge: Judge, spec: Doc) -> None:
     text = as_yaml(spec)
     agree(text, judge.create(text))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(sorted(FIELDS, key=str)), value=JUNK)
 def test_one_wrong_value_gets_the_same_answer(judge: Judge, path: tuple[str, ...], value: Any) -> None:
     text = as_yaml(put(minimal(), path, value))

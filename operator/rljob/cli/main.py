@@ -215,18 +215,18 @@ cluster.app.command("validate")(validate_command)
 
 def main() -> None:
     """Entry point of `rljob`."""
-    _run(app)
+    _run(app, "rljob")
 
 
 def kubectl_main() -> None:
     """Entry point of `kubectl rljob`."""
-    _run(cluster.app)
+    _run(cluster.app, "kubectl rljob")
 
 
-def _run(commands: typer.Typer) -> None:
+def _run(commands: typer.Typer, name: str) -> None:
     """Errors made for people become one line and an exit status."""
     try:
-        commands()
+        commands(prog_name=name)
     except RLJobError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)

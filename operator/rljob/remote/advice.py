@@ -34,8 +34,9 @@ def _of_job(seen: Snapshot) -> list[str]:
         ended = next((pod.short for pod in seen.pods if pod.state in ("Error", "Failed", "OOMKilled")), failure.pod if failure else "")
         pod = f" {ended}" if ended else ""
         found.append(f"read what was said: kubectl rljob logs {seen.name}{pod}{_in(seen)}")
-        kept = f"its volume {seen.volume} goes with it" if seen.own_volume else f"it goes on from what is on {seen.volume}"
-        found.append(f"then change what is wrong and start again with kubectl delete and kubectl apply; {kept}")
+        found.append("then change the spec and kubectl apply: it goes on from the last committed iteration")
+        kept = f", which removes its volume {seen.volume} too" if seen.own_volume else ""
+        found.append(f"to start over, or to change what cannot change: kubectl delete rljob {seen.name}{_in(seen)}{kept}, and apply")
     elif seen.holds("Stalled"):
         found.append("change what the condition Stalled names, then kubectl apply; the operator goes on by itself")
     elif failure is not None:
