@@ -27,6 +27,11 @@ def field_schema(path: str) -> dict[str, Any]:
     return here
 
 
+def _number(value: float) -> str:
+    """All digits of a whole number, however large."""
+    return str(int(value)) if value == int(value) else f"{value:g}"
+
+
 def kind_of(schema: dict[str, Any]) -> str:
     """`integer >= 1 = 16`: type, bounds and default in a few signs."""
     kind = schema.get("type", "any")
@@ -36,9 +41,9 @@ def kind_of(schema: dict[str, Any]) -> str:
         kind = f"map[string]{schema['additionalProperties'].get('type', 'any')}"
     text = "|".join(str(v) for v in schema["enum"]) if "enum" in schema else str(kind)
     if "minimum" in schema:
-        text += f" {'>' if schema.get('exclusiveMinimum') else '>='} {schema['minimum']:g}"
+        text += f" {'>' if schema.get('exclusiveMinimum') else '>='} {_number(schema['minimum'])}"
     if schema.get("maximum", INT32) != INT32:
-        text += f" {'<' if schema.get('exclusiveMaximum') else '<='} {schema['maximum']:g}"
+        text += f" {'<' if schema.get('exclusiveMaximum') else '<='} {_number(schema['maximum'])}"
     default = schema.get("default")
     if default not in (None, {}, [], "") and not isinstance(default, dict):
         text += f", default {str(default).lower() if isinstance(default, bool) else default}"
