@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from rljob.api import ConfigurationError, RLJob
+from rljob.api import ConfigurationError, RLJob, RLJobSpec
 from rljob.api.changes import CHANGEABLE, WHILE_SUSPENDED
 from rljob.api.crd import crd_yaml, custom_resource_definition, job_schema, spec_schema
 from rljob.api.explain import explain
-from rljob.api.load import parse
+from rljob.api.load import models_in, parse
 from rljob.api.rules import RULES, fixed_fields, formatted
 from rljob.master.decisions.identity import FREE
 
@@ -158,3 +159,28 @@ def test_explain_knows_the_near_name(path: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         explain(path)
     assert message in str(caught.value)
+
+
+def _checked(model: type[BaseModel], path: str) -> Iterator[str]:
+    """Places whose model has checks of its own beyond its fields."""
+    if any(v.info.mode == "after" for v in model.__pydantic_decorators__.model_validators.values()):
+        yield path
+    for field in model.model_fields.values():
+        for below in models_in(field.annotation):
+            yield from _checked(below, f"{path}.{field.alias}")
+
+
+def test_every_place_that_a_model_checks_has_rules_for_the_api_server() -> None:
+    assert set(_checked(RLJobSpec, "spec")) == set(RULES)
+
+
+def test_no_model_checks_a_single_field_in_a_way_that_the_schema_cannot_say() -> None:
+    models: set[type[BaseModel]] = {RLJobSpec, *_models(RLJobSpec)}
+    assert [m.__name__ for m in models if m.__pydantic_decorators__.field_validators] == []
+
+
+def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for field in model.model_fields.values():
+        for below in models_in(field.annotation):
+            yield below
+            yield from _models(below)
