@@ -276,7 +276,7 @@ def build_image(root: Path, name: str, tag: str, arguments: Mapping[str, str], u
             bundle.touch()
         cache = uv_cache()
         cache.mkdir(parents=True, exist_ok=True)
-        command = ["buildah", "bud", "--no-cache" if without_cache else "--layers", "--timestamp", str(EPOCH), "--target", name]
+        command = ["buildah", "bud", "--layers", *(["--no-cache"] if without_cache else []), "--timestamp", str(EPOCH), "--target", name]
         command += ["--file", str(root / "images/Containerfile"), "--ignorefile", str(root / "images/Containerfile.dockerignore")]
         command += [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
         command += ["--build-context", f"uv={uv}", "--volume", f"{cache}:/var/cache/uv"]
@@ -312,6 +312,21 @@ def build(root: Path, names: Sequence[str], options: argparse.Namespace) -> list
         run("buildah", "tag", reference, f"localhost/rljob/{name}:latest")
         built.append(Built(name, tag, layer_sizes(reference), time.monotonic() - started, changed))
     return built
+
+
+def outdated(references: Iterable[str], images: Iterable[Built]) -> list[str]:
+    """Names in the store that are older builds of these images."""
+    current = {image.name: image.tag for image in images}
+    split = [(reference, *reference.removeprefix("localhost/rljob/").partition(":")[::2]) for reference in references]
+    return sorted({reference for reference, name, tag in split if name in current and tag not in (current[name], "latest")})
+
+
+def prune(images: Sequence[Built]) -> None:
+    """Removes older builds of these images, with the layers that nothing else needs."""
+    listed = run("buildah", "images", "--format", "{{.Name}}:{{.Tag}}").split()
+    for reference in outdated((name for name in listed if name.startswith("localhost/rljob/")), images):
+        say(f"removing {reference}")
+        run("buildah", "rmi", reference)
 
 
 def export(images: Sequence[Built], folder: Path) -> None:
@@ -367,6 +382,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gpu-base", help="base of the images with torch; default: the same as --base")
     parser.add_argument("--variant", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--no-cache", action="store_true", help="build every layer again")
+    parser.add_argument("--prune", action="store_true", help="then remove older builds of the same images")
     parser.add_argument("--export", type=Path, metavar="DIR", help="also write an OCI image layout, uncompressed")
     parser.add_argument(
         "--archive", metavar="FILE", help="also write that as one tar file; '-': to standard output, for `ctr images import -`"
@@ -387,6 +403,8 @@ def main() -> None:
         with alone():
             with snapshot() as root:
                 images = build(root, names, options)
+            if options.prune:
+                prune(images)
             if options.export:
                 export(images, options.export)
             if options.archive:

@@ -51,6 +51,11 @@ def test_the_table_counts_a_shared_layer_once() -> None:
     assert lines[3].split()[:2] == ["together", "3"]
 
 
+def test_only_older_builds_of_the_named_images_are_removed() -> None:
+    names = [f"localhost/rljob/{n}" for n in ("a:1", "a:000000000000", "a:latest", "b:1", "base:1")]
+    assert build.outdated(names, [built("a")]) == ["localhost/rljob/a:1"]
+
+
 def test_an_archive_names_images_as_kubernetes_does() -> None:
     entries = build.index_manifest({"digest": "sha256:1"}, "master", "abc")
     assert [json.loads(json.dumps(e))["annotations"]["io.containerd.image.name"] for e in entries] == [
