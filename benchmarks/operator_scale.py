@@ -38,6 +38,7 @@ from tests.cluster.cluster import LocalCluster, start  # noqa: E402
 from tests.controller.process import Process  # noqa: E402
 
 from rljob.controller.apiserver import ApiServer  # noqa: E402
+from rljob.controller.client import ApiError  # noqa: E402
 from rljob.controller.connection import from_kubeconfig  # noqa: E402
 from rljob.controller.kinds import CHILDREN, Ref  # noqa: E402
 from rljob.controller.metrics import Metrics  # noqa: E402
@@ -248,8 +249,24 @@ async def restart(api: ApiServer, operator: Process, figures: Figures, jobs: lis
 
     await until(done, 120, "a look at every job")
     for ref in lost:
-        await api.get(ref)
+        await until_back(api, ref)
     return {"seconds": time.perf_counter() - began, "rss_mb": figures.metrics()["process_resident_memory_bytes"] / 1e6}
+
+
+async def until_back(api: ApiServer, ref: Ref) -> None:
+    """A deleted pod can be on its way out for a moment longer.
+
+    Raises:
+        ApiError: it has not come back.
+    """
+    for attempt in range(100):
+        try:
+            if "deletionTimestamp" not in (await api.get(ref))["metadata"]:
+                return
+        except ApiError as error:
+            if not error.missing or attempt == 99:
+                raise
+        await asyncio.sleep(0.2)
 
 
 async def measure(cluster: LocalCluster, operator: Process, jobs: int, crowd: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Lives of a job in a cluster: what exists, and what the status says."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -52,8 +53,6 @@ def test_nothing_is_written_once_nothing_changes() -> None:
     async def story(world: World) -> None:
         await started(world)
         await until(lambda: not world.operator.queue._waiting)  # type: ignore[union-attr]
-        import asyncio
-
         await asyncio.sleep(5)
         before, asked = len(world.twin.log), len(world.twin.requests)
         await asyncio.sleep(100)
@@ -81,8 +80,6 @@ def test_what_the_master_says_is_in_the_status() -> None:
 @pytest.mark.parametrize("pod", ["x-master", "x-worker-0", "x-rollout-0"])
 def test_a_lost_pod_is_made_anew(pod: str, how: str) -> None:
     async def story(world: World) -> None:
-        import asyncio
-
         await started(world, rollout={"replicas": 1})
         await asyncio.sleep(20)
         old = world.twin.of("Pod")[pod]["metadata"]["uid"]
@@ -247,8 +244,6 @@ def test_a_changed_field_recreates_only_what_reads_it() -> None:
 @pytest.mark.parametrize("asleep", [False, True])
 def test_a_child_edited_by_hand_is_repaired(kind: str, name: str, change: Callable[[dict[str, Any]], None], asleep: bool) -> None:
     async def story(world: World) -> None:
-        import asyncio
-
         await started(world)
         ref = Ref(kind, "default", name)
         whole = {part: world.twin.objects[ref].get(part) for part in ("spec", "data")}
@@ -286,8 +281,6 @@ def test_a_deleted_child_comes_back(kind: str) -> None:
 
 def test_deleting_the_job_leaves_nothing() -> None:
     async def story(world: World) -> None:
-        import asyncio
-
         await started(world)
         world.twin.erase(Ref("RLJob", "default", "x"))
         await until(lambda: not [r for r in world.twin.objects if r.kind != "Event"])
@@ -372,13 +365,46 @@ def test_a_pod_that_waits_without_a_word_is_explained_by_its_events() -> None:
                 "apiVersion": "v1",
                 "kind": "Event",
                 "metadata": {"name": "e", "namespace": "default"},
-                "involvedObject": {"name": "x-master"},
+                "involvedObject": {"name": "x-master", "uid": world.twin.of("Pod")["x-master"]["metadata"]["uid"]},
                 "type": "Warning",
                 "reason": "FailedMount",
                 "message": 'secret "hf" not found',
             }
         )
         await until(lambda: "FailedMount" in world.condition("Ready").get("message", ""))
+
+    living(story)
+
+
+def test_a_pod_without_a_node_is_a_condition_after_a_moment() -> None:
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-worker-0"
+        world.add(rljob())
+        await until(lambda: "x-worker-0" in world.pods())
+        nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
+        world.twin.set_status(Ref("Pod", "default", "x-worker-0"), conditions=[nowhere])
+        await asyncio.sleep(5)
+        assert world.condition("Ready")["reason"] == "PodsStarting"
+        await asyncio.sleep(20)
+        assert world.condition("Ready")["reason"] == "Unschedulable"
+        assert "0/3 nodes are available" in world.condition("Ready")["message"]
+
+    living(story)
+
+
+def test_a_long_preparation_is_no_trouble() -> None:
+    async def story(world: World) -> None:
+        world.starts = lambda pod: False
+        world.add(rljob())
+        await until(lambda: "x-master" in world.pods())
+        running = {"name": "prepare", "restartCount": 0, "image": "i", "state": {"running": {}}}
+        scheduled = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]
+        world.twin.set_status(Ref("Pod", "default", "x-master"), initContainerStatuses=[running], conditions=scheduled, phase="Pending")
+        await until(lambda: world.status().get("phase") == "Preparing")
+        asked = len(world.twin.requests)
+        await asyncio.sleep(100)
+        assert len(world.twin.requests) - asked <= 1
+        assert world.condition("Ready")["reason"] == "PodsStarting"
 
     living(story)
 

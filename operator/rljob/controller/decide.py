@@ -1,6 +1,5 @@
 """The whole of what the operator decides for one job: the world in, actions, status and notices out. Pure, and without memory."""
 
-import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from rljob.controller.conditions import Notice, conditions, names
 from rljob.controller.converge import Action, Create, Delete, DeleteJob, steps
 from rljob.controller.kinds import RUNNING
 from rljob.controller.trim import iso, unix
-from rljob.controller.verdict import Verdict, ends, judge, trouble_of
+from rljob.controller.verdict import Verdict, ends, judge, settling, trouble_of
 from rljob.controller.world import Child, DeploymentState, Desired, Observed, Trouble
 
 Status = dict[str, Any]
@@ -49,13 +48,18 @@ def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decisi
         return Decision(status=_stand_aside(seen, verdict, now))
     found = list(steps(desired, seen, verdict, now))
     actions = tuple(action for step in found for action in step.actions)
-    trouble = trouble_of(desired, seen) or next((step.trouble for step in found if step.trouble), None)
+    trouble = trouble_of(desired, seen, now) or next((step.trouble for step in found if step.trouble), None)
     status = _status(desired, seen, verdict, trouble, now, version)
     ttl = _ttl(desired, verdict, status, now)
     if ttl is not None and ttl <= 0:
         return Decision((DeleteJob(seen.uid),), status)
     silent = _silent(seen, verdict, now)
-    waits = [step.again for step in found] + [ttl, _deadline(desired, verdict, status, now), SILENT_SECONDS if silent else None]
+    waits = [step.again for step in found] + [
+        ttl,
+        _deadline(desired, verdict, status, now),
+        SILENT_SECONDS if silent else None,
+        settling(seen, now),
+    ]
     return Decision(
         actions,
         status,
@@ -152,13 +156,13 @@ def _reported(seen: Observed) -> Status:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Literal["none", "small talk", "news"]:
     """How much two statuses differ."""
-    if _text(old) == _text(new):
+    if _without(old) == _without(new):
         return "none"
-    return "small talk" if _text(old, SMALL_TALK) == _text(new, SMALL_TALK) else "news"
+    return "small talk" if _without(old, SMALL_TALK) == _without(new, SMALL_TALK) else "news"
 
 
-def _text(status: Mapping[str, Any], without: Container[str] = ()) -> str:
-    return json.dumps({n: v for n, v in status.items() if n not in without and v is not None}, sort_keys=True)
+def _without(status: Mapping[str, Any], names: Container[str] = ()) -> Status:
+    return {name: value for name, value in status.items() if name not in names and value is not None}
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Status:
@@ -195,7 +199,7 @@ def _phase(desired: Desired, seen: Observed, verdict: Verdict, status: Mapping[s
             pass
     masters = [c.pod for c in seen.children.values() if c.pod is not None and c.pod.plan_name == "master" and c.deleting is None]
     if not masters or masters[0].phase != "Running":
-        return "Preparing" if masters and masters[0].phase == "Pending" and masters[0].pending_since is not None else "Pending"
+        return "Preparing" if masters and masters[0].phase == "Pending" and masters[0].begun else "Pending"
     if seen.report is not None:
         return str(seen.report.get("phase") or "Preparing")
     before = str(status.get("phase") or "")

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from pydantic import ValidationError
 
 from rljob.api import InfrastructureError
+from rljob.api.status import JobStatus
 from rljob.controller.client import Api
-from rljob.controller.decide import SMALL_TALK
+from rljob.controller.decide import FIELDS, SMALL_TALK
 from rljob.controller.kinds import Key
 from rljob.controller.metrics import Metrics
 from rljob.plan.build import MASTER
@@ -164,6 +166,9 @@ def by_api_server(api: Api) -> Fetch:
 
 
 def _checked(target: Target, found: Any) -> dict[str, Any]:
-    if not isinstance(found, dict) or "phase" not in found:
-        raise InfrastructureError(f"{target.pod}: its status is no JobStatus")
-    return found
+    """As the CustomResourceDefinition wants it, whatever the master's version."""
+    known = {name: value for name, value in found.items() if name in FIELDS} if isinstance(found, dict) else {}
+    try:
+        return JobStatus.model_validate(known).model_dump(mode="json", by_alias=True, exclude_none=True)
+    except ValidationError as error:
+        raise InfrastructureError(f"{target.pod}: its status is no JobStatus: {error.errors(include_url=False)[0]}") from error

@@ -215,7 +215,9 @@ class Reconciler:
         """Ask why pods wait that do not say so themselves."""
         memory.warnings = {pod: text for pod, text in memory.warnings.items() if pod in decision.silent}
         for pod in decision.silent:
-            events = await self.api.warnings(job.key.namespace, pod)
+            child = self.cache.children(job.key).get(("Pod", pod))
+            said = await self.api.warnings(job.key.namespace, pod)
+            events = [event for event in said if child is not None and event["involvedObject"].get("uid") == child.uid]
             if events:
                 newest = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
                 memory.warnings[pod] = short(f"{newest.get('reason')}: {newest.get('message')}")

@@ -112,7 +112,10 @@ def _pod(raw: Manifest) -> PodState:
     reason, message = status.get("reason", ""), status.get("message", "")
     trouble = _pod_trouble(raw) if phase == "Pending" or phase == "Running" else None
     placed = _condition(raw, "PodScheduled")
-    silent = phase == "Pending" and placed.get("status") == "True" and trouble is None
+    begun = any(
+        name in c.get(where, {}) for c in _containers(status) for where in ("state", "lastState") for name in ("running", "terminated")
+    )
+    silent = phase == "Pending" and placed.get("status") == "True" and trouble is None and not begun
     return PodState(
         plan_name=labels.get(LABEL_POD, ""),
         role=labels.get(LABEL_ROLE, ""),
@@ -126,6 +129,7 @@ def _pod(raw: Manifest) -> PodState:
         exits=tuple(_exits(status)),
         restarts=tuple((c["name"], c["restartCount"]) for c in _containers(status) if c.get("restartCount")),
         trouble=trouble,
+        begun=begun,
         pending_since=unix(placed.get("lastTransitionTime")) if silent else None,
     )
 

@@ -150,14 +150,31 @@ def ends(desired: Desired, seen: Observed) -> Iterator[tuple[Child, PodState, Ex
         yield from ((child, pod, end) for end in pod.exits)
 
 
-def trouble_of(desired: Desired, seen: Observed) -> Trouble | None:
+SETTLE_SECONDS = 10.0
+"""A young pod that fits on no node may only be waiting for its volume."""
+
+
+def _unsettled(child: Child, now: float) -> float:
+    """Seconds for which a pod's place is not yet worth a word."""
+    pod = child.pod
+    if pod is None or pod.trouble is None or pod.trouble.reason != "Unschedulable":
+        return 0.0
+    return pod.created + SETTLE_SECONDS - now
+
+
+def settling(seen: Observed, now: float) -> float | None:
+    """Seconds until the next young pod has had its time."""
+    return min((wait for child in seen.children.values() if (wait := _unsettled(child, now)) > 0), default=None)
+
+
+def trouble_of(desired: Desired, seen: Observed, now: float) -> Trouble | None:
     """What keeps the job from running, the most telling first."""
     if seen.troubles:
         return next(iter(seen.troubles.values()))
     order = {want.name: index for index, want in enumerate(desired.wants)}
     found = sorted((order.get(child.name, len(order)), at, child) for at, child in seen.children.items() if child.deleting is None)
     for _, _, child in found:
-        if child.state is not None and child.state.trouble is not None:
+        if child.state is not None and child.state.trouble is not None and _unsettled(child, now) <= 0:
             return child.state.trouble
     for _, (kind, name), child in found:
         if kind == "Pod" and child.pod is not None and child.pod.pending_since is not None and name in seen.warnings:

@@ -50,6 +50,8 @@ class PodState:
     restarts: tuple[tuple[str, int], ...] = ()
     """Containers that were restarted."""
     trouble: Trouble | None = None
+    begun: bool = False
+    """A container of it runs or has run; a pod is pending until its init containers are done."""
     pending_since: float | None = None
     """Since when it waits without saying why (mounts, sandbox)."""
 
