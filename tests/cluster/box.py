@@ -79,7 +79,9 @@ class Box:
             # process namespace.
             os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS | os.CLONE_NEWPID | os.CLONE_FS)
             prefix = [] if detached else ["setpriv", "--pdeathsig", "KILL"]
-            return subprocess.Popen([*prefix, *init], stdin=subprocess.DEVNULL, start_new_session=True)
+            # It outlives its maker if it is detached; with the maker's output in hand it would keep a reader of that waiting.
+            nothing = subprocess.DEVNULL
+            return subprocess.Popen([*prefix, *init], stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
 
         child = thread.submit(enter).result()
         box = cls(thread, _identity(child.pid), [child])

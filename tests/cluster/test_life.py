@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.cluster import network, state
 from tests.cluster.box import Box, ClusterError, Identity
-from tests.cluster.build import binary
+from tests.cluster.build import binary, cache_folder
 from tests.cluster.cluster import CHECKOUT, LocalCluster
 from tests.cluster.handle import Cluster, KubectlError
 from tests.cluster.plugin import NewCluster
@@ -144,6 +144,30 @@ def test_after_a_crash_no_process_is_left_and_the_next_start_removes_the_rest() 
     state.until(lambda: not any(first.alive() for first in record.boxes.values()), "a box outlived its owner")
     assert Path(record.folder).exists()
     assert name in state.reap()
+    assert left_behind(record) == []
+
+
+def command(*words: str) -> str:
+    """What `python -m tests.cluster` printed; a server that held the pipe would exceed the time."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cluster", *words], cwd=CHECKOUT, capture_output=True, text=True, timeout=90, check=True
+    )
+    return done.stdout
+
+
+def test_a_person_gets_a_cluster_and_removes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a cache folder of its own, so a cluster that this person uses just now is left alone; the built programs are the same."""
+    for built in cache_folder().glob("go-*"):
+        (tmp_path / "rljob").mkdir(exist_ok=True)
+        (tmp_path / "rljob" / built.name).symlink_to(built)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    export, _path = command("up", "--nodes=0").splitlines()
+    (record,) = state.all_records()
+    try:
+        assert export == f"export KUBECONFIG={record.folder}/admin.conf"
+        assert command("up").splitlines()[0] == export, "a second `up` finds the first"
+    finally:
+        command("down")
     assert left_behind(record) == []
 
 
