@@ -5,6 +5,7 @@ import os
 import sys
 import uuid
 import warnings
+from pathlib import Path
 
 from rljob.api import ConfigurationError
 from rljob.api.errors import EXIT_CONFIGURATION
@@ -52,7 +53,7 @@ def run(environment: Environment) -> None:
         ranks,
         spec,
         model_folder=model_folder,
-        scratch=environment.directory("checkpoints"),
+        scratch=_scratch(environment),  # of this machine: `checkpoints` may be on a network
         node=environment.node,
         incarnation=ranks.share(incarnation.encode() if ranks.leads else None).decode(),
     )
@@ -61,6 +62,12 @@ def run(environment: Environment) -> None:
         lead(trainer, board)
     else:
         follow(trainer)
+
+
+def _scratch(environment: Environment) -> Path:
+    folder = environment.directory("cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _quieten_libraries() -> None:
