@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from tests.cluster.cluster import LocalCluster, start  # noqa: E402
-from tests.controller.process import Process  # noqa: E402
+from tests.controller.process import Process, install_crd  # noqa: E402
 
 from rljob.controller.apiserver import ApiServer  # noqa: E402
 from rljob.controller.client import ApiError  # noqa: E402
@@ -338,8 +338,7 @@ def main() -> None:
         answering = masters(cluster)
         try:
             cluster.fake_nodes(4)
-            cluster.apply(ROOT / "crds" / "rljobs.rljob.dev.yaml")
-            cluster.wait("crd/rljobs.rljob.dev", "condition=Established")
+            install_crd(cluster)
             cluster.apply(VOLUME)
             operator.start()
             found = asyncio.run(measure(cluster, operator, options.jobs, options.burst))

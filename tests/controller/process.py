@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ import httpx
 from tests.cluster.handle import Cluster
 
 ROOT = Path(__file__).parents[2]
+
+
+def install_crd(cluster: Cluster, seconds: float = 60) -> None:
+    """The CustomResourceDefinition, served. (`kubectl wait` gives up on one that has no conditions yet.)"""
+    cluster.apply(ROOT / "crds" / "rljobs.rljob.dev.yaml")
+    end = time.monotonic() + seconds
+    while True:
+        status = cluster.get("crd/rljobs.rljob.dev").get("status") or {}
+        if any(c["type"] == "Established" and c["status"] == "True" for c in status.get("conditions") or ()):
+            return
+        assert time.monotonic() < end, f"the CustomResourceDefinition is not served after {seconds:.0f} s: {status}"
+        time.sleep(0.2)
 
 
 class Process:

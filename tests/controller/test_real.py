@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.cluster.handle import Cluster, KubectlError
-from tests.controller.process import ROOT, Process
+from tests.controller.process import Process, install_crd
 
 pytestmark = pytest.mark.slow
 
@@ -18,8 +18,7 @@ KINDS = "pods,deployments,replicasets,services,configmaps,persistentvolumeclaims
 
 @pytest.fixture
 def server(api_server: Cluster) -> Cluster:
-    api_server.apply(ROOT / "crds" / "rljobs.rljob.dev.yaml")
-    api_server.wait("crd/rljobs.rljob.dev", "condition=Established")
+    install_crd(api_server)
     return api_server
 
 
