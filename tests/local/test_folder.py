@@ -6,7 +6,8 @@ import pytest
 from tests.local.fakes import JOB
 
 from rljob.api import ConfigurationError, RLJob
-from rljob.local.folder import Current, JobFolder, changes_that_break, check_same_job
+from rljob.local.folder import _MAY_CHANGE, Current, JobFolder, changes_that_break, check_same_job
+from rljob.master.decisions.identity import FREE
 
 
 def changed(**spec: object) -> RLJob:
@@ -87,3 +88,7 @@ def test_fresh_removes_what_a_job_put_there_and_nothing_else(folder: JobFolder) 
     with folder.claim():
         folder.clear()
     assert sorted(p.name for p in folder.root.iterdir()) == ["notes.txt", "run"]
+
+
+def test_what_may_change_is_what_the_master_lets_change() -> None:
+    assert {path.removeprefix("spec.") for path in _MAY_CHANGE if path.startswith("spec.")} == set(FREE)

@@ -187,29 +187,15 @@ def replace_text(path: Path, text: str) -> None:
 
 
 _MAY_CHANGE = (
-    "spec.iterations",
-    "spec.suspend",
-    "spec.backoffLimit",
-    "spec.activeDeadlineSeconds",
-    "spec.ttlSecondsAfterFinished",
-    "spec.queueName",
-    "spec.switch",
-    "spec.checkpoint",
-    "spec.templates",
-    "spec.files",
-    "spec.credentials",
-    "spec.evaluation.every",
-    "spec.rollout.replicas",
-    "spec.rollout.engine",
-    "spec.reward.replicas",
-    "spec.reward.workers",
-    "spec.reward.timeoutSeconds",
-    "spec.accelerator.sharing",
-    "metadata.labels",
-    "metadata.annotations",
-    "metadata.namespace",
+    *("spec.iterations", "spec.suspend", "spec.backoffLimit", "spec.activeDeadlineSeconds", "spec.ttlSecondsAfterFinished"),
+    *("spec.queueName", "spec.templates", "spec.checkpoint", "spec.files", "spec.credentials", "spec.switch", "spec.accelerator"),
+    *("spec.sandbox", "spec.rollout.replicas", "spec.rollout.tensorParallel", "spec.rollout.engine", "spec.evaluation.every"),
+    *("spec.trainer.nodes", "spec.trainer.tensorParallel", "spec.trainer.pipelineParallel", "spec.trainer.expertParallel"),
+    *("spec.trainer.contextParallel", "spec.trainer.microBatchTokens", "spec.trainer.recompute"),
+    *("spec.reward.replicas", "spec.reward.workers", "spec.reward.timeoutSeconds"),
+    *("metadata.labels", "metadata.annotations", "metadata.namespace"),
 )
-"""What a job may change between two runs and still be the same training."""
+"""What a job may change between two runs and still be the same training: what the master allows (rljob.master.decisions.identity)."""
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

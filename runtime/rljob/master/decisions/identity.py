@@ -7,9 +7,10 @@ from rljob.api import RLJob
 
 FREE = (
     "iterations", "suspend", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "queueName", "templates", "checkpoint",
-    "files", "credentials", "switch", "accelerator", "sandbox", "rollout.replicas", "rollout.tensorParallel", "rollout.engine", "evaluation.every",
-    "trainer.nodes", "trainer.tensorParallel", "trainer.pipelineParallel", "trainer.expertParallel", "trainer.contextParallel",
-    "trainer.microBatchTokens", "trainer.recompute", "reward.replicas", "reward.workers", "reward.timeoutSeconds",
+    "files", "credentials", "switch", "accelerator", "sandbox", "rollout.replicas", "rollout.tensorParallel", "rollout.engine",
+    "evaluation.every", "trainer.nodes", "trainer.tensorParallel", "trainer.pipelineParallel", "trainer.expertParallel",
+    "trainer.contextParallel", "trainer.microBatchTokens", "trainer.recompute", "reward.replicas", "reward.workers",
+    "reward.timeoutSeconds",
 )  # fmt: skip
 """Fields that a resumed job may change: how long, how fast and on what it runs, not what it learns."""
 SOURCES = ("model", "data", "warmStart.data", "evaluation.data")
