@@ -99,7 +99,7 @@ def _live(api: "Api", name: str, every: float, console: Console) -> int:
     from rljob.remote.view import screen
 
     seen = _look(api, name)
-    with Live(screen(seen, _now()), console=console, auto_refresh=False, vertical_overflow="visible") as live:
+    with Live(screen(seen, _now()), console=console, auto_refresh=False) as live:
         while not seen.finished:
             time.sleep(every)
             shown: RenderableType

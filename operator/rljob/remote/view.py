@@ -22,14 +22,15 @@ _EVENTS = 5
 def screen(seen: Snapshot, now: datetime, note: str = "") -> RenderableType:
     """Everything that a person wants to know. `note`: one more line at the end, such as that the cluster does not answer."""
     parts: list[RenderableType] = [_head(seen), _figures(seen)]
+    # Before the rest, because a low terminal cuts the end off.
+    if words := _pressing(seen):
+        parts += [words]
     if seen.pods:
         parts += [Text(), _pods(seen)]
     if seen.conditions:
         parts += [Text(), _conditions(seen.conditions)]
     if seen.events:
         parts += [Text(), _events(seen.events, now)]
-    if words := _closing(seen):
-        parts += [Text(), words]
     if note:
         parts.append(Text(note, style="yellow"))
     return Group(*parts)
@@ -134,7 +135,7 @@ def _events(events: Sequence[Event], now: datetime) -> Table:
     return table
 
 
-def _closing(seen: Snapshot) -> RenderableType | None:
+def _pressing(seen: Snapshot) -> RenderableType | None:
     """The last failure, and what to do."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", min_width=14)
