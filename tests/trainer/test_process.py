@@ -65,7 +65,8 @@ def trainer(folder: Path, model: Path, spec: RLJobSpec, port: int) -> Iterator[t
         (folder / "job.json").write_text(json.dumps(job))
         common = {
             **os.environ, "RLJOB_JOB": str(folder / "job.json"), "RLJOB_NODE": "worker-0", "RLJOB_DIR_MODEL": str(model),
-            "RLJOB_DIR_CHECKPOINTS": str(folder / "checkpoints"), "RLJOB_DIR_CACHE": str(folder / "cache"), "RLJOB_DIR_SHM": str(folder / "shm"), "RLJOB_DIR_SOCKETS": sockets,
+            "RLJOB_DIR_CACHE": str(folder / "cache"), "RLJOB_DIR_CHECKPOINTS": str(folder / "checkpoints"),
+            "RLJOB_DIR_SHM": str(folder / "shm"), "RLJOB_DIR_SOCKETS": sockets,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(spec.world_size), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         processes = []
