@@ -30,18 +30,21 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
+	@sh scripts/system.sh
 	$(BIN)/pytest $(ARGS)
 
 bench: setup
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 cluster: setup
+	@sh scripts/system.sh
 	@$(BIN)/python -m tests.cluster up $(ARGS)
 
 cluster-down: setup
 	@$(BIN)/python -m tests.cluster down
 
 cluster-programs: setup
+	@sh scripts/system.sh
 	@$(BIN)/python -m tests.cluster build
 
 images:

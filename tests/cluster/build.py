@@ -85,10 +85,11 @@ def cache_folder() -> Path:
 @cache
 def _go() -> tuple[str, str]:
     """The Go command and its version. Raises `BuildError`."""
-    found = shutil.which("go", path=os.environ.get("PATH", "") + ":/usr/local/go/bin:/usr/lib/go/bin")
+    # The last is what scripts/system.sh installs where there is none.
+    found = shutil.which("go", path=f"{os.environ.get('PATH', '')}:/usr/local/go/bin:/usr/lib/go/bin:{cache_folder()}/golang/go/bin")
     if found is None:
         raise BuildError(
-            "the cluster's programs are built with Go, which was not found; install Go 1.26 or newer (https://go.dev/dl), in PATH"
+            "the cluster's programs are built with Go, which was not found; run scripts/system.sh, or install Go 1.26 or newer, in PATH"
         )
     return found, subprocess.run(
         [found, "env", "GOVERSION"], capture_output=True, text=True, check=True, timeout=60, cwd=SOURCES / "probe"

