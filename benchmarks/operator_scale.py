@@ -121,11 +121,14 @@ class Watcher:
         self.api = api
         self.seen: dict[str, set[tuple[str, str]]] = {}
         self.complete: dict[str, float] = {}
+        self.open = asyncio.Semaphore(0)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Watcher"]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._follow(kind)) for kind in CHILDREN if not kind.optional]
+            for _ in tasks:
+                await self.open.acquire()
             yield self
             for task in tasks:
                 task.cancel()
@@ -134,6 +137,7 @@ class Watcher:
         bare = kind._replace(whole=False)
         listing = await self.api.list_objects(bare, None, selector=SELECTOR)
         async with self.api.watch(bare, None, listing.version, SELECTOR) as changes:
+            self.open.release()
             async for change in changes:
                 meta = change.object["metadata"]
                 if change.type == "ADDED" and meta["ownerReferences"][0]["kind"] == "RLJob":
