@@ -282,7 +282,6 @@ class LocalCluster(Cluster):
             "import",
             "--snapshotter",
             self._snapshotter(),
-            "--digests",
         )
         box.run([binary("ctr"), *words, archive], timeout=1800)
 

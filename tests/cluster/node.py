@@ -104,6 +104,8 @@ def kubelet_config(folder: Path, pki: Path, addresses: Addresses, cgroup: str) -
         # Images that a test loaded cannot be pulled again.
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
+        # An image that came from the registry may also be loaded under another name; there are no secrets to check.
+        "imagePullCredentialsVerificationPolicy": "NeverVerify",
         "volumePluginDir": f"{KUBELET}/volume-plugins",
         "serializeImagePulls": False,
         "nodeStatusUpdateFrequency": "4s",

@@ -1,9 +1,13 @@
 """A whole cluster does what RLJob needs of one."""
 
+import json
+import tarfile
+from pathlib import Path
 from typing import Any
 
 import httpx
 from tests.cluster.handle import Cluster
+from tests.cluster.images import write_image
 
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -125,6 +129,38 @@ def test_two_sidecars_of_a_claim_see_the_same_devices_and_others_none(cluster: C
         assert seen["megatron"] == seen["vllm"]
         assert len(seen["vllm"].removeprefix("FAKE_DEVICES=").split(",")) == 2
         assert seen["checkpoint-engine"] == "FAKE_DEVICES="
+
+
+def push(archive: Path, registry: str, name: str) -> None:
+    """Sends an image to a registry (distribution-spec v1.1), as `buildah push` does."""
+    with tarfile.open(archive) as layout:
+        content = {member.name: file.read() for member in layout if (file := layout.extractfile(member))}
+    (entry,) = json.loads(content["index.json"])["manifests"]
+    blobs = {path.rpartition("/")[2]: blob for path, blob in content.items() if path.startswith("blobs/")}
+    manifest = blobs.pop(entry["digest"].removeprefix("sha256:"))
+    with httpx.Client(base_url=f"http://{registry}/v2/{name}", trust_env=False, timeout=30) as client:
+        for digest, blob in blobs.items():
+            place = client.post("/blobs/uploads/").raise_for_status().headers["location"]
+            client.put(httpx.URL(place).copy_add_param("digest", f"sha256:{digest}"), content=blob).raise_for_status()
+        client.put("/manifests/1", content=manifest, headers={"content-type": entry["mediaType"]}).raise_for_status()
+
+
+def test_a_pod_pulls_what_was_pushed_to_the_registry(cluster: Cluster, tmp_path: Path) -> None:
+    write_image(tmp_path / "image.tar", "any", {"/other": cluster.bin("probe")}, ["/other"], ["pause"])
+    registry = cluster.registry()
+    push(tmp_path / "image.tar", registry, "tests/other")
+    main = {"name": "c", "image": f"{registry}/tests/other:1", "args": ["write", "/dev/termination-log", "pulled"]}
+    with cluster.namespace() as namespace:
+        cluster.apply(pod("puller", [main], restartPolicy="Never"), namespace)
+        succeeded(cluster, "puller", namespace)
+
+
+def test_an_image_is_loaded_from_an_archive(cluster: Cluster, tmp_path: Path) -> None:
+    write_image(tmp_path / "image.tar", "localhost/loaded:1", {"/other": cluster.bin("probe")}, ["/other"], ["pause"])
+    cluster.load_image(tmp_path / "image.tar")
+    with cluster.namespace() as namespace:
+        cluster.apply(pod("loaded", [{"name": "c", "image": "localhost/loaded:1", "imagePullPolicy": "Never"}]), namespace)
+        cluster.wait("pod/loaded", "condition=Ready", namespace, timeout=20)
 
 
 def test_a_pods_last_words_and_status_are_kept(cluster: Cluster) -> None:
