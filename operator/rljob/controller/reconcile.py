@@ -217,7 +217,12 @@ class Reconciler:
         for pod in decision.silent:
             child = self.cache.children(job.key).get(("Pod", pod))
             said = await self.api.warnings(job.key.namespace, pod)
-            events = [event for event in said if child is not None and event["involvedObject"].get("uid") == child.uid]
+            # Only pods that have their node are asked about: that they once had none is over.
+            events = [
+                event
+                for event in said
+                if child is not None and event["involvedObject"].get("uid") == child.uid and event.get("reason") != "FailedScheduling"
+            ]
             if events:
                 newest = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
                 memory.warnings[pod] = short(f"{newest.get('reason')}: {newest.get('message')}")
