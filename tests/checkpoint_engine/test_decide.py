@@ -14,7 +14,6 @@ from rljob.checkpoint_engine.state import (
     EngineSeen,
     EngineState,
     Export,
-    Fetch,
     Finish,
     ForkEngine,
     Gate,
@@ -335,9 +334,11 @@ def test_weights_of_the_right_number_and_the_wrong_checksum_are_exported_again()
     assert steps(desired("rollout"), seen)[:3] == [Gate("trainer"), Onload(), Export(3, truth(3))]
 
 
-def test_a_node_without_a_trainer_fetches() -> None:
+def test_a_node_without_a_trainer_does_no_harm() -> None:
     seen = world(Site("rollout", "cpu", "restart"))
-    assert decide(desired("rollout"), seen, 0.0) == Fetch(3)
+    step = decide(desired("rollout"), seen, 0.0)
+    assert isinstance(step, Idle)
+    assert "serves nothing" in step.reason
 
 
 def test_idle_leaves_the_accelerator_and_keeps_the_state() -> None:

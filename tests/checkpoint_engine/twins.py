@@ -451,9 +451,6 @@ class World:
     def version(self) -> int | None:
         return self.arena[0] if self.arena else None
 
-    async def fetch(self, version: int, manifest: Manifest) -> None:
-        raise InfrastructureError("no peers")
-
     def remove(self) -> None:
         self.arena, self.removed = None, True
 

@@ -19,7 +19,6 @@ from rljob.checkpoint_engine.state import (
     Checkpoint,
     EndTrainer,
     Export,
-    Fetch,
     ForkEngine,
     Gate,
     Known,
@@ -129,8 +128,6 @@ class Actor:
                 return await self._engine(step, seen)
             case Gate(owner):
                 return await self._gate(owner, seen)
-            case Fetch(version):
-                return await self._fetch(version, known)
             case Recall(version):
                 manifest = await parts.master.manifest(version)
                 if manifest is None:
@@ -300,13 +297,6 @@ class Actor:
 
     async def _engine_answers(self) -> bool:
         return await self.parts.engine.state() is not None
-
-    async def _fetch(self, version: int, known: Known) -> Known:
-        manifest = await self.parts.master.manifest(version)
-        if manifest is None:
-            raise ChecksumMismatch(f"the master has no manifest of version {version} yet")
-        await self.parts.weights.fetch(version, manifest)
-        return replace(known, manifest=manifest, registered=(version, manifest.checksum), arena_refused=False)
 
     async def _gate(self, owner: Owner, seen: Observed) -> Known:
         known, plan = seen.known, self.plan

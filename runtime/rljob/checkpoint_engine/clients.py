@@ -90,9 +90,6 @@ class WeightSource(Protocol):
     def version(self) -> int | None:
         """Version that lies complete in the local arena."""
 
-    async def fetch(self, version: int, manifest: Manifest) -> None:
-        """Bring a version into the local arena."""
-
     def remove(self) -> None:
         """Leave no shared memory behind."""
 
@@ -259,12 +256,6 @@ class LocalArena:
             return int(header["__metadata__"]["version"]) if complete else None
         except (OSError, ValueError, KeyError, TypeError, struct.error):
             return None  # no file, being made, or half written
-
-    async def fetch(self, version: int, manifest: Manifest) -> None:
-        raise InfrastructureError(
-            f"version {version} ({len(manifest.tensors)} tensors) is not in this node's arena, and this node has no trainer to make it: "
-            "weights of other nodes cannot be fetched yet; set spec.rollout.replicas to 0"
-        )
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

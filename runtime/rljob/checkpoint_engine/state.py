@@ -168,13 +168,6 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Fetch:
-    """A node without a trainer gets the weights from elsewhere."""
-
-    version: int
-
-
-@dataclass(frozen=True)
 class Recall:
     """Ask the master for the manifest of what the arena holds."""
 
@@ -264,7 +257,7 @@ class Finish:
 
 
 Step = (
-    StartTrainer | EndTrainer | Load | Train | Save | Checkpoint | Export | Fetch | Recall | Register | Offload | Onload | Gate
+    StartTrainer | EndTrainer | Load | Train | Save | Checkpoint | Export | Recall | Register | Offload | Onload | Gate
     | StartEngine | ForkEngine | LoadEngine | Attest | StopEngine | SleepEngine | Rollout | Idle | Finish
 )  # fmt: skip
 
@@ -276,7 +269,6 @@ NAMES: Mapping[type[Step], node.Step] = {
     Save: "checkpoint",
     Checkpoint: "checkpoint",
     Export: "export",
-    Fetch: "load",
     Recall: "register",
     Register: "register",
     Offload: "offload",
