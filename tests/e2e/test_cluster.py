@@ -67,7 +67,10 @@ def undisturbed(cluster: Cluster, operator: Release) -> Iterator[Done]:
 
 
 def test_the_job_goes_through_real_iterations_and_succeeds(undisturbed: Done) -> None:
-    assert {"WarmStart", "Rollout", "Training", "Succeeded"} <= set(undisturbed.phases)
+    # The status is a summary, not a log: short phases may begin and end between two looks.
+    assert "WarmStart" in undisturbed.phases
+    assert {"Rollout", "Training"} & set(undisturbed.phases)
+    assert undisturbed.phases[-1] == "Succeeded"
     assert undisturbed.iterations == sorted(undisturbed.iterations)
     assert undisturbed.status["iteration"] == 10
     assert len(undisturbed.status["rewards"]) == 10
@@ -230,7 +233,7 @@ def test_a_pod_that_can_never_start_is_told_within_thirty_seconds(cluster: Clust
     with cluster.namespace("stuck") as namespace:
         cluster.apply(prompts(), namespace)
         broken = job("broken")
-        broken["spec"]["templates"]["master"]["spec"]["containers"][0]["image"] = "registry.invalid/none:1"
+        broken["spec"]["templates"]["master"]["spec"]["initContainers"][0]["image"] = "registry.invalid/none:1"
         cluster.apply(broken, namespace)
         begun = time.monotonic()
         stuck = Watched(cluster, namespace, "broken")
