@@ -4,7 +4,7 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ KINDS = "pods,deployments,services,configmaps,persistentvolumeclaims,serviceacco
 
 
 @pytest.fixture(scope="module")
-def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Release:
+def operator(cluster: Cluster, binaries: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The operator, installed by helm from images built here."""
     archive = tmp_path_factory.mktemp("images") / "images.tar"
     build_images(archive)
