@@ -192,6 +192,11 @@ class Figures:
         return found
 
 
+def tell(found: dict[str, Any], phase: str) -> None:
+    """Each phase as soon as it is done: a run that is cut off is not for nothing."""
+    print(f"{phase}: {json.dumps(found[phase])}", file=sys.stderr, flush=True)
+
+
 def looks(metrics: dict[str, float]) -> float:
     """Looks at jobs so far."""
     return metrics.get("rljob_operator_reconcile_seconds_count", 0.0)
@@ -246,15 +251,22 @@ async def restart(api: ApiServer, operator: Process, figures: Figures, jobs: lis
     began = time.perf_counter()
     operator.start()
     await until(lambda: "metrics and probes" in operator.log.read_text(), 30, "the operator's start")
+    up = time.perf_counter() - began
 
     def done() -> bool:
         now = figures.metrics()
         return looks(now) >= len(jobs) and now["rljob_operator_queue_depth"] == 0
 
     await until(done, 120, "a look at every job")
+    looked = time.perf_counter() - began
     for ref in lost:
         await until_back(api, ref)
-    return {"seconds": time.perf_counter() - began, "rss_mb": figures.metrics()["process_resident_memory_bytes"] / 1e6}
+    return {
+        "process_s": up,
+        "looked_s": looked,
+        "seconds": time.perf_counter() - began,
+        "rss_mb": figures.metrics()["process_resident_memory_bytes"] / 1e6,
+    }
 
 
 async def until_back(api: ApiServer, ref: Ref) -> None:
@@ -281,19 +293,23 @@ async def measure(cluster: LocalCluster, operator: Process, jobs: int, crowd: in
         async with Watcher(api).running() as watcher:
             singles = min(30, jobs // 10)
             found["idle"] = await idle(api, watcher, singles)
+            tell(found, "idle")
             await asyncio.sleep(5)
             before = figures.metrics()
             names = [f"burst-{i}" for i in range(crowd)]
             found["burst_of"] = await burst(api, watcher, names)
+            tell(found, "burst_of")
             rest = [f"rest-{i}" for i in range(jobs - singles - crowd)]
             await burst(api, watcher, rest)
             after = figures.metrics()
         found["api_requests_per_new_job"] = (after["requests"] - before["requests"]) / (len(names) + len(rest))
         found["api_requests_per_look"] = (after["requests"] - before["requests"]) / (looks(after) - looks(before))
+        tell(found, "api_requests_per_new_job")
         phase = 'rljob_operator_jobs{phase="Rollout"}'
         await until(lambda: figures.metrics().get(phase, 0) >= 0.98 * jobs, 150, "all jobs running")
         await asyncio.sleep(10)
         found["steady"] = await steady(figures, 45)
+        tell(found, "steady")
         found["restart"] = await restart(api, operator, figures, names)
     return found
 
