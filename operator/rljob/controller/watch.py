@@ -2,7 +2,7 @@
 place.
 
 Children do not go through kopf. It takes 1.2 ms of CPU for an event (a task, a queue and a chain of handlers for each object) where this
-takes some 0.1 ms, keeps a record of every object, cannot ask for metadata alone, and tells nobody of objects that were deleted while it lists
+takes ~0.1 ms, keeps a record of every object, cannot ask for metadata alone, and tells nobody of objects that were deleted while it lists
 again.
 """
 
