@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,15 +88,21 @@ def test_with_the_charts_rights_jobs_live_and_die(api_server: Cluster, chart: Ch
             api_server.apply(made)
             with operator(api_server, objects, home, tmp_path) as running:
                 _life(api_server, namespace)
-                requests = running.requests()
+                requests = _with_a_renewed_lease(running)
                 assert running.process.poll() is None
         finally:
             api_server.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=yaml.safe_dump_all(cluster_wide))
             api_server.kubectl("delete", "deviceclass", device_class)
     assert {code for _, _, code in requests if code in ("401", "403")} == set()
-    assert {("PATCH", "RLJob", "200"), ("POST", "Event", "201"), ("DELETE", "Pod", "200")} <= requests.keys()
-    # A quick life is over before the Lease has to be renewed.
-    assert {("POST", "Lease", "201"), ("PUT", "Lease", "200")} & requests.keys()
+    assert {("PATCH", "RLJob", "200"), ("PUT", "Lease", "200"), ("POST", "Event", "201"), ("DELETE", "Pod", "200")} <= requests.keys()
+
+
+def _with_a_renewed_lease(running: Operator) -> dict[tuple[str, str, str], float]:
+    """What it asked, once it has also renewed its Lease: on a quick machine a job's life is over before that."""
+    end = time.monotonic() + 20
+    while ("PUT", "Lease", "200") not in (requests := running.requests()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return requests
 
 
 def _life(cluster: Cluster, namespace: str) -> None:
