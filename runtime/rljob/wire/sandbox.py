@@ -1,0 +1,157 @@
+"""Between the reward service (or anybody) and the code sandbox: `POST {sandbox}/v1/run` and `POST {sandbox}/v1/judge`.
+
+Expected outputs never enter a run: they are compared outside, by the service. `sandbox_error` is a failure of ours: the caller tries again,
+and it is never a reward.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rljob.wire.base import Message
+
+Status = Literal[
+    "ok",
+    "runtime_error",
+    "time_limit",
+    "wall_limit",
+    "memory_limit",
+    "output_limit",
+    "process_limit",
+    "disk_limit",
+    "compile_error",
+    "sandbox_error",
+]
+
+
+class Limits(Message):
+    """What one run may use. The service refuses more than its own ceiling (`GET /v1/languages` says what that is)."""
+
+    cpu_seconds: Annotated[float, Field(gt=0)] = 2.0
+    wall_seconds: Annotated[float, Field(gt=0)] = 6.0
+    memory_mb: Annotated[int, Field(ge=16)] = 256
+    """All processes of the run and the files they write, MiB."""
+    processes: Annotated[int, Field(ge=1)] = 32
+    """Processes and threads."""
+    output_kb: Annotated[int, Field(ge=1)] = 1024
+    """Kept of each of stdout and stderr, KiB; a run that writes sixteen times as much is killed."""
+    disk_mb: Annotated[int, Field(ge=1)] = 64
+    """Files written, MiB."""
+
+
+class RunRequest(Message):
+    """One program and one input."""
+
+    language: str
+    """A name of `GET /v1/languages`: python, c, cpp, javascript, bash, java, go, rust, where the image has it."""
+    code: str
+    """The main file."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """More files of the working folder by relative path, UTF-8."""
+    arguments: tuple[str, ...] = ()
+    stdin: str = ""
+    limits: Limits = Limits()
+    compile_limits: Limits = Limits(cpu_seconds=20, wall_seconds=30, memory_mb=1024, processes=64, disk_mb=256)
+    fetch: tuple[str, ...] = ()
+    """Files of the working folder to send back; only regular ones."""
+    priority: int = 0
+    """Higher goes first."""
+    deadline_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Not worth starting after so many seconds; then the answer is 503."""
+
+
+class Output(Message):
+    """One program that ran (or, for `compile`, its compiler)."""
+
+    status: Status
+    exit_code: int | None = None
+    """None if a signal ended it."""
+    signal: int | None = None
+    stdout: str = ""
+    stderr: str = ""
+    """Bytes that are not UTF-8 become U+FFFD."""
+    truncated: bool = False
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    memory_mb: float = 0.0
+    """Peak."""
+    reason: str = ""
+    """One line for people."""
+
+
+class RunResult(Message):
+    """What became of a RunRequest."""
+
+    status: Status
+    """That of the compiler if it failed, else that of the run."""
+    run: Output | None = None
+    """None if it was never started."""
+    compile: Output | None = None
+    files: dict[str, str] = Field(default_factory=dict)
+    """What was fetched."""
+    reason: str = ""
+
+
+class Checker(Message):
+    """How an output is compared with what was expected."""
+
+    kind: Literal["exact", "tokens", "float", "program"] = "tokens"
+    """`exact`: byte for byte but for trailing white space of lines and of the end. `tokens`: words. `float`: words, numbers within a
+    tolerance. `program`: `code` (Python) run in the sandbox with `{"input", "output", "expected"}` as JSON on stdin; it accepts by printing
+    `{"accept": true}`."""
+    absolute: float = 1e-9
+    relative: float = 1e-6
+    code: str | None = None
+
+
+class Call(Message):
+    """A function call instead of an input: `function(*arguments)` of the submission; JSON values in and out."""
+
+    function: str
+    arguments: tuple[Any, ...] = ()
+    expected: Any = None
+
+
+class Test(Message):
+    """One test: stdin and expected output, or a call."""
+
+    stdin: str = ""
+    expected: str | None = None
+    call: Call | None = None
+
+
+class JudgeRequest(Message):
+    """A submission against tests."""
+
+    language: str
+    code: str
+    files: dict[str, str] = Field(default_factory=dict)
+    tests: tuple[Test, ...]
+    stop_at_first_failure: bool = True
+    checker: Checker = Checker()
+    limits: Limits = Limits()
+    compile_limits: Limits = Limits(cpu_seconds=20, wall_seconds=30, memory_mb=1024, processes=64, disk_mb=256)
+    priority: int = 0
+    deadline_seconds: Annotated[float, Field(gt=0)] | None = None
+
+
+class Case(Message):
+    """What became of one test."""
+
+    verdict: Literal["passed", "wrong_answer"] | Status
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    memory_mb: float = 0.0
+    reason: str = ""
+
+
+class JudgeResult(Message):
+    """The verdict: `passed`, or that of the first test that did not pass."""
+
+    verdict: Literal["passed", "wrong_answer"] | Status
+    passed: int
+    total: int
+    cases: tuple[Case, ...]
+    """In the order of the tests; shorter than them if it stopped at the first failure."""
+    compile: Output | None = None
+    reason: str = ""
