@@ -116,8 +116,23 @@ def test_generated_splits_of_neighbouring_seeds_are_not_the_same_list_shifted() 
         return [row["prompt"] for _, row in generated(source, "spec.data.train")]
 
     first, second = questions(0), questions(1)
-    assert len(set(first)) == len(first)
     assert len(set(first) & set(second)) < 5
+
+
+def test_generated_questions_that_come_up_again_are_trained_on_again_but_measured_once(place: Place) -> None:
+    digits = {"min_digits": 1, "max_digits": 1}
+    few = SUMS | {"size": 400, "parameters": SUMS["parameters"] | digits, "demonstration": "{answer}"}
+    place.prepare(
+        data={"train": {"reasoningGym": few}},
+        evaluation={"data": {"reasoningGym": few | {"size": 60, "seed": 7}}},
+        model=ROOMY,
+        rollout={"maxTokens": 4},
+    )
+    trained = [record.question for record in place.split("train")]
+    measured = [record.question for record in place.split("heldout")]
+    assert len(trained) > len(set(trained))
+    assert len(measured) == len(set(measured)) < 60
+    assert not set(trained) & set(measured)
 
 
 def test_a_generators_prompts_are_judged_by_its_own_scorer_and_demonstrate_by_template(place: Place) -> None:

@@ -134,12 +134,12 @@ def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say)
 def make_splits(spec: RLJobSpec, folders: Folders, tokens: PromptTokenizer, say: Say) -> dict[str, list[PromptRecord]]:
     """The three files by name. Nothing that is trained on stands in `heldout`."""
 
-    def read(source: DataSource, field: str) -> list[Located]:
+    def read(source: DataSource, field: str, distinct: bool = False) -> list[Located]:
         say(f"data: reading {field}")
-        return load(source, field, folders.source, folders.cache)
+        return load(source, field, folders.source, folders.cache, distinct=distinct)
 
     held_source = spec.evaluation.data if spec.evaluation else None
-    heldout = read(held_source, "spec.evaluation.data") if held_source else []
+    heldout = read(held_source, "spec.evaluation.data", distinct=True) if held_source else []
     read_train = read(spec.data.train, "spec.data.train")
     train = without_heldout(read_train, heldout)
     if len(train) < len(read_train):
