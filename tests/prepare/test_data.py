@@ -120,8 +120,8 @@ def test_generated_splits_of_neighbouring_seeds_are_not_the_same_list_shifted() 
 
 
 def test_generated_questions_that_come_up_again_are_trained_on_again_but_measured_once(place: Place) -> None:
-    digits = {"min_digits": 1, "max_digits": 1}
-    few = SUMS | {"size": 400, "parameters": SUMS["parameters"] | digits, "demonstration": "{answer}"}
+    one_digit = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    few = SUMS | {"size": 400, "parameters": one_digit, "demonstration": "{answer}"}
     place.prepare(
         data={"train": {"reasoningGym": few}},
         evaluation={"data": {"reasoningGym": few | {"size": 60, "seed": 7}}},
