@@ -101,8 +101,8 @@ class Reconciler:
         self.progress.leave(key)
 
     def _decide(self, job: Job, memory: Memory) -> Decision:
-        desired = self.renderer.desired(job)
         children = self.cache.children(job.key)
+        desired = self.renderer.desired(job, any(child.kind == "Pod" and child.owner == job.uid for child in children.values()))
         status = json.loads(job.status)
         drifted = self.cache.drifted(job.key)
         fingerprint = self.cache.fingerprint(job.key, job.uid)
