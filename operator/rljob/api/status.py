@@ -75,9 +75,9 @@ class JobStatus(Part):
     reward: float | None = None
     """Mean reward of the last finished iteration."""
     rewards: list[float] = Field(default_factory=list)
-    """Mean reward of every finished iteration."""
+    """Mean reward of every finished iteration; of an RLJob, the newest 200."""
     held_out: list[HeldOutStatus] = Field(default_factory=list)
-    """Held-out evaluations so far."""
+    """Held-out evaluations so far; of an RLJob, the newest 200."""
     progress: ProgressStatus | None = None
     """Progress of the phase."""
     tokens_per_second: float = 0.0

@@ -24,6 +24,9 @@ AT_ONCE = 16
 LONGEST_SECONDS = 60.0
 """Between two looks at a master that does not answer."""
 
+GROWING, KEPT = ("rewards", "heldOut"), 200
+"""Of what a master reports for every iteration, the newest are kept: an object of the API server has its limit (1.5 MB), a curve its width."""
+
 Fetch = Callable[["Target"], Awaitable[dict[str, Any]]]
 
 
@@ -129,7 +132,7 @@ class Poller:
 
     def _take(self, followed: _Followed, report: dict[str, Any]) -> None:
         before, now = followed.report, asyncio.get_running_loop().time()
-        followed.report = report
+        followed.report = report = report | {name: report[name][-KEPT:] for name in GROWING if name in report}
         news = before is None or any(
             report.get(n) != before.get(n) for n in report.keys() | before.keys() if n not in SMALL_TALK - {"phase"}
         )
