@@ -101,6 +101,8 @@ class Snapshot:
     pods: tuple[PodState, ...]
     events: tuple[Event, ...]
     """Newest last."""
+    sharing: str = ""
+    """How the sidecars share accelerators, and why; empty where there are none."""
 
     @property
     def finished(self) -> bool:
@@ -226,7 +228,13 @@ def build(job: Json, pods: Sequence[PodState], events: Sequence[Event], now: dat
         ready_replicas=int(rollout.get("readyReplicas", 0)),
         pods=tuple(pods),
         events=tuple(events),
+        sharing=_sharing(said.get("sharing", {})),
     )
+
+
+def _sharing(said: Mapping[str, Any]) -> str:
+    mode, reason = said.get("mode", "none"), said.get("reason", "")
+    return "" if mode == "none" else f"{mode}: {reason}" if reason else str(mode)
 
 
 _PHASES = ("Preparing", "WarmStart", "Rollout", "Training", "Evaluating", "Finishing", "Succeeded", "Failed")

@@ -68,6 +68,8 @@ def _figures(seen: Snapshot) -> RenderableType:
     if (seen.replicas or seen.ready_replicas) and not seen.finished and not seen.suspended:
         wrong = seen.ready_replicas != seen.replicas
         grid.add_row("rollout pods", Text(f"{seen.ready_replicas} of {seen.replicas} ready", style="yellow" if wrong else ""))
+    if seen.sharing and not seen.finished:
+        grid.add_row("accelerators", Text(f"shared by {seen.sharing}"))
     return grid
 
 
