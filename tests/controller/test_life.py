@@ -1,7 +1,7 @@
 """Lives of a job in a cluster: what exists, and what the status says."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from tests.master.virtual import run, until
 
 from rljob.controller.client import ApiError
 from rljob.controller.kinds import Ref
+from rljob.manifests import Manifest
 
 
 def living(story: Callable[[World], Awaitable[None]], **world: Any) -> World:
@@ -45,6 +46,17 @@ def test_a_job_gets_its_objects_and_says_so() -> None:
         assert not world.holds("Reconciling")
         assert world.events().count("Started") == 1
         assert world.events().count("Running") == 1
+
+    living(story)
+
+
+def test_how_accelerators_are_shared_and_why_is_told_at_the_start() -> None:
+    async def story(world: World) -> None:
+        await started(world, accelerator={"type": "nvidia", "perNode": 1})
+        why = "the cluster (Kubernetes 1.36) has no DeviceClass gpu.nvidia.com, and one container can hold devices everywhere"
+        assert world.status()["sharing"] == {"mode": "single", "reason": why}
+        (told,) = (e["message"] for e in world.twin.of("Event").values() if e["reason"] == "Started")
+        assert told == f"made x-reward, x-master, x-worker-0; sidecars share their accelerators by `single`: {why}"
 
     living(story)
 
@@ -91,6 +103,80 @@ def test_a_lost_pod_is_made_anew(pod: str, how: str) -> None:
         await until(lambda: world.twin.of("Pod").get(pod, {"metadata": {"uid": old}})["metadata"]["uid"] != old)
         await until(lambda: world.holds("Ready"))
         assert {n: o["metadata"]["uid"] for n, o in world.twin.of("Pod").items() if n != pod} == others
+
+    living(story)
+
+
+@pytest.mark.parametrize("lag", [0.01, 3.0])
+@pytest.mark.parametrize(
+    "refusal",
+    [None, ApiError(409, "Conflict", "modified"), ApiError(429, "TooManyRequests", "slow", 1.0), ApiError(500, "InternalError", "etcd")],
+)
+def test_the_loss_of_a_pod_is_told_once_whatever_becomes_of_the_status(refusal: ApiError | None, lag: float) -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        await asyncio.sleep(20)
+        world.twin.lag = lag
+        refusals = [refusal] if refusal else []
+        world.twin.fault = lambda verb, kind: refusals.pop() if verb == "patch_status" and refusals else None
+        uid = world.twin.of("Pod")["x-worker-0"]["metadata"]["uid"]
+        world.pod_ended("x-worker-0", reason="Evicted")
+        await until(lambda: world.twin.of("Pod").get("x-worker-0", {"metadata": {"uid": uid}})["metadata"]["uid"] != uid)
+        await until(lambda: world.holds("Ready"))
+        await asyncio.sleep(30)
+        assert not refusals
+        assert [world.events().count(reason) for reason in ("Started", "PodLost", "PodMade", "Remade", "Repaired")] == [1, 1, 1, 0, 0]
+
+    living(story)
+
+
+def test_what_was_refused_is_told_when_it_is_done() -> None:
+    async def story(world: World) -> None:
+        busy = [ApiError(503, "ServiceUnavailable", "busy") for _ in range(3)]
+        world.twin.fault = lambda verb, kind: busy.pop() if (verb, kind) in (("create", "Pod"), ("delete", "Pod")) and busy else None
+        await started(world)
+        told = sorted(e["message"] for e in world.twin.of("Event").values() if e["reason"] in ("Started", "PodMade"))
+        assert sum(e.count("x-master") for e in told) == 1
+        assert sum(e.count("x-worker-0") for e in told) == 1
+        assert world.events().count("Started") == 1
+        await asyncio.sleep(20)
+        busy = [ApiError(503, "ServiceUnavailable", "busy")]
+        world.pod_ended("x-worker-0")
+        await until(lambda: "PodLost" in world.events())
+        await asyncio.sleep(20)
+        assert world.events().count("PodLost") == 1
+
+    living(story)
+
+
+def test_a_status_that_was_written_and_answered_with_a_conflict_is_told_of() -> None:
+    """The first try got through and its answer was lost; the second one finds the object changed."""
+
+    async def story(world: World) -> None:
+        await started(world)
+        patch, lost = world.twin.patch_status, [True]
+
+        async def twice(ref: Ref, status: Mapping[str, Any], version: str) -> Manifest:
+            answer = await patch(ref, status, version)
+            return await patch(ref, status, version) if lost and lost.pop() else answer
+
+        world.twin.patch_status = twice  # type: ignore[method-assign]
+        world.spec(suspend=True)
+        await until(lambda: world.holds("Suspended"))
+        await asyncio.sleep(10)
+        assert not lost
+        assert world.events().count("Suspended") == 1
+
+    living(story)
+
+
+def test_of_rewards_the_newest_are_kept() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(500, rewards=[float(i) for i in range(500)], heldOut=[{"iteration": i, "accuracy": 0.5} for i in range(300)])
+        await started(world)
+        await until(lambda: "rewards" in world.status())
+        assert world.status()["rewards"] == [float(i) for i in range(300, 500)]
+        assert [h["iteration"] for h in world.status()["heldOut"]] == list(range(100, 300))
 
     living(story)
 
@@ -263,6 +349,10 @@ def test_a_child_edited_by_hand_is_repaired(kind: str, name: str, change: Callab
             return same and now["metadata"].get("labels") == labels and now["metadata"].get("ownerReferences") == owners
 
         await until(repaired)
+        await asyncio.sleep(30)
+        told = [e["message"] for e in world.twin.of("Event").values() if e["reason"] == "Repaired"]
+        assert told == [f"{kind} {name} was changed by hand and is as rendered again"]
+        assert [world.events().count(reason) for reason in ("Started", "PodMade", "PodLost")] == [1, 0, 0]
 
     living(story)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tests.master.virtual import clock
 
-from rljob.controller.client import ApiError, Change, Listing
+from rljob.controller.client import ApiError, Applied, Change, Listing
 from rljob.controller.kinds import KINDS, Kind, Ref
 from rljob.controller.trim import iso
 from rljob.manifests import Manifest
@@ -154,7 +154,7 @@ class Twin:
                 raise ApiError(409, "AlreadyExists", f"{ref} already exists")
             return copy.deepcopy(self.add(manifest, FIELD_MANAGER))
 
-    async def apply(self, manifest: Manifest, uid: str) -> Manifest:
+    async def apply(self, manifest: Manifest, uid: str) -> Applied:
         ref = self._ref(manifest)
         async with self._call("apply", ref.kind):
             stored = self.objects.get(ref)
@@ -167,7 +167,7 @@ class Twin:
             for path, value in wanted.items():
                 put(new, path, value)
             self._update(ref, new, FIELD_MANAGER, frozenset(wanted))
-            return copy.deepcopy(self.objects[ref])
+            return Applied(copy.deepcopy(self.objects[ref]), _owned(stored) != _owned(self.objects[ref]))
 
     async def delete(self, ref: Ref, uid: str) -> None:
         async with self._call("delete", ref.kind):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import aiohttp
 
-from rljob.controller.client import ApiError, Change, Listing
+from rljob.controller.client import ApiError, Applied, Change, Listing
 from rljob.controller.connection import Connection
 from rljob.controller.kinds import KINDS, Kind, Ref
 from rljob.controller.metrics import Metrics
@@ -60,6 +60,11 @@ def _error(code: int, body: bytes, retry_after: str | None) -> ApiError:
     return ApiError(code, status.get("reason") or f"Http{code}", message, seconds)
 
 
+def _content(manifest: Manifest) -> Manifest:
+    meta = {name: value for name, value in manifest["metadata"].items() if name not in ("resourceVersion", "generation", "managedFields")}
+    return {name: value for name, value in manifest.items() if name != "status"} | {"metadata": meta}
+
+
 @dataclass
 class ApiServer:
     """Implements `rljob.controller.client.Api`. To be used inside `async with`."""
@@ -93,16 +98,17 @@ class ApiServer:
         path = _of_manifest(manifest, named=False)
         return await self._request("POST", path, manifest["kind"], manifest, params={"fieldManager": FIELD_MANAGER})
 
-    async def apply(self, manifest: Manifest, uid: str) -> Manifest:
+    async def apply(self, manifest: Manifest, uid: str) -> Applied:
         """Server-side apply. What `create` made counts as updated, not as applied, and an apply takes away only what was applied: so the
         first apply to an object turns the one into the other (as `kubectl apply --server-side` does with what `kubectl apply` made)."""
         path, kind = _of_manifest(manifest, named=True), manifest["kind"]
-        await self._own_what_was_created(path, kind)
+        before = await self._own_what_was_created(path, kind)
         body = manifest | {"metadata": manifest["metadata"] | {"uid": uid}}
         params = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._request("PATCH", path, kind, body, params=params, content_type="application/apply-patch+yaml")
+        after = await self._request("PATCH", path, kind, body, params=params, content_type="application/apply-patch+yaml")
+        return Applied(after, _content(before) != _content(after))
 
-    async def _own_what_was_created(self, path: str, kind: str) -> None:
+    async def _own_what_was_created(self, path: str, kind: str) -> Manifest:
         there = await self._request("GET", path, kind)
         meta = there["metadata"]
         for index, entry in enumerate(meta.get("managedFields", ())):
@@ -118,7 +124,8 @@ class ApiServer:
                 except ApiError as error:
                     # A test that fails is 422 to the server; here it means that somebody was faster.
                     raise ApiError(409, "Conflict", str(error)) if error.code == 422 else error from error
-                return
+                break
+        return there
 
     async def delete(self, ref: Ref, uid: str) -> None:
         """Delete the object of that uid; its own children follow in the background."""
