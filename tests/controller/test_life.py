@@ -172,7 +172,9 @@ def test_a_status_that_was_written_and_answered_with_a_conflict_is_told_of() -> 
 
 def test_of_rewards_the_newest_are_kept() -> None:
     async def story(world: World) -> None:
-        world.reports["x"] = report(500, rewards=[float(i) for i in range(500)], heldOut=[{"iteration": i, "accuracy": 0.5} for i in range(300)])
+        world.reports["x"] = report(
+            500, rewards=[float(i) for i in range(500)], heldOut=[{"iteration": i, "accuracy": 0.5} for i in range(300)]
+        )
         await started(world)
         await until(lambda: "rewards" in world.status())
         assert world.status()["rewards"] == [float(i) for i in range(300, 500)]

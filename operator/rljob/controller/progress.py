@@ -25,7 +25,7 @@ LONGEST_SECONDS = 60.0
 """Between two looks at a master that does not answer."""
 
 GROWING, KEPT = ("rewards", "heldOut"), 200
-"""Of what a master reports for every iteration, the newest are kept: an object of the API server has its limit (1.5 MB), a curve its width."""
+"""Of what a master reports for every iteration, the newest are kept: no object may be over 1.5 MB, and each write sends all."""
 
 Fetch = Callable[["Target"], Awaitable[dict[str, Any]]]
 

@@ -130,7 +130,7 @@ class Reconciler:
         return decide(desired, seen, self.clock(), self.version)
 
     async def _act(self, job: Job, decision: Decision, memory: Memory) -> tuple[list[Action], ApiError | None]:
-        """Do everything that can be done; what pods need before pods. Answers what took effect, and the first failure that time may cure."""
+        """Do everything that can be done; what pods need before pods. Answers what took effect, and the first failure that may pass."""
         pods = [a for a in decision.actions if not isinstance(a, DeleteJob) and a.kind == "Pod"]
         others = [a for a in decision.actions if a not in pods]
         failures: list[ApiError] = []
