@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from tests.controller.world import World, report, rljob
-from tests.master.virtual import run, until
+from tests.master.virtual import clock, run, until
 
 from rljob.controller.client import ApiError
 from rljob.controller.kinds import Ref
+from rljob.controller.trim import iso
 from rljob.manifests import Manifest
 
 
@@ -452,34 +453,96 @@ def test_a_pod_that_waits_without_a_word_is_explained_by_its_events() -> None:
         world.add(rljob())
         await until(lambda: "x-master" in world.pods())
         world.pod_waits("x-master", "ContainerCreating")
-        world.twin.add(
-            {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {"name": "e", "namespace": "default"},
-                "involvedObject": {"name": "x-master", "uid": world.twin.of("Pod")["x-master"]["metadata"]["uid"]},
-                "type": "Warning",
-                "reason": "FailedMount",
-                "message": 'secret "hf" not found',
-            }
-        )
+        tell(world, "x-master", "Normal", "Scheduled", "assigned")
+        tell(world, "x-master", "Warning", "FailedMount", 'secret "hf" not found')
         await until(lambda: "FailedMount" in world.condition("Ready").get("message", ""))
 
     living(story)
 
 
-def test_a_pod_without_a_node_is_a_condition_after_a_moment() -> None:
+def tell(world: World, pod: str, kind: str, reason: str, message: str) -> None:
+    """A kubelet's event about a pod."""
+    uid = world.twin.of("Pod")[pod]["metadata"]["uid"]
+    about = {"kind": "Pod", "name": pod, "uid": uid}
+    head = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": f"{pod}.{reason}.{clock():.0f}", "namespace": "default"}}
+    world.twin.add(head | {"involvedObject": about, "type": kind, "reason": reason, "message": message, "lastTimestamp": iso(clock())})
+
+
+def test_an_image_that_is_being_pulled_for_long_is_a_condition_and_no_event() -> None:
+    """A registry that is a black hole: the kubelet says nothing else until its dial has timed out."""
+
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-master"
+        world.add(rljob())
+        await until(lambda: "x-master" in world.pods())
+        begun = clock()
+        world.pod_waits("x-master", "ContainerCreating")
+        tell(world, "x-master", "Warning", "FailedScheduling", "0/1 nodes are available")
+        tell(world, "x-master", "Normal", "Scheduled", "assigned")
+        tell(world, "x-master", "Normal", "Pulling", 'Pulling image "nowhere/master:1"')
+        await until(lambda: world.condition("Ready").get("reason") == "PullingImage")
+        assert clock() - begun <= 20
+        message = world.condition("Ready")["message"]
+        assert f'pod x-master waits since {iso(begun)}: Pulling image "nowhere/master:1"' in message
+        assert world.holds("Reconciling")
+        writes = world.twin.requests.count(("patch_status", "RLJob"))
+        await asyncio.sleep(60)
+        assert world.twin.requests.count(("patch_status", "RLJob")) == writes
+        world.pod_waits("x-master", "ErrImagePull", "dial tcp: i/o timeout")
+        await until(lambda: world.condition("Ready").get("reason") == "ImagePullFailed")
+        world.starts = lambda pod: True
+        ready = [{"type": "Ready", "status": "True"}]
+        world.twin.set_status(Ref("Pod", "default", "x-master"), phase="Running", podIP="10.0.0.1", containerStatuses=[], conditions=ready)
+        await until(lambda: world.holds("Ready"))
+        assert "PullingImage" not in world.events()
+
+    living(story)
+
+
+def test_the_image_of_a_second_sidecar_is_waited_for_only_once_the_first_one_has_started() -> None:
     async def story(world: World) -> None:
         world.starts = lambda pod: pod["metadata"]["name"] != "x-worker-0"
         world.add(rljob())
         await until(lambda: "x-worker-0" in world.pods())
-        nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
+        scheduled = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": iso(clock())}]
+
+        def megatron(started: bool) -> None:
+            running = {"running": {"startedAt": iso(clock())}}
+            first = {"name": "megatron", "restartCount": 0, "image": "i", "started": started, "state": running}
+            second = {"name": "vllm", "restartCount": 0, "image": "i", "state": {"waiting": {"reason": "PodInitializing"}}}
+            world.twin.set_status(
+                Ref("Pod", "default", "x-worker-0"), phase="Pending", initContainerStatuses=[first, second], conditions=scheduled
+            )
+
+        megatron(started=False)
+        await asyncio.sleep(60)
+        assert world.condition("Ready")["reason"] == "PodsStarting"
+        megatron(started=True)
+        tell(world, "x-worker-0", "Normal", "Pulling", 'Pulling image "nowhere/rollout:1"')
+        await asyncio.sleep(20)
+        assert world.condition("Ready")["reason"] == "PullingImage"
+        tell(world, "x-worker-0", "Normal", "Pulled", "Successfully pulled")
+        await until(lambda: world.condition("Ready")["reason"] == "PodsStarting")
+
+    living(story)
+
+
+NO_LABEL = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector"
+
+
+@pytest.mark.parametrize("why", ["0/3 nodes are available: 3 Insufficient nvidia.com/gpu", NO_LABEL])
+def test_a_pod_without_a_node_is_a_condition_after_a_moment(why: str) -> None:
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-worker-0"
+        world.add(rljob())
+        await until(lambda: "x-worker-0" in world.pods())
+        nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
         world.twin.set_status(Ref("Pod", "default", "x-worker-0"), conditions=[nowhere])
         await asyncio.sleep(5)
         assert world.condition("Ready")["reason"] == "PodsStarting"
         await asyncio.sleep(20)
         assert world.condition("Ready")["reason"] == "Unschedulable"
-        assert "0/3 nodes are available" in world.condition("Ready")["message"]
+        assert f"pod x-worker-0 fits on no node: {why}; free, label or add such nodes" in world.condition("Ready")["message"]
 
     living(story)
 

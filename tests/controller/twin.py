@@ -196,10 +196,9 @@ class Twin:
             found = [copy.deepcopy(o) for r, o in self.objects.items() if r.kind == kind.kind and namespace in (None, r.namespace)]
             return Listing([o for o in found if selected(o, selector)], str(self._version))
 
-    async def warnings(self, namespace: str, pod: str) -> list[Manifest]:
+    async def events(self, namespace: str, uid: str) -> list[Manifest]:
         async with self._call("list", "Event"):
-            events = self.of("Event", namespace).values()
-            return [e for e in events if e["involvedObject"]["name"] == pod and e["type"] == "Warning"]
+            return [e for e in self.of("Event", namespace).values() if e["involvedObject"]["uid"] == uid]
 
     async def raw(self, path: str, once: bool = False) -> Manifest:
         async with self._call("get", path):

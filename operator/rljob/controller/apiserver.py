@@ -72,6 +72,8 @@ class ApiServer:
     connection: Connection
     metrics: Metrics
     luck: random.Random = field(default_factory=random.Random)
+    seconds: float = _REQUEST_SECONDS
+    """For one request; a stream has another limit."""
     _session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "ApiServer":
@@ -79,7 +81,7 @@ class ApiServer:
         self._session = aiohttp.ClientSession(
             self.connection.info.server,
             connector=aiohttp.TCPConnector(limit=64, ssl=context if context is not None else False, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(total=_REQUEST_SECONDS, sock_connect=_CONNECT_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self.seconds, sock_connect=_CONNECT_SECONDS),
             headers={"User-Agent": "rljob-operator"},
             auto_decompress=True,
         )
@@ -157,9 +159,9 @@ class ApiServer:
         meta = found.get("metadata", {})
         return Listing(found.get("items") or [], meta.get("resourceVersion", ""), meta.get("continue", ""))
 
-    async def warnings(self, namespace: str, pod: str) -> list[Manifest]:
-        """Warning events about a pod."""
-        params = {"fieldSelector": f"involvedObject.kind=Pod,involvedObject.name={pod},type=Warning", "limit": "20"}
+    async def events(self, namespace: str, uid: str) -> list[Manifest]:
+        """Events about an object."""
+        params = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
         found = await self._request("GET", _url(KINDS["Event"], namespace), "Event", params=params)
         items: list[Manifest] = found.get("items") or []
         return items

@@ -93,8 +93,8 @@ class Api(Protocol):
     def watch(self, kind: Kind, namespace: str | None, version: str, selector: str) -> AbstractAsyncContextManager[AsyncIterator[Change]]:
         """Changes since a version, and a bookmark about once a minute, until the server ends the stream."""
 
-    async def warnings(self, namespace: str, pod: str) -> list[Manifest]:
-        """Warning events about a pod."""
+    async def events(self, namespace: str, uid: str) -> list[Manifest]:
+        """Events about the object of that uid."""
 
     async def raw(self, path: str, once: bool = False) -> Manifest:
         """A document that is no object, such as `/version`; `once`: without another try."""

@@ -20,7 +20,7 @@ FIELDS = {str(field.alias) for field in JobStatus.model_fields.values()}
 SMALL_TALK = {"phase", "progress", "tokensPerSecond", "engines", "nodes", "updated"}
 """Of those, what changes with every look; it alone is written only now and then."""
 SILENT_SECONDS = 15.0
-"""A pod that waits for so long without saying why is asked for its warning events."""
+"""A pod that waits for so long without saying why is asked for its events."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Decision:
     making: tuple[str, str] = ("", "")
     """Reason of the event about pods that are made, and what it says beside their names; no reason: another event tells of it."""
     silent: tuple[str, ...] = ()
-    """Pods whose warning events would tell why they wait."""
+    """Pods whose events would tell why they wait."""
 
 
 def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decision:
@@ -57,7 +57,7 @@ def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decisi
     waits = [step.again for step in found] + [
         ttl,
         _deadline(desired, verdict, status, now),
-        SILENT_SECONDS if silent else None,
+        *(max(0.1, since + SILENT_SECONDS - now) if since + SILENT_SECONDS > now else SILENT_SECONDS for since in silent.values()),
         settling(seen, now),
     ]
     return Decision(

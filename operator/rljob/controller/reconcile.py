@@ -16,7 +16,7 @@ from rljob.controller.decide import Decision, Status, decide, difference, merge_
 from rljob.controller.desired import Renderer
 from rljob.controller.kinds import Key, Ref
 from rljob.controller.log import log
-from rljob.controller.trim import iso, refusal_reason, short
+from rljob.controller.trim import iso, refusal_reason, short, silence_of
 from rljob.controller.world import Job, Observed, Trouble
 from rljob.manifests.types import ANNOTATION_HASH
 
@@ -44,7 +44,7 @@ class Memory:
     refused: dict[tuple[str, str], Trouble] = field(default_factory=dict)
     refusals: int = 0
     """Looks in a row in which the API server refused something."""
-    warnings: dict[str, str] = field(default_factory=dict)
+    silences: dict[str, Trouble] = field(default_factory=dict)
     verified: bool = False
     """The children were compared with what the status remembers of them."""
     written: float = 0.0
@@ -125,7 +125,7 @@ class Reconciler:
             fingerprint=fingerprint,
             troubles={f"{kind} {name}": trouble for (kind, name), trouble in memory.refused.items()},
             report=self.progress.report(job.key),
-            warnings=memory.warnings,
+            silences=memory.silences,
         )
         return decide(desired, seen, self.clock(), self.version)
 
@@ -236,19 +236,12 @@ class Reconciler:
 
     async def _listen(self, job: Job, decision: Decision, memory: Memory) -> None:
         """Ask why pods wait that do not say so themselves."""
-        memory.warnings = {pod: text for pod, text in memory.warnings.items() if pod in decision.silent}
+        memory.silences.clear()
         for pod in decision.silent:
             child = self.cache.children(job.key).get(("Pod", pod))
-            said = await self.api.warnings(job.key.namespace, pod)
-            # Only pods that have their node are asked about: that they once had none is over.
-            events = [
-                event
-                for event in said
-                if child is not None and event["involvedObject"].get("uid") == child.uid and event.get("reason") != "FailedScheduling"
-            ]
-            if events:
-                newest = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
-                memory.warnings[pod] = short(f"{newest.get('reason')}: {newest.get('message')}")
+            said = await self.api.events(job.key.namespace, child.uid) if child is not None else []
+            if (trouble := silence_of(pod, said)) is not None:
+                memory.silences[pod] = trouble
 
     def _follow(self, job: Job, decision: Decision) -> None:
         for child in self.cache.children(job.key).values():
