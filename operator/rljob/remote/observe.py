@@ -1,6 +1,7 @@
 """What a cluster says of one job, as one value: the RLJob, its pods and its events."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rljob.api import GROUP, VERSION, ConfigurationError
+from rljob.api import GROUP, VERSION, ConfigurationError, RLJob
+from rljob.api.load import parse
 from rljob.api.status import JobStatus
 from rljob.manifests.types import LABEL_JOB, LABEL_POD, LABEL_ROLE
 from rljob.remote.cluster import Api, Json, NotFound
@@ -142,6 +144,15 @@ def _no_kind(api: Api) -> ConfigurationError:
     return ConfigurationError(
         f"the cluster does not know RLJobs ({api.where}): install the operator's chart, or `rljob crd | kubectl apply --server-side -f -`"
     )
+
+
+def typed(api: Api, name: str) -> RLJob:
+    """The RLJob as if it had been read from a file.
+
+    Raises:
+        ConfigurationError: there is none, or a newer version wrote it.
+    """
+    return parse(json.dumps(find(api, name)), f"RLJob {name} in namespace {api.namespace}")
 
 
 def listed(api: Api, everywhere: bool = False) -> list[Json]:
