@@ -179,6 +179,7 @@ def test_of_rewards_the_newest_are_kept() -> None:
         await started(world)
         await until(lambda: "rewards" in world.status())
         assert world.status()["rewards"] == [float(i) for i in range(300, 500)]
+        assert world.status()["rewardsBefore"] == 300
         assert [h["iteration"] for h in world.status()["heldOut"]] == list(range(100, 300))
 
     living(story)

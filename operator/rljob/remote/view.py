@@ -39,7 +39,7 @@ def screen(seen: Snapshot, now: datetime, note: str = "") -> RenderableType:
 def _head(seen: Snapshot) -> Text:
     status = seen.status
     phase = seen.phase or "not seen by an operator yet"
-    counted = f"iteration {min(max(status.iteration, len(status.rewards)), status.iterations)}/{status.iterations}"
+    counted = f"iteration {min(max(status.iteration, status.finished), status.iterations)}/{status.iterations}"
     return Text.assemble(
         (seen.name, "bold"), (f"  {seen.namespace}", "dim"), "  ", (phase, _PHASE_STYLE.get(phase, "bold cyan")),
         f"  {counted}  ", (f"policy version {status.policy_version}", "dim"), "  ", (f"age {clock(seen.age)}", "dim"),
