@@ -133,8 +133,9 @@ def test_the_loss_of_a_pod_is_told_once_whatever_becomes_of_the_status(refusal: 
 
 def test_what_was_refused_is_told_when_it_is_done() -> None:
     async def story(world: World) -> None:
-        busy = [ApiError(503, "ServiceUnavailable", "busy") for _ in range(3)]
-        world.twin.fault = lambda verb, kind: busy.pop() if (verb, kind) in (("create", "Pod"), ("delete", "Pod")) and busy else None
+        busy = [ApiError(503, "ServiceUnavailable", "busy") for _ in range(5)]
+        busy_with = (("create", "Pod"), ("delete", "Pod"), ("patch_status", "RLJob"))
+        world.twin.fault = lambda verb, kind: busy.pop() if (verb, kind) in busy_with and busy else None
         await started(world)
         told = sorted(e["message"] for e in world.twin.of("Event").values() if e["reason"] in ("Started", "PodMade"))
         assert sum(e.count("x-master") for e in told) == 1

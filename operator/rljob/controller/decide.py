@@ -99,7 +99,8 @@ def _silent(seen: Observed, verdict: Verdict, now: float) -> dict[str, float]:
 
 
 def _making(desired: Desired, seen: Observed, verdict: Verdict) -> tuple[str, str]:
-    if seen.status.get("startTime") or any(child.pod is not None and child.owner == seen.uid for child in seen.children.values()):
+    begun = any(child.kind in ("Pod", "Deployment") and child.owner == seen.uid for child in seen.children.values())
+    if begun or seen.status.get("startTime"):
         return ("", "") if verdict.retried else ("PodMade", "")
     mode, reason = desired.sharing
     return "Started", "" if mode == "none" else f"; sidecars share their accelerators by `{mode}`: {reason}"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from zlib import crc32
@@ -140,8 +140,8 @@ class Reconciler:
             failures += [result for result in results if isinstance(result, ApiError)]
             done += [result for result in results if result is not None and not isinstance(result, ApiError)]
         memory.refusals = memory.refusals + 1 if memory.refused else 0
-        if decision.actions:
-            log.info("%s: %s", job.key, _summary(decision.actions))
+        if done:
+            log.info("%s: %s", job.key, _summary(done))
         return done, failures[0] if failures else None
 
     async def _do(self, job: Job, action: Action, memory: Memory) -> Action | ApiError | None:
@@ -347,7 +347,7 @@ def _refused(at: tuple[str, str], error: ApiError) -> Trouble:
     return Trouble(reason, f"{kind} {name} cannot be made: {short(str(error))}{remedy}")
 
 
-def _summary(actions: tuple[Action, ...]) -> str:
+def _summary(actions: Sequence[Action]) -> str:
     words = []
     for kind, verb in ((Create, "made"), (Apply, "applied"), (Delete, "removed"), (DeleteJob, "removed")):
         found = [f"{a.kind} {a.name}" if not isinstance(a, DeleteJob) else "the RLJob" for a in actions if isinstance(a, kind)]
