@@ -135,7 +135,7 @@ def test_the_plan_of_a_job_in_the_cluster_is_the_one_of_its_file(place: Place, t
     file = tmp_path / "sums.yaml"
     file.write_text(place.server.kubectl("get", "rljob/sums", "-o", "yaml", "-n", place.namespace))
     same = json.loads(place.run("kubectl", "rljob", "plan", str(file), "-o", "json").stdout)
-    assert same["plan"] == json.loads(shown.stdout)["plan"]
+    assert same["plan"]["pods"] == json.loads(shown.stdout)["plan"]["pods"]
     missing = place.run("kubectl", "rljob", "plan", "sum", "-n", place.namespace)
     assert (missing.returncode, "did you mean sums?" in missing.stderr) == (2, True)
     refused = place.run("kubectl", "rljob", "plan", "sums", "--set", "spec.iterations=3", "-n", place.namespace)

@@ -152,7 +152,10 @@ def typed(api: Api, name: str) -> RLJob:
     Raises:
         ConfigurationError: there is none, or a newer version wrote it.
     """
-    return parse(json.dumps(find(api, name)), f"RLJob {name} in namespace {api.namespace}")
+    found = find(api, name)
+    # As the operator reads it: the rest of the metadata is the cluster's.
+    found |= {"metadata": {part: found["metadata"][part] for part in ("name", "namespace")}}
+    return parse(json.dumps(found), f"RLJob {name} in namespace {api.namespace}")
 
 
 def listed(api: Api, everywhere: bool = False) -> list[Json]:
