@@ -198,7 +198,7 @@ def _conclude(
         return 0
     if outcome.kind == "stopped":
         status = folder.status()
-        done = f" after {len(status.rewards)} of {status.iterations} iterations" if status else ""
+        done = f" after {status.finished} of {status.iterations} iterations" if status else ""
         console.print(f"stopped cleanly{done}; go on with: {_again(request)}", highlight=False, markup=False, soft_wrap=True)
         return 128 + (stopped_by or signal.SIGTERM)
     _show_log(outcome, console)
