@@ -145,7 +145,7 @@ def small_job(folder: Path, iterations: int) -> Path:
 
 
 def assert_complete(folder: Path, iterations: int) -> None:
-    """A `small_job` came to its end: as many iterations as asked for, no prompt lost or doubled, versions without a gap, no process left."""
+    """A `small_job` came to its end: every iteration, no prompt lost or doubled, versions without a gap, no process left."""
     lines = metrics(folder)
     assert [line["iteration"] for line in lines] == list(range(1, iterations + 1))
     assert [line["version"] for line in lines] == list(range(2, iterations + 2))  # version 1 is the warm start
