@@ -44,7 +44,8 @@ def sequences(batch: Batch) -> list[list[int]]:
 @torch.no_grad()
 def of_transformers(model: Any, tokens: list[int]) -> torch.Tensor:
     ids = torch.tensor([tokens])
-    return model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    found: torch.Tensor = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return found
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
