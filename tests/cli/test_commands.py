@@ -70,6 +70,12 @@ def test_a_wrong_job_gives_one_error_and_status_two(job_file: Path) -> None:
         assert done.stderr == f"error: {job_file}: line 8: spec.iteratons: is not a field; did you mean iterations?\n"
 
 
+def test_a_field_without_effect_is_said_before_anything_starts(job_file: Path) -> None:
+    job_file.write_text(JOB + "  algorithm: {tau: 0.1}\n")
+    for command in ("validate", "plan"):
+        assert "note: spec.algorithm.tau is 0.1, but has no effect" in rljob(command, job_file).stdout
+
+
 def test_the_plan_as_data_holds_references_and_estimates(job_file: Path) -> None:
     document = yaml.safe_load(rljob("plan", job_file, "--output", "yaml").stdout)
     assert document == json.loads(rljob("plan", job_file, "--output", "json").stdout)

@@ -33,7 +33,8 @@ class AlgorithmSpec(Part):
     objective: Literal["mirror-descent"] = "mirror-descent"
     """The RL objective."""
     tau: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared log-ratio regulariser. 0 keeps the plain policy gradient with the mean reward as baseline."""
+    """Weight of the squared log-ratio regulariser. 0 keeps the plain policy gradient with the mean reward as baseline. Without effect while
+    `stepsPerIteration` is 1: it pulls towards the policy that an iteration starts from, which the first step has not left yet."""
     prompts_per_iteration: Positive = 16
     """Prompts (groups) in one iteration."""
     samples_per_prompt: Annotated[int, Field(ge=2, le=INT32)] = 8

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from rljob.api import ConfigurationError, InfrastructureError, RLJob
 from rljob.api.load import load
+from rljob.api.notes import inert
 from rljob.local import preflight, view
 from rljob.local.decide import Limits
 from rljob.local.display import Display, choose
@@ -73,7 +74,7 @@ def run(request: Request, console: Console) -> int:
         folder.write_job(job)
         say = f"resuming {job.metadata.name} in {folder.root}" if resumed else f"running {job.metadata.name} in {folder.root}"
         console.print(say, highlight=False, soft_wrap=True)
-        for warning in (*preflight.warnings(sizes, facts), *preflight.without_effect(job)):
+        for warning in (*preflight.warnings(sizes, facts), *inert(job.spec), *preflight.without_effect(job)):
             console.print(f"[yellow]note:[/yellow] {warning}", highlight=False, soft_wrap=True)
         return run_plan(plan(job, shape), job, folder, request, console)
 
