@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,20 +11,19 @@ from hypothesis import strategies as st
 from tests.api.jobs import FIELDS, JUNK, Doc, as_yaml, declared, full, minimal, paths, put, spoiled, valid, without
 from tests.api.server import Judge, Verdict
 from tests.cluster.handle import Cluster, KubectlError
+from tests.controller.process import install_crd
 
 from rljob.api import RLJob
 from rljob.api.changes import WHILE_SUSPENDED, may_change
 from rljob.api.crd import spec_schema
 from rljob.api.load import InvalidJob, parse
 
-CRD = Path(__file__).parents[2] / "crds" / "rljobs.rljob.dev.yaml"
 WORDS = {str(name) for path in FIELDS for name in path}
 
 
 @pytest.fixture(scope="module")
 def server(api_server: Cluster) -> Cluster:
-    api_server.apply(CRD)
-    api_server.wait("crd/rljobs.rljob.dev", "condition=Established")
+    install_crd(api_server)
     return api_server
 
 

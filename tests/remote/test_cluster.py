@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from tests.cluster.handle import Cluster
+from tests.controller.process import install_crd
 from tests.remote.twins import EVENTS, PODS, STATUS
 
 from rljob.api import InfrastructureError
 from rljob.remote.cluster import NotFound, Target, connect
 
-CRD = Path(__file__).parents[2] / "crds" / "rljobs.rljob.dev.yaml"
 BIN = Path(sys.executable).parent
 SPEC = {
     "model": {"source": {"path": "model"}},
@@ -51,8 +51,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def server(api_server: Cluster) -> Cluster:
-    api_server.apply(CRD)
-    api_server.wait("crd/rljobs.rljob.dev", "condition=Established")
+    install_crd(api_server)
     return api_server
 
 
@@ -84,7 +83,9 @@ def _write_pods(place: Place) -> None:
     for pod in PODS:
         head: dict[str, Any] = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod["metadata"]["name"]}}
         containers = {kind: [c | {"image": "x"} for c in pod["spec"][kind]] for kind in ("initContainers", "containers")}
-        pods.append(head | {"metadata": head["metadata"] | {"labels": pod["metadata"]["labels"]}, "spec": containers})
+        # Of a scheduler that nobody is: no kubelet, where there is one, says anything else of them.
+        spec = containers | {"schedulerName": "nobody"}
+        pods.append(head | {"metadata": head["metadata"] | {"labels": pod["metadata"]["labels"]}, "spec": spec})
         status: dict[str, Any] = {"phase": pod["status"]["phase"]}
         for kind in ("initContainerStatuses", "containerStatuses"):
             status[kind] = [{"image": "x", "imageID": "x"} | state for state in pod["status"][kind]]
