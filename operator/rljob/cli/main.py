@@ -16,6 +16,7 @@ from rljob.api.crd import crd_yaml
 from rljob.api.errors import EXIT_CONFIGURATION, explained
 from rljob.api.explain import explain
 from rljob.api.load import load
+from rljob.api.unsupported import unsupported
 from rljob.cli import cluster
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
 from rljob.cli.output import Output
@@ -62,6 +63,8 @@ def validate_command(
             print(f"error: {error}", file=sys.stderr)
         else:
             print(f"{file}: {job.metadata.name} is valid")
+            for line in unsupported(job.spec):
+                print(f"warning: {file}: {line}", file=sys.stderr)
     if failed:
         raise typer.Exit(EXIT_CONFIGURATION)
 
@@ -94,7 +97,7 @@ def plan_command(
     folder = file.absolute().parent
     shape = read_shape(job, folder)
     sizes = estimate(job, shape, this_machine(), count_held_out(job, folder))
-    planned, here = replace(plan(job, shape), notes=sizes.notes), without_effect(job)
+    planned, here = replace(plan(job, shape), notes=(*unsupported(job.spec), *sizes.notes)), without_effect(job)
     match output:
         case Output.table:
             show(Console(), job, planned, sizes, env)
