@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from rljob.api import ConfigurationError
 from rljob.api.sources import ReasoningGymSource
 from rljob.prepare.data_sources import generated
+from rljob.prepare.preparation import dropped
 
 ROOMY = {"source": {"scratch": {"hiddenSize": 64, "ffnSize": 96, "layers": 1, "heads": 2, "kvHeads": 1, "contextLength": 256}}}
 SUMS = {"dataset": "chain_sum", "size": 40, "parameters": {"min_terms": 2, "max_terms": 2}}
@@ -102,7 +103,16 @@ def test_held_out_questions_never_occur_in_training(place: Place) -> None:
     asked = {r.question for name in ("train", "warmstart") for r in place.split(name)}
     assert asked == {"word0", "word2", "word4"}
     assert (prepared.train, prepared.heldout, prepared.warmstart) == (3, 2, 3)
-    assert "data: dropped 2 training prompts whose question is held out" in place.said
+    (said,) = [line for line in place.said if "dropped" in line]
+    assert said.startswith(
+        "data: dropped 2 training prompts whose question is held out, 40% of all: what is trained on is no longer spread"
+    )
+    assert "use a smaller spec.evaluation.data" in said
+
+
+def test_a_few_dropped_prompts_are_counted_without_advice() -> None:
+    assert dropped(before=20, after=18) == "dropped 2 training prompts whose question is held out"
+    assert "15% of all" in dropped(before=20, after=17)
 
 
 def test_a_held_out_set_that_swallows_the_training_set_is_refused(place: Place) -> None:

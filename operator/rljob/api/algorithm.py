@@ -100,11 +100,11 @@ class TrainerSpec(Part):
     tensor_parallel: Small = 1
     """Tensor parallel size."""
     pipeline_parallel: Small = 1
-    """Pipeline parallel size."""
+    """Pipeline parallel size. Only 1 is supported so far."""
     expert_parallel: Small = 1
-    """Expert parallel size (mixture-of-experts models)."""
+    """Expert parallel size (mixture-of-experts models). Only 1 is supported so far."""
     context_parallel: Small = 1
-    """Context parallel size (long sequences)."""
+    """Context parallel size (long sequences). Only 1 is supported so far."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of training; master weights are always fp32. `auto`: bf16 where the hardware has it (on CPU: AVX512-BF16 or AMX)."""
     micro_batch_tokens: Annotated[int, Field(ge=64, le=INT32)] = 2048

@@ -19,6 +19,7 @@ from rljob.api.errors import EXIT_CONFIGURATION, explained
 from rljob.api.explain import explain
 from rljob.api.load import load
 from rljob.api.notes import inert
+from rljob.api.unsupported import unsupported
 from rljob.cli import cluster
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
 from rljob.cli.output import Output
@@ -67,6 +68,8 @@ def validate_command(
             print(f"{file}: {job.metadata.name} is valid")
             for note in inert(job.spec):
                 print(f"note: {note}")
+            for line in unsupported(job.spec):
+                print(f"warning: {file}: {line}", file=sys.stderr)
     if failed:
         raise typer.Exit(EXIT_CONFIGURATION)
 
@@ -138,7 +141,8 @@ def _show_plan(job: RLJob, folder: Path | None, output: Output, env: bool) -> No
     here = folder or Path(os.devnull)
     shape = read_shape(job, here)
     sizes = estimate(job, shape, this_machine(), count_held_out(job, here))
-    planned, local = replace(plan(job, shape), notes=sizes.notes), inert(job.spec) + (without_effect(job) if folder else [])
+    planned = replace(plan(job, shape), notes=(*unsupported(job.spec), *sizes.notes))
+    local = inert(job.spec) + (without_effect(job) if folder else [])
     match output:
         case Output.table:
             show(Console(), job, planned, sizes, env)
