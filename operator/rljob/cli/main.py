@@ -16,7 +16,7 @@ from rljob.api.crd import crd_yaml
 from rljob.api.errors import EXIT_CONFIGURATION, explained
 from rljob.api.explain import explain
 from rljob.api.load import load
-from rljob.cli import cluster
+from rljob.cli import cluster, data
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
 from rljob.cli.output import Output
 from rljob.cli.render import rendered
@@ -209,6 +209,7 @@ def stop_command(
     print(f"{folder}: stopped" if stopped else f"{folder}: was not running")
 
 
+app.add_typer(data.app, name="data")
 cluster.app.command("plan")(plan_command)
 cluster.app.command("validate")(validate_command)
 
