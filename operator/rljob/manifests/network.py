@@ -63,7 +63,7 @@ def _judges(job: RLJob) -> list[Manifest]:
     """Where the reward service asks others: a judge can be a Service of any namespace, which no block of addresses covers."""
     if "http" not in uses(job.spec.reward.verifier, job.spec.reward.options):
         return []
-    everywhere = [{"namespaceSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
+    everywhere = [{"namespaceSelector": {}, "podSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
     return [_DNS, {"to": everywhere}]
 
 

@@ -95,7 +95,9 @@ class WorkerPool:
     environment: Mapping[str, str]
     workers: list[WorkerProcess] = field(init=False)
     slow: WorkerProcess = field(init=False)
-    _idle: asyncio.Queue[WorkerProcess] = field(init=False)
+    _idle: list[WorkerProcess] = field(init=False)
+    _turns: asyncio.Semaphore = field(init=False)
+    """First come, first served; a queue would let a newcomer overtake who was just woken."""
     _lane: asyncio.Lock = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,17 +106,17 @@ class WorkerPool:
         kept |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.workers = [WorkerProcess(kept) for _ in range(self.size)]
         self.slow = WorkerProcess(kept, niceness=15)
-        self._idle, self._lane = asyncio.Queue(), asyncio.Lock()
-        for worker in self.workers:
-            self._idle.put_nowait(worker)
+        self._idle = list(self.workers)
+        self._turns, self._lane = asyncio.Semaphore(self.size), asyncio.Lock()
 
     async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
         """What a worker says of this item; waits for a free one. Not judged within the limit: `timeout`."""
-        worker = await self._idle.get()
-        try:
-            said = await worker.ask(item, min(seconds, MOMENT))
-        finally:
-            self._idle.put_nowait(worker)
+        async with self._turns:
+            worker = self._idle.pop()
+            try:
+                said = await worker.ask(item, min(seconds, MOMENT))
+            finally:
+                self._idle.append(worker)
         if said["outcome"] != "timeout" or seconds <= MOMENT:
             return said
         async with self._lane:
