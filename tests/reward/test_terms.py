@@ -146,3 +146,10 @@ async def test_no_record_can_name_code_or_an_address(verifier: str, options: dic
     with pytest.raises(ValueError, match="only the job may name code or an address"):
         check(verifier, options, "a", allowed)
     check(verifier, options, "a", frozenset(named(verifier, options)))
+
+
+@pytest.mark.parametrize("terms", ["abc", [1], [{}], [{"verifier": "weighted"}], [{"verifier": "math", "options": 3}], {"a": 1}, None])
+async def test_options_that_are_none_are_a_failure_that_says_so(terms: Any) -> None:
+    result = await score(item("weighted", "a", "a", terms=terms))
+    assert (result.verdict, result.reward) == ("failed", None)
+    assert result.reason.startswith("verifier weighted: option `terms")

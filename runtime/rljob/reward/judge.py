@@ -60,8 +60,8 @@ class Judge:
             near = get_close_matches(item.verifier, self.verifiers, n=1)
             return f"no verifier {item.verifier!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         try:
-            check_named(item.verifier, item.options, self.named)
             options = parse_options(verifier, item.options)
+            check_named(item.verifier, item.options, self.named)
             verifier.check_reference(item.reference, options)
         except ValueError as error:
             return f"verifier {item.verifier}: {error}"

@@ -13,7 +13,7 @@ Said = Judgement | str
 class Known:
     """The last judgements by what they depend on. Failures are not kept: they are tried again."""
 
-    def __init__(self, size: int = 1 << 15) -> None:
+    def __init__(self, size: int = 1 << 13) -> None:
         self._size = size
         self._made: OrderedDict[Hashable, Judgement] = OrderedDict()
         self._in_progress: dict[Hashable, asyncio.Task[Said]] = {}

@@ -68,8 +68,8 @@ def check(name: str, options: dict[str, Any], reference: Any, allowed: Set[str] 
         ValueError: it cannot use these options or this reference.
     """
     verifier = VERIFIERS[name]
-    check_named(name, options, allowed)
     parsed = parse_options(verifier, options)
+    check_named(name, options, allowed)
     verifier.check_reference(reference, parsed)
     if isinstance(verifier, CombinedVerifier):
         for term in verifier.terms(parsed):
@@ -78,6 +78,9 @@ def check(name: str, options: dict[str, Any], reference: Any, allowed: Set[str] 
 
 def check_named(name: str, options: Mapping[str, Any], allowed: Set[str]) -> None:
     """Data is written by many and read by few: it must not choose whose code runs, nor which address is called.
+
+    Args:
+        options: that have been parsed.
 
     Raises:
         ValueError: the options name code or an address that the job does not.
