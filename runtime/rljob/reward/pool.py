@@ -17,7 +17,7 @@ from rljob.wire.reward import ScoreItem
 
 _GRACE = 60.0
 """Seconds on top of a judgement's limit for imports and references, which the worker does outside that limit."""
-MOMENT = 0.5
+MOMENT = 0.2
 """Seconds of a first try; honest answers take a tenth of that. The limit of a judgement counts anew in the slow lane."""
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HOME", "TMPDIR")
 """Environment variables that workers inherit."""

@@ -14,7 +14,7 @@ _WORK = 2000
 _BITS = 33_000
 """A number of more, some ten thousand digits, is no result unless the reference is such a number too."""
 _LARGEST_POWER = 64
-"""Of what is no single product of letters."""
+"""Of a sum."""
 CONSTANTS = {"pi": math.pi, "e": math.e}
 
 
@@ -84,9 +84,11 @@ class Arithmetic:
             ((monomial, factor),) = base.items()
             if abs(factor) != 1 and _bits(base) * times > _BITS:
                 raise ExcessiveError
-            if not any(generator[0] == "#" for generator, _ in monomial):
-                power = factor ** (times if abs(factor) != 1 else times % 2)
-                return {tuple((g, e * times) for g, e in monomial if times): power}
+            if any(name[0] == "#" for name, _ in monomial) and times > 1:
+                squared = self._raised(self._product(base, base), times // 2)  # without roots
+                return self._product(squared, base) if times % 2 else squared
+            power = factor ** (times if abs(factor) != 1 else times % 2)
+            return {tuple((g, e * times) for g, e in monomial if times): power}
         if times > _LARGEST_POWER:
             raise UnreadableError
         total = ONE
