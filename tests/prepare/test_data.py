@@ -191,6 +191,14 @@ def test_a_generator_that_cannot_be_used_is_refused(place: Place, source: dict[s
             "line 1: verifier instruction: option `maxwords`: .*options are mention",
         ),
         (['{"prompt": "a", "verifier": "instruction"}'], "line 1: verifier instruction: no instruction is set"),
+        (
+            ['{"prompt": "a", "verifier": "import", "options": {"path": "os:system"}}'],
+            "line 1: verifier import: 'import os:system' is not named in spec.reward of the job; only the job may name code",
+        ),
+        (
+            ['{"prompt": "a", "verifier": "code", "reference": {"tests": [{"stdin": "", "expected": "1"}]}}'],
+            "line 1: verifier code: programs run in the sandbox, which the job does not have; set spec.sandbox.enabled: true",
+        ),
         (['{"prompt": "a", "reference": "b"}'], "spec.warmStart needs records with a `demonstration`"),
     ],
 )

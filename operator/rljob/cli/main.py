@@ -20,7 +20,7 @@ from rljob.api.explain import explain
 from rljob.api.load import load
 from rljob.api.notes import inert
 from rljob.api.unsupported import unsupported
-from rljob.cli import cluster
+from rljob.cli import cluster, data
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
 from rljob.cli.output import Output
 from rljob.cli.render import rendered
@@ -257,6 +257,7 @@ def stop_command(
     print(f"{folder}: stopped" if stopped else f"{folder}: was not running")
 
 
+app.add_typer(data.app, name="data")
 cluster.app.command("plan")(kubectl_plan_command)
 cluster.app.command("validate")(validate_command)
 
