@@ -277,7 +277,7 @@ def test_a_cluster_that_does_not_answer_is_worth_another_try(place: Place, tmp_p
     ("words", "message"),
     [
         (("status", "sums", "--context", "nowhere"), "the kubeconfig cannot be used"),
-        (("status", "sums", "--kubeconfig", "/nowhere"), "--kubeconfig /nowhere: there is no such file"),
+        (("status", "sums", "--kubeconfig", "/nowhere/config"), "--kubeconfig /nowhere/config: there is no such file"),
     ],
 )
 def test_a_kubeconfig_that_cannot_be_used_is_said_so(place: Place, words: tuple[str, ...], message: str) -> None:
