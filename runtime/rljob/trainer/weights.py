@@ -137,9 +137,10 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
 
 @contextmanager
 def _beside(replica: Replica, work: Callable[[], Canary]) -> Iterator[Callable[[], Canary]]:
-    """Do `work` while what is inside goes on, and give a call that waits for its result. On CPU, where the canary takes one core: on an
-    accelerator it would get in the way of the copies, and is done when it is asked for."""
-    if not replica.device.unified:
+    """Do `work` while what is inside goes on, and give a call that waits for its result. On CPU, where the canary takes one core; on an
+    accelerator it would get in the way of the copies, and ranks that share the model would talk from two threads: there it is done when
+    it is asked for."""
+    if not replica.device.unified or replica.tensor_size > 1:
         yield work
         return
     with ThreadPoolExecutor(1) as pool:
