@@ -74,7 +74,10 @@ async def test_repetition_is_graded() -> None:
     assert (await score(item("repetition", ""))).reward == 1.0
 
 
-TERMS = [{"verifier": "exact", "weight": 3}, {"verifier": "length", "options": {"unit": "characters", "full_at": 0, "zero_at": 8}}]
+TERMS: list[dict[str, Any]] = [
+    {"verifier": "exact", "weight": 3},
+    {"verifier": "length", "options": {"unit": "characters", "full_at": 0, "zero_at": 8}},
+]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,8 @@ TERMS = [{"verifier": "exact", "weight": 3}, {"verifier": "length", "options": {
 )
 async def test_a_weighted_reward_is_the_mean_of_its_terms(answer: str, more: dict[str, Any], verdict: str, reward: float) -> None:
     result = await score(item("weighted", answer, "yes!", terms=[TERMS[0], TERMS[1] | more]))
-    assert (result.verdict, result.reward) == (verdict, pytest.approx(reward))
+    assert result.verdict == verdict
+    assert result.reward == pytest.approx(reward)
     assert result.reason.startswith("exact ")
 
 
