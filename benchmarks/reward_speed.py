@@ -9,8 +9,8 @@ answers, half of them right, in other spellings or with other values. In the sam
 - *a process each*: every answer judged by math-verify in a fork of its own, which is what isolation costs without anything else;
 - *unguarded*: math-verify in a loop in one process, where the first hostile answer ends everything.
 
-Then one honest answer after the other is asked about, alone and beside a client that sends hostile ones without a pause (`HOSTILE`: huge
-powers, factorials, nesting, endless sums and integrals, no two of them equal).
+Then honest answers are asked about one by one, forty in a second, alone and beside a client that sends hostile ones without a pause
+(`HOSTILE`: huge powers, factorials, nesting, endless sums and integrals, no two of them equal).
 """
 
 import argparse
@@ -40,6 +40,8 @@ from rljob.wire.reward import ScoreItem, ScoreRequest, ScoreResponse, ScoreResul
 BATCH, CALLS, SAMPLES = 64, 2, 8
 LIMIT = 2.0
 """Seconds, `spec.reward.timeoutSeconds`."""
+RATE = 40
+"""Honest answers per second beside the hostile ones."""
 REASONING = "First we write down what is known, then we solve for the unknown, and check that it fits. " * 3
 WANTED = {"answers_per_s": 1000, "cut_off": 1.0, "others_p99_ratio": 2.0}
 
@@ -183,13 +185,15 @@ async def throughput(http: httpx.AsyncClient, items: Sequence[ScoreItem]) -> flo
 
 
 async def latencies(http: httpx.AsyncClient, items: Sequence[ScoreItem]) -> list[float]:
-    """Seconds of one honest answer after the other."""
-    found = []
-    for item in items:
-        began = time.perf_counter()
+    """Seconds of honest answers, asked about one by one at a steady rate whether or not the earlier ones are judged."""
+
+    async def one(item: ScoreItem, due: float) -> float:
+        await asyncio.sleep(due - time.perf_counter())
         await score(http, [item])
-        found.append(time.perf_counter() - began)
-    return found
+        return time.perf_counter() - due
+
+    began = time.perf_counter()
+    return await asyncio.gather(*(one(item, began + number / RATE) for number, item in enumerate(items)))
 
 
 async def beside_hostile(http: httpx.AsyncClient, items: Sequence[ScoreItem]) -> tuple[list[float], list[ScoreResult]]:
@@ -205,7 +209,6 @@ async def beside_hostile(http: httpx.AsyncClient, items: Sequence[ScoreItem]) ->
             number += 1
 
     attack = asyncio.create_task(attacker())
-    await asyncio.sleep(0.5)
     found = await latencies(http, items)
     done.set()
     await attack
@@ -262,7 +265,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--answers", type=int, default=6000)
-    parser.add_argument("--singles", type=int, default=400, help="honest answers asked about one by one")
+    parser.add_argument("--singles", type=int, default=800, help="honest answers asked about one by one")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     arguments = parser.parse_args()

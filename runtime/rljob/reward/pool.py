@@ -104,7 +104,8 @@ class WorkerPool:
         # Nothing secret reaches code that reads answers; RLJOB_* say which run a process belongs to.
         kept = {k: v for k, v in self.environment.items() if k in _KEPT or k.startswith("RLJOB_")}
         kept |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self.workers = [WorkerProcess(kept) for _ in range(self.size)]
+        # The service itself goes before its workers: it judges most answers, and says of the others that they are done.
+        self.workers = [WorkerProcess(kept, niceness=5) for _ in range(self.size)]
         self.slow = WorkerProcess(kept, niceness=15)
         self._idle = list(self.workers)
         self._turns, self._lane = asyncio.Semaphore(self.size), asyncio.Lock()
