@@ -74,8 +74,8 @@ def test_the_job_goes_through_real_iterations_and_succeeds(undisturbed: Done) ->
     assert min(undisturbed.status["timings"][phase] for phase in ("rollout", "train")) > 0
     assert undisturbed.phases[-1] == "Succeeded"
     assert undisturbed.iterations == sorted(undisturbed.iterations)
-    assert undisturbed.status["iteration"] == 10
-    assert len(undisturbed.status["rewards"]) == 10
+    assert undisturbed.status["iteration"] == 12
+    assert len(undisturbed.status["rewards"]) == 12
     assert undisturbed.status["heldOut"][-1]["accuracy"] > 0.9
 
 
