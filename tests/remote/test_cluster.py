@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from tests.cluster.handle import Cluster
+from tests.controller.process import install_crd
 from tests.remote.twins import EVENTS, PODS, STATUS
 
 from rljob.api import InfrastructureError
 from rljob.remote.cluster import NotFound, Target, connect
 
-CRD = Path(__file__).parents[2] / "crds" / "rljobs.rljob.dev.yaml"
 BIN = Path(sys.executable).parent
 SPEC = {
     "model": {"source": {"path": "model"}},
@@ -51,8 +51,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def server(api_server: Cluster) -> Cluster:
-    api_server.apply(CRD)
-    api_server.wait("crd/rljobs.rljob.dev", "condition=Established")
+    install_crd(api_server)
     return api_server
 
 
