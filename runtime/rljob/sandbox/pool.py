@@ -1,12 +1,43 @@
-"""A pool of slots in which programs run that nobody trusts."""
+"""A pool of slots in which programs run that nobody trusts.
 
+    pool = Pool(PoolSettings(slots=4))
+    await pool.start()
+    result = await pool.run(RunRequest(language="python", code="print(input())", stdin="hello"))
+    async with await pool.build(RunRequest(language="c", code=source)) as program:
+        results = [await program.run(stdin=text) for text in inputs]
+
+What a program does is a result; what we fail at is the status `sandbox_error` and never an exception. A slot that shows anything unusual is
+made anew before it is used again.
+"""
+
+import asyncio
+import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
+from rljob.api.errors import ConfigurationError
+from rljob.sandbox import cgroups, protections, requests
+from rljob.sandbox.inside.archive import ArchiveError, unpack
+from rljob.sandbox.languages import BUILD, Found, found
+from rljob.sandbox.slot import Job, NamespaceSlot, Ran, Slot, SlotError
 from rljob.wire.sandbox import Limits, Output, RunRequest, RunResult
+
+_log = logging.getLogger(__name__)
+
+PRELOADED: Final = (
+    "abc", "array", "bisect", "collections", "contextlib", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
+    "heapq", "io", "itertools", "json", "math", "operator", "os", "queue", "random", "re", "statistics", "string", "struct", "textwrap",
+    "threading", "time", "traceback", "typing",
+)  # fmt: skip
+"""Modules that Python programs find imported."""
+_AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
+"""Between attempts to make a slot anew; the last one for ever."""
 
 
 @dataclass(frozen=True)
@@ -16,12 +47,17 @@ class PoolSettings:
     slots: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Runs at the same time."""
     minimum: Literal["full", "namespaces"] = "namespaces"
-    """Refuse to start with less: `full` also wants cgroups for memory and processes."""
+    """Refuse to start with less: `full` also wants cgroups for memory, processes and CPU."""
     backend: Literal["namespaces", "crun"] = "namespaces"
+    """`crun`: a container for each run, as in the paper; slower."""
     retire_after: int = 2000
     """Runs after which a slot is made anew."""
     cores: float = 1.0
     """CPUs of one slot, where there are cgroups."""
+    memory_mb: int = 1024
+    """The most a run may ask for, MiB."""
+    use_cgroups: bool = True
+    """False: as on a host that does not give any."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +70,24 @@ class Installed:
 
 
 class Program:
-    """What was built once and runs many times."""
+    """What was built once and runs many times; made by `Pool.build`."""
 
-    compile: Output | None = None
-    """None if the language has no compiler; its status is `ok` if `run` may be called."""
+    def __init__(self, pool: "Pool", request: RunRequest, compiled: Output | None, artefact: bytes | None) -> None:
+        self.compile = compiled
+        """None if the language has no compiler; `run` does nothing unless its status is `ok`."""
+        self._pool, self._request, self._artefact = pool, request, artefact
 
     async def run(self, stdin: str = "", arguments: tuple[str, ...] = (), fetch: tuple[str, ...] = ()) -> RunResult:
         """Run it within the limits of the request it was built from. Cancelling kills the run."""
-        raise NotImplementedError
+        if self.compile is not None and self.compile.status != "ok":
+            return RunResult(status=self.compile.status, compile=self.compile, reason=self.compile.reason)
+        request = self._request.model_copy(update={"stdin": stdin, "arguments": arguments, "fetch": fetch})
+        result = await self._pool.execute(request, self._artefact)
+        return result.model_copy(update={"compile": self.compile})
 
     async def close(self) -> None:
         """Forget what was built; repeated: nothing."""
-        raise NotImplementedError
+        self._artefact = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,39 +97,157 @@ class Program:
 
 
 class Pool:
-    """At most `slots` runs at the same time; others wait in order. A failure of ours is the status `sandbox_error`."""
+    """At most `slots` runs at the same time; others wait in order."""
 
     def __init__(self, settings: PoolSettings) -> None:
+        self.settings = settings
         self.slots = settings.slots
         self.slots_rebuilt = 0
-        self.kills: dict[str, int] = {}
-        self.ceiling = Limits()
-        self.cgroups: Literal["v1", "v2", "none"] = "none"
+        self.kills: Counter[str] = Counter()
+        """Runs that were killed, by reason."""
+        self.ceiling = Limits(cpu_seconds=120, wall_seconds=300, memory_mb=settings.memory_mb, processes=256, output_kb=1 << 16, disk_mb=1024)
+        self.cgroups: cgroups.Version = "none"
+        self._found: dict[str, Found] = {}
+        self._on: dict[str, bool] = {}
+        self._parents = cgroups.NONE
+        self._idle: asyncio.Queue[Slot] = asyncio.Queue()
+        self._all: dict[int, Slot] = {}
+        self._made = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Make the slots. ConfigurationError if this machine offers less than the minimum."""
-        raise NotImplementedError
+        protections.check_machine()
+        self._found = found()
+        if self.settings.use_cgroups:
+            self._parents = cgroups.delegated(os.getpid())
+        self.cgroups = self._parents.version
+        try:
+            first, *_ = await asyncio.gather(*(self._make(place) for place in range(self.slots)))
+        except SlotError as error:
+            await self.stop()
+            raise ConfigurationError(protections.refused(str(error))) from error
+        self._on = {**protections.OF_EVERY_SLOT, **first, **protections.of_cgroups(self._parents)}
+        if missing := protections.missing(self._on, self.settings.minimum):
+            await self.stop()
+            raise ConfigurationError(missing)
+        _log.info("%d slots, protections: %s", self.slots, protections.described(self._on))
 
     async def stop(self) -> None:
         """End all slots and whatever runs in them."""
-        raise NotImplementedError
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(slot.stop() for slot in self._all.values()))
+        self._all.clear()
+        self._idle = asyncio.Queue()
+        self._parents.remove()
 
     def check(self, request: RunRequest) -> None:
         """ValueError with one line if the request cannot be run as it is."""
-        raise NotImplementedError
+        requests.check(request, self._found, self.ceiling)
 
     async def run(self, request: RunRequest) -> RunResult:
         """Build and run. Cancelling kills the run."""
-        raise NotImplementedError
+        async with await self.build(request) as program:
+            return await program.run(request.stdin, request.arguments, request.fetch)
 
     async def build(self, request: RunRequest) -> Program:
         """Build only; `stdin`, `arguments` and `fetch` of the request do not matter."""
-        raise NotImplementedError
+        self.check(request)
+        entry = self._found[request.language]
+        if not entry.language.build:
+            return Program(self, request, None, None)
+        limits = request.compile_limits
+        job = requests.job(request, entry, limits, counted=self._counted(), build=True)
+        try:
+            async with self._slot() as slot:
+                ran = await slot.run(job)
+        except SlotError as error:
+            _log.warning("%s", error)
+            return Program(self, request, Output(status="sandbox_error", reason=str(error)), None)
+        output = requests.output(ran, limits)
+        self._count(ran, output)
+        if output.status == "runtime_error":
+            output = output.model_copy(update={"status": "compile_error", "reason": f"the compiler ended with status {output.exit_code}"})
+        elif output.status == "ok" and not ran.fetched:
+            output = output.model_copy(update={"status": "compile_error", "reason": f"the compiler wrote nothing into {BUILD}/"})
+        return Program(self, request, output, ran.fetched or None)
+
+    async def execute(self, request: RunRequest, artefact: bytes | None) -> RunResult:
+        """Run what needs no building, or has been built."""
+        job = requests.job(request, self._found[request.language], request.limits, counted=self._counted(), artefact=artefact)
+        try:
+            async with self._slot() as slot:
+                ran = await slot.run(job)
+            files = {name: content.decode(errors="replace") for name, _, content in unpack(ran.fetched)}
+        except (SlotError, ArchiveError) as error:
+            _log.warning("%s", error)
+            return RunResult(status="sandbox_error", reason=str(error))
+        output = requests.output(ran, request.limits)
+        self._count(ran, output)
+        if output.status == "sandbox_error":
+            return RunResult(status="sandbox_error", reason=output.reason)
+        return RunResult(status=output.status, run=output, files=files, reason=output.reason)
 
     def protections(self) -> Mapping[str, bool]:
         """Which protections are on."""
-        raise NotImplementedError
+        return dict(self._on)
 
     def languages(self) -> tuple[Installed, ...]:
         """What can be run."""
-        raise NotImplementedError
+        return tuple(Installed(name, entry.version, bool(entry.language.build)) for name, entry in self._found.items())
+
+    def _counted(self) -> bool:
+        return "memory" in self._parents.parents
+
+    def _count(self, ran: Ran, output: Output) -> None:
+        if output.status not in ("ok", "runtime_error"):
+            self.kills[output.status] += 1
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[Slot]:
+        slot = await self._idle.get()
+        try:
+            yield slot
+        finally:
+            if slot.broken or slot.runs >= self.settings.retire_after:
+                task = asyncio.create_task(self._renew(slot))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                self._idle.put_nowait(slot)
+
+    async def _renew(self, old: Slot) -> None:
+        """Make a slot anew in place of one that is used up, however long it takes."""
+        place = next(place for place, slot in self._all.items() if slot is old)
+        await old.stop()
+        attempt = 0
+        while True:
+            try:
+                await self._make(place)
+            except SlotError as error:
+                _log.error("a slot cannot be made anew: %s", error)
+                await asyncio.sleep(_AGAIN_SECONDS[min(attempt, len(_AGAIN_SECONDS) - 1)])
+                attempt += 1
+                continue
+            self.slots_rebuilt += 1
+            return
+
+    async def _make(self, place: int) -> Mapping[str, bool]:
+        self._made += 1
+        cgroup = self._parents.make(f"slot-{self._made}")
+        if self._parents.parents:
+            cgroup.cores(self.settings.cores)
+        folders = sorted({"/usr", *(folder for entry in self._found.values() for folder in entry.toolchain.folders)})
+        python = self._found["python"].toolchain.programs["python"]
+        slot = NamespaceSlot(python, folders, PRELOADED, cgroup, protections.host_ids(place))
+        self._all[place] = slot
+        on = await slot.start()
+        self._idle.put_nowait(slot)
+        return on
+
+
+def own_files() -> Path:
+    """The folder of this package."""
+    return Path(__file__).parent
