@@ -98,6 +98,11 @@ class RLJobSpec(Part):
         t = self.trainer
         return self.world_size // (t.tensor_parallel * t.pipeline_parallel * t.context_parallel)
 
+    @property
+    def needs_sandbox(self) -> bool:
+        """Is there a code sandbox?"""
+        return self.sandbox.enabled or str(self.reward.verifier) == "code"
+
     @model_validator(mode="after")
     def _parallel_sizes_fit(self) -> "RLJobSpec":
         t, per_node = self.trainer, self.accelerator.per_node
