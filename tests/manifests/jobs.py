@@ -85,9 +85,14 @@ def variables(spec: dict[str, Any], name: str) -> dict[str, Any]:
     return {e["name"]: e.get("value", e.get("valueFrom")) for e in container(spec, name)["env"]}
 
 
+def _concerns_sandbox(manifest: Manifest) -> bool:
+    return manifest["metadata"]["labels"].get("rljob.dev/role") in ("reward", "sandbox")
+
+
 RENDERINGS = {
     "tiny.yaml": lambda: objects(tiny()),
     "nvidia-claim.yaml": lambda: objects(nvidia()),
+    "sandbox.yaml": lambda: tuple(m for m in objects(tiny("spec.sandbox={enabled: true, replicas: 2}")) if _concerns_sandbox(m)),
     "nvidia-single.yaml": lambda: objects(nvidia(SINGLE_TEMPLATE), cluster=PLAIN),
 }
 

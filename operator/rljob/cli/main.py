@@ -16,7 +16,7 @@ from rljob.api.crd import crd_yaml
 from rljob.api.errors import EXIT_CONFIGURATION, explained
 from rljob.api.explain import explain
 from rljob.api.load import load
-from rljob.cli import cluster
+from rljob.cli import cluster, sandbox
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
 from rljob.cli.output import Output
 from rljob.cli.render import rendered
@@ -37,6 +37,7 @@ rljob status runs/tiny\n
 rljob logs runs/tiny worker-0/vllm -f\n
 rljob status sums -n team-a          a job in a cluster: any of -n, --context, --kubeconfig says so\n
 rljob watch sums -n team-a\n
+rljob sandbox serve                  the code sandbox alone, for any program that speaks HTTP\n
 rljob explain spec.rollout""",
     no_args_is_help=True,
     add_completion=False,
@@ -209,6 +210,7 @@ def stop_command(
     print(f"{folder}: stopped" if stopped else f"{folder}: was not running")
 
 
+app.add_typer(sandbox.app)
 cluster.app.command("plan")(plan_command)
 cluster.app.command("validate")(validate_command)
 

@@ -133,6 +133,11 @@ def without_effect(job: RLJob) -> list[str]:
             f"spec.reward.replicas is {spec.reward.replicas}, but `rljob run` starts one: copies would only share its cores; "
             "raise spec.reward.workers for more verifiers at once"
         )
+    if spec.needs_sandbox and spec.sandbox.replicas > 1:
+        found.append(
+            f"spec.sandbox.replicas is {spec.sandbox.replicas}, but `rljob run` starts one: copies would only share its cores; "
+            "raise spec.sandbox.slots for more programs at once"
+        )
     roles = [name for name, override in spec.templates if override]
     if roles:
         found.append(

@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 from rljob.sandbox.judge import CheckerFault
 from rljob.sandbox.openapi import document
 from rljob.sandbox.queue import Place
+from rljob.sandbox.scheduler import Draining, TooLate
 from rljob.sandbox.service import Busy, CannotFit, Service
-from rljob.sandbox.slots import Draining, TooLate
 from rljob.wire.sandbox import JudgeBatch, JudgeLine, JudgeRequest, RunBatch, RunLine, RunRequest
 
 LARGEST_BODY = 64 << 20

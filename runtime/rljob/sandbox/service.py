@@ -11,7 +11,7 @@ from rljob.sandbox.harness import HARNESSES
 from rljob.sandbox.isolation import Isolation, Program
 from rljob.sandbox.metrics import Metrics
 from rljob.sandbox.queue import Admission, Pace, Place
-from rljob.sandbox.slots import Draining, Slots
+from rljob.sandbox.scheduler import Draining, Slots
 from rljob.wire.sandbox import JudgeRequest, JudgeResult, Language, Languages, RunRequest, RunResult
 
 ATTEMPTS = 3

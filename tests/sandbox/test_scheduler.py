@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from rljob.sandbox.queue import Place
-from rljob.sandbox.slots import Draining, Slots, TooLate
+from rljob.sandbox.scheduler import Draining, Slots, TooLate
 
 pytestmark = pytest.mark.asyncio
 
