@@ -13,7 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.local.fakes import places
 
+from rljob.api import RLJob
+from rljob.local import marked
+from rljob.local import places as local
+from rljob.plan import plan
 from rljob.sandbox.__main__ import without_secrets
 from rljob.wire.sandbox import JudgeRequest, JudgeResult, Languages, RunRequest, RunResult
 
@@ -99,6 +104,23 @@ def test_kept_variables_are_those_that_start_python_and_say_what_to_do() -> None
     assert kept == {"PATH": "/bin", "PYTHONPATH": "x", "LC_ALL": "C", "RLJOB_SANDBOX": "{}"}
 
 
+def test_a_job_on_one_machine_starts_it_and_ends_all_of_it_by_its_mark(tmp_path: Path) -> None:
+    spec = {"model": {"source": {"path": "m"}}, "data": {"train": {"path": "t"}}, "sandbox": {"enabled": True, "slots": 1}}
+    document = {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "x"}, "spec": spec}
+    planned, port = plan(RLJob.model_validate(document)), _free_port()
+    pod = planned.pod("sandbox")
+    (container,) = pod.containers
+    at = places(tmp_path, f"sandbox-{os.getpid()}", {("sandbox", "sandbox"): port})
+    environment = local.environment(planned, at, pod, container, os.environ)
+    belongs = marked.of_container(local.mark(at, pod, container))
+    with started(local.command(at, container), port, **environment) as (process, _):
+        children = _children(process.pid)
+        assert process.pid in {pid for pid, mark in marked.marks().items() if belongs(mark)}
+        assert marked.end_all(belongs) == []
+        process.wait(20)
+    _assert_gone(children)
+
+
 def test_it_runs_alone_by_one_command_and_stops_by_a_signal() -> None:
     port = _free_port()
     code = (
@@ -125,9 +147,7 @@ def test_nothing_survives_a_service_that_is_killed() -> None:
         assert children
         process.kill()
         process.wait(20)
-    deadline = time.monotonic() + 20
-    while any(map(_alive, children)):
-        assert time.monotonic() < deadline, "a slot lives on"
+    _assert_gone(children)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +168,12 @@ def test_settings_that_cannot_be_used_end_it_by_one_line(settings: str | None, e
 def _children(pid: int) -> list[int]:
     found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return found + [grandchild for child in found for grandchild in _children(child)]
+
+
+def _assert_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(map(_alive, pids)):
+        assert time.monotonic() < deadline, "a slot lives on"
 
 
 def _alive(pid: int) -> bool:
