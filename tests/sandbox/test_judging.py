@@ -1,15 +1,12 @@
 """Honest submissions in the real sandbox: what should pass passes, and what fails is told apart."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.sandbox.real import judged, real_service
 
-from rljob.sandbox.pool import Pool, PoolSettings
-from rljob.sandbox.queue import Place
 from rljob.sandbox.service import Service
-from rljob.wire.sandbox import JudgeRequest, JudgeResult
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -18,17 +15,9 @@ SQUARES = [{"stdin": str(n), "expected": str(n * n)} for n in (0, 3, 12)]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service() -> AsyncIterator[Service]:
-    """The real thing, with two slots."""
-    pool = Pool(PoolSettings(slots=2))
-    await pool.start()
-    yield Service(pool, capacity=100)
-    await pool.stop()
-
-
-async def judged(service: Service, **request: Any) -> JudgeResult:
-    asked = JudgeRequest.model_validate(request)
-    service.check(asked)
-    return await service.judge(asked, Place(1))
+    """The real thing."""
+    async with real_service() as made:
+        yield made
 
 
 PROGRAMS = {

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -26,6 +26,9 @@ LARGEST_BODY = 64 << 20
 """Bytes."""
 _RETRY_ELSEWHERE = 1
 """Seconds after which a client of a stopping service asks again: its connection then leads to another one."""
+
+_NOBODY = 499
+"""Status of an answer that nobody waits for any more."""
 
 
 def create_app(service: Service) -> Starlette:
@@ -89,7 +92,9 @@ async def _one[Q: (RunRequest, JudgeRequest)](
         _check(service, asked)
         with service.admit([asked], len(body)) as (place,):
             result = await _while_connected(request.receive, work(asked, place))
-            return Response(status_code=499) if result is None else _json(result)
+            return Response(status_code=_NOBODY) if result is None else _json(result)
+    except ClientDisconnect:
+        return Response(status_code=_NOBODY)
     except _REFUSED as error:
         return _refusal(service, error)
 
@@ -103,6 +108,8 @@ async def _many[L: (RunLine, JudgeLine)](
         items: Sequence[RunRequest | JudgeRequest] = asked.items
         for index, item in enumerate(items):
             _check(service, item, f"items.{index}.")
+    except ClientDisconnect:
+        return Response(status_code=_NOBODY)
     except _REFUSED as error:
         return _refusal(service, error)
     return _Batch(service, items, len(body), line, work)

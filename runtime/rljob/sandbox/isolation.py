@@ -47,7 +47,7 @@ class Isolation(Protocol):
 
     @property
     def slots_rebuilt(self) -> int:
-        """Slots that were made anew because something in them was not as it should be, since the start."""
+        """Slots that were made anew, since the start: worn, or not as they should be."""
         ...
 
     @property

@@ -32,7 +32,7 @@ class Metrics:
         self._waiting = Gauge("rljob_sandbox_queue", "Runs that wait for a slot", registry=own)
         self._requests = Gauge("rljob_sandbox_requests", "Requests in the service", registry=own)
         self._slots = Gauge("rljob_sandbox_slots", "Slots", ["state"], registry=own)
-        self._rebuilt = Gauge("rljob_sandbox_slots_rebuilt", "Slots made anew after something unexpected, since the start", registry=own)
+        self._rebuilt = Gauge("rljob_sandbox_slots_rebuilt", "Slots made anew since the start", registry=own)
         self._protections = Gauge("rljob_sandbox_protection", "1 where a protection is on", ["name"], registry=own)
         for reason in (*KILLS, "gone"):
             self._kills.labels(reason)
