@@ -185,7 +185,11 @@ def test_a_run_cannot_take_priority_over_others(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("language", ["python", "c"])
 def test_there_are_no_capabilities_to_be_had(sandbox: Sandbox, language: str) -> None:
-    c = r'#include <stdio.h>' '\n' r'int main(void){char l[256];FILE*f=fopen("/proc/self/status","r");while(fgets(l,256,f))fputs(l,stdout);}'
+    c = (
+        r"#include <stdio.h>"
+        "\n"
+        r'int main(void){char l[256];FILE*f=fopen("/proc/self/status","r");while(fgets(l,256,f))fputs(l,stdout);}'
+    )
     code = {"python": "print(open('/proc/self/status').read())", "c": c}[language]
     lines = dict(line.split(":\t", 1) for line in sandbox.prints(language, code).splitlines() if ":\t" in line)
     assert {lines[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}

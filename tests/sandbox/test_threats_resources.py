@@ -93,7 +93,9 @@ def test_an_impossible_amount_of_memory_is_refused(sandbox: Sandbox) -> None:
 
 
 def test_endless_recursion_ends_the_program_alone(sandbox: Sandbox) -> None:
-    output = sandbox.output("c", "int f(int n) { volatile char b[4096]; b[0] = n; return f(n + 1) + b[0]; }\nint main(void) { return f(0); }")
+    output = sandbox.output(
+        "c", "int f(int n) { volatile char b[4096]; b[0] = n; return f(n + 1) + b[0]; }\nint main(void) { return f(0); }"
+    )
     assert output.status in ("runtime_error", "memory_limit")
 
 
@@ -353,7 +355,9 @@ def test_a_compiler_bomb_ends_at_the_compilers_limits(sandbox: Sandbox, code: st
 
 def test_a_flood_of_compiler_messages_is_cut(sandbox: Sandbox) -> None:
     code = "#include <vector>\n" + "".join(f"int a{n} = std::vector<int>{{}};\n" for n in range(300)) + "int main() {}"
-    result = sandbox.run("cpp", code, compile_limits={"cpu_seconds": 20, "wall_seconds": 30, "memory_mb": 512, "output_kb": 16, "disk_mb": 64})
+    result = sandbox.run(
+        "cpp", code, compile_limits={"cpu_seconds": 20, "wall_seconds": 30, "memory_mb": 512, "output_kb": 16, "disk_mb": 64}
+    )
     assert result.compile is not None
     assert result.compile.status in ("compile_error", "output_limit")
     assert len(result.compile.stderr) <= 16384

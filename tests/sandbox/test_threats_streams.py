@@ -6,7 +6,7 @@ from tests.sandbox.sandbox import Sandbox, only
 
 ECHO = {
     "python": "import sys; print(len(sys.stdin.read()))",
-    "c": "#include <stdio.h>\nint main(void) { long n = 0; while (getchar() != EOF) n++; printf(\"%ld\\n\", n); }",
+    "c": '#include <stdio.h>\nint main(void) { long n = 0; while (getchar() != EOF) n++; printf("%ld\\n", n); }',
     "bash": "wc -c",
     "javascript": "console.log(require('fs').readFileSync(0).length)",
 }
@@ -61,7 +61,11 @@ print("none")
 """
     assert sandbox.prints("c", c) == "none"
     assert sandbox.prints("python", python) == "none"
-    assert sandbox.prints("bash", "ls /proc/$$/fd | sort -n | head -3 | tr '\\n' ' '; ls /proc/$$/fd | wc -l").split()[:3] == ["0", "1", "2"]
+    assert sandbox.prints("bash", "ls /proc/$$/fd | sort -n | head -3 | tr '\\n' ' '; ls /proc/$$/fd | wc -l").split()[:3] == [
+        "0",
+        "1",
+        "2",
+    ]
 
 
 def test_closing_every_descriptor_is_an_empty_output(sandbox: Sandbox) -> None:
@@ -75,7 +79,10 @@ def test_closing_the_output_does_not_end_the_time_limit(sandbox: Sandbox) -> Non
 
 @pytest.mark.parametrize("language", ["python", "bash"])
 def test_output_may_be_opened_by_name_and_is_only_ones_own(sandbox: Sandbox, language: str) -> None:
-    code = {"python": "open('/dev/stdout', 'w').write('out'); open('/dev/stderr', 'w').write('err')", "bash": "echo -n out > /dev/stdout; echo -n err > /dev/stderr"}
+    code = {
+        "python": "open('/dev/stdout', 'w').write('out'); open('/dev/stderr', 'w').write('err')",
+        "bash": "echo -n out > /dev/stdout; echo -n err > /dev/stderr",
+    }
     output = sandbox.output(language, code[language])
     assert (output.stdout, output.stderr) == ("out", "err")
 
@@ -142,7 +149,15 @@ sys.stdout.write("main ")
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("raise SystemExit", 0), ("exit(3)", 3), ("raise SystemExit('why')", 1), ("import os; os._exit(7)", 7), ("1/0", 1), ("exit(256)", 0), ("exit(-1)", 255)],
+    [
+        ("raise SystemExit", 0),
+        ("exit(3)", 3),
+        ("raise SystemExit('why')", 1),
+        ("import os; os._exit(7)", 7),
+        ("1/0", 1),
+        ("exit(256)", 0),
+        ("exit(-1)", 255),
+    ],
 )
 def test_the_exit_status_is_the_programs(sandbox: Sandbox, code: str, status: int) -> None:
     output = sandbox.output("python", code)
@@ -156,7 +171,9 @@ def test_a_signal_to_oneself_is_reported_as_what_it_is(sandbox: Sandbox, number:
 
 
 def test_the_status_of_our_own_failures_cannot_be_forged(sandbox: Sandbox) -> None:
-    output = sandbox.output("python", "import os, sys; print('Traceback: No space left', file=sys.stderr); sys.stderr.flush(); os._exit(99)")
+    output = sandbox.output(
+        "python", "import os, sys; print('Traceback: No space left', file=sys.stderr); sys.stderr.flush(); os._exit(99)"
+    )
     assert (output.status, output.exit_code) == ("runtime_error", 99)
 
 

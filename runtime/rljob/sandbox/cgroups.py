@@ -40,7 +40,9 @@ class Cgroup:
     def limit(self, memory: int, processes: int) -> None:
         """Bytes on top of what the slot itself holds now, and processes (threads) besides its own two."""
         if self.folders.get("memory"):
-            name, swap = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if self.version == "v1" else ("memory.max", "memory.swap.max")
+            name, swap = (
+                ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if self.version == "v1" else ("memory.max", "memory.swap.max")
+            )
             self._write("memory", name, str(memory))
             if self.version == "v2":
                 self._write("memory", swap, "0")
@@ -73,6 +75,13 @@ class Cgroup:
         """Processes and threads in it; None if nobody counts."""
         folder = self.folders.get("pids")
         return int((folder / "pids.current").read_text()) if folder else None
+
+    def members(self) -> list[int]:
+        """Processes in it; none if there is no cgroup."""
+        try:
+            return [int(pid) for folder in self.folders.values() for pid in (folder / "cgroup.procs").read_text().split()]
+        except FileNotFoundError:
+            return []
 
     def usage_file(self) -> int | None:
         """An open file from which CPU time can be read; None if there is none."""
@@ -126,10 +135,10 @@ class Cgroups:
 NONE: Final = Cgroups("none", {})
 
 
-def delegated(pid: int, root: Path = ROOT, membership: str | None = None) -> Cgroups:
-    """Cgroups below our own, for slots of the service `pid`; NONE if the host does not let us make any.
+def delegated(name: str, root: Path = ROOT, membership: str | None = None) -> Cgroups:
+    """Cgroups below our own for the slots of a pool; NONE if the host does not let us make any.
 
-    `membership`: text of /proc/self/cgroup. What a dead service left behind is removed first.
+    `name` begins with our process id and a hyphen, and no other pool has it. `membership`: text of /proc/self/cgroup. What a dead service left behind is removed first.
     """
     own = dict(_memberships(membership if membership is not None else Path("/proc/self/cgroup").read_text()))
     try:
@@ -137,7 +146,7 @@ def delegated(pid: int, root: Path = ROOT, membership: str | None = None) -> Cgr
         made = {}
         for controller, parent in parents.items():
             _remove_stale(parent)
-            made[controller] = parent / f"{_PREFIX}{pid}"
+            made[controller] = parent / f"{_PREFIX}{name}"
             made[controller].mkdir(exist_ok=True)
     except OSError as error:
         _log.info("no cgroups: %s", error)
@@ -199,7 +208,7 @@ def _enable(folder: Path) -> None:
 
 def _remove_stale(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
-        pid = folder.name.removeprefix(_PREFIX)
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdigit() and not Path("/proc", pid).exists():
             for slot in folder.iterdir():
                 if slot.is_dir():

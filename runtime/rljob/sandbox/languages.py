@@ -70,7 +70,9 @@ def found() -> dict[str, Found]:
 
 def _version(toolchain: Toolchain) -> str | None:
     try:
-        done = subprocess.run(toolchain.version, capture_output=True, text=True, timeout=20, check=True, env={"PATH": _PATH, "HOME": "/nowhere"})
+        done = subprocess.run(
+            toolchain.version, capture_output=True, text=True, timeout=20, check=True, env={"PATH": _PATH, "HOME": "/nowhere"}
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return (done.stdout or done.stderr).partition("\n")[0].strip()

@@ -11,6 +11,7 @@ made anew before it is used again.
 """
 
 import asyncio
+import itertools
 import logging
 import os
 from collections import Counter
@@ -36,6 +37,7 @@ PRELOADED: Final = (
     "threading", "time", "traceback", "typing",
 )  # fmt: skip
 """Modules that Python programs find imported."""
+_names = itertools.count(1)
 _AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
 """Between attempts to make a slot anew; the last one for ever."""
 
@@ -105,7 +107,9 @@ class Pool:
         self.slots_rebuilt = 0
         self.kills: Counter[str] = Counter()
         """Runs that were killed, by reason."""
-        self.ceiling = Limits(cpu_seconds=120, wall_seconds=300, memory_mb=settings.memory_mb, processes=256, output_kb=1 << 16, disk_mb=1024)
+        self.ceiling = Limits(
+            cpu_seconds=120, wall_seconds=300, memory_mb=settings.memory_mb, processes=256, output_kb=1 << 16, disk_mb=1024
+        )
         self.cgroups: cgroups.Version = "none"
         self._found: dict[str, Found] = {}
         self._on: dict[str, bool] = {}
@@ -120,7 +124,7 @@ class Pool:
         protections.check_machine()
         self._found = found()
         if self.settings.use_cgroups:
-            self._parents = cgroups.delegated(os.getpid())
+            self._parents = cgroups.delegated(f"{os.getpid()}-{next(_names)}")
         self.cgroups = self._parents.version
         try:
             first, *_ = await asyncio.gather(*(self._make(place) for place in range(self.slots)))
@@ -221,12 +225,12 @@ class Pool:
     async def _renew(self, old: Slot) -> None:
         """Make a slot anew in place of one that is used up, however long it takes."""
         place = next(place for place, slot in self._all.items() if slot is old)
-        await old.stop()
         attempt = 0
         while True:
             try:
+                await old.stop()
                 await self._make(place)
-            except SlotError as error:
+            except (SlotError, OSError) as error:
                 _log.error("a slot cannot be made anew: %s", error)
                 await asyncio.sleep(_AGAIN_SECONDS[min(attempt, len(_AGAIN_SECONDS) - 1)])
                 attempt += 1

@@ -27,7 +27,9 @@ _REMEDY = (
 def check_machine() -> None:
     """ConfigurationError if our system call filter does not know this machine."""
     if not seccomp.supported():
-        raise ConfigurationError(f"the sandbox's system call filter is made for {seccomp.ARCHITECTURE}, this machine is {os.uname().machine}")
+        raise ConfigurationError(
+            f"the sandbox's system call filter is made for {seccomp.ARCHITECTURE}, this machine is {os.uname().machine}"
+        )
 
 
 def refused(why: str) -> str:

@@ -65,9 +65,7 @@ def _check_text(text: str) -> None:
         raise ValueError(f"a text is not Unicode: {error.reason} at {error.start}") from error
 
 
-def job(
-    request: RunRequest, found: Found, limits: Limits, *, counted: bool, build: bool = False, artefact: bytes | None = None
-) -> Job:
+def job(request: RunRequest, found: Found, limits: Limits, *, counted: bool, build: bool = False, artefact: bytes | None = None) -> Job:
     """What a slot is told. `counted`: whether a cgroup counts memory; `build`: the compiler instead of the program."""
     language = found.language
     in_place = not (build or language.run)

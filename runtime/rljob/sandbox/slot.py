@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from rljob.api.errors import InfrastructureError
 from rljob.sandbox.cgroups import Cgroup
 from rljob.sandbox.inside import archive
-from rljob.sandbox.inside.runner import MESSAGE, Ended
+from rljob.sandbox.inside.runner import MESSAGE, Ended, kill
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ class Stream:
 class NamespaceSlot:
     """A slot of our own making; see `inside.runner` for what protects whom from what."""
 
-    def __init__(self, python: str, folders: Sequence[str], modules: Sequence[str], cgroup: Cgroup, host_ids: tuple[int, int] | None) -> None:
+    def __init__(
+        self, python: str, folders: Sequence[str], modules: Sequence[str], cgroup: Cgroup, host_ids: tuple[int, int] | None
+    ) -> None:
         """`host_ids`: two user ids of the machine for runner and runs; None where the service is not privileged to give any."""
         self.broken = False
         self.runs = 0
@@ -168,7 +170,13 @@ class NamespaceSlot:
         pid = self._process.pid
         self.cgroup.attach(pid)
         mapped = self._host_ids is not None
-        config = {"folders": list(self._folders), "modules": list(self._modules), "user": USER, "cgroups": self.cgroup.version, "mapped": mapped}
+        config = {
+            "folders": list(self._folders),
+            "modules": list(self._modules),
+            "user": USER,
+            "cgroups": self.cgroup.version,
+            "mapped": mapped,
+        }
         usage = self.cgroup.usage_file()
         socket.send_fds(ours, [json.dumps(config).encode()], [usage] if usage is not None else [])
         if usage is not None:
@@ -339,6 +347,15 @@ class NamespaceSlot:
         text = self._diagnosis.decode(errors="replace").strip()
         return f"; it said: {text[-1000:]}" if text else ""
 
+    async def _empty(self) -> None:
+        """Take the cgroup away as soon as the last process has left it."""
+        deadline = asyncio.get_running_loop().time() + _GRACE_SECONDS
+        while (left := self.cgroup.members()) and asyncio.get_running_loop().time() < deadline:
+            for pid in left:
+                kill(pid)
+            await asyncio.sleep(0.005)
+        self.cgroup.remove()
+
     async def stop(self) -> None:
         """End it and whatever runs in it."""
         self.broken = True
@@ -351,8 +368,4 @@ class NamespaceSlot:
             await self._listener
         if control is not None:
             control.close()
-            for _ in range(200):
-                if not self.cgroup.processes():
-                    break
-                await asyncio.sleep(0.01)
-            self.cgroup.remove()
+            await self._empty()

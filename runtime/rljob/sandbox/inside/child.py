@@ -61,15 +61,17 @@ def join(identity: Identity, bounds: Bounds) -> None:
 
 def begin(identity: Identity, bounds: Bounds) -> None:
     """`join` as the first one, in an empty working folder."""
-    kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, _PROC)
+    # The kernel, out of memory, takes the run and never the runner. Done before the slot's process file system is covered by the run's,
+    # in which nothing can be written: the run could lower it.
+    kernel.dumpable(True)
+    handle = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(handle, b"1000")
+    os.close(handle)
+    kernel.mount("proc", "/proc", "proc", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, _PROC)
     size = f"size={bounds.disk},nr_inodes={bounds.inodes},mode=700,uid={identity.user},gid={identity.user}"
     kernel.mount("work", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, size)
     _limit(bounds, identity)
     _drop(identity)
-    # The kernel, out of memory, takes the run and never the runner.
-    handle = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(handle, b"1000")
-    os.close(handle)
     os.mkdir(WORK, 0o700)
     os.chdir(WORK)
 

@@ -84,7 +84,9 @@ class Runner:
     cpu_usage: Callable[[], float] | None
     """CPU seconds of the slot's cgroup so far."""
     stack: kernel.Stack = field(default_factory=kernel.Stack)
-    home: tuple[int, ...] = field(default_factory=lambda: tuple(os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _OF_A_RUN))
+    home: tuple[int, ...] = field(
+        default_factory=lambda: tuple(os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _OF_A_RUN)
+    )
     trouble: tuple[int, int] = field(default_factory=lambda: os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
 
     def serve(self) -> None:
