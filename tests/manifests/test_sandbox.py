@@ -50,7 +50,7 @@ def test_it_has_nothing_of_the_job() -> None:
 
 def test_it_can_read_its_environment() -> None:
     environment = Environment(variables(POD, "sandbox"))
-    assert (environment.sandbox.slots, environment.sandbox.minimum) == (4, "namespaces")
+    assert (environment.sandbox_settings.slots, environment.sandbox_settings.minimum) == (4, "namespaces")
     assert environment.listen("sandbox") == ("0.0.0.0", 8082)
     assert Environment(variables(pod(RENDERED, "tiny-reward"), "reward")).url("sandbox") == "http://tiny-sandbox:8082"
 

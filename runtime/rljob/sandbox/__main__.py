@@ -25,7 +25,7 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
 
 def main(environment: Environment) -> int:
     """Serve until told to stop. Returns the exit status."""
-    spec = environment.sandbox
+    spec = environment.sandbox_settings
     host, port = environment.listen("sandbox")
     memory_mb = int(spec.memory_per_run[:-2]) * (_GIB if spec.memory_per_run.endswith("Gi") else 1)
     pool = Pool(PoolSettings(slots=spec.slots, minimum=spec.minimum, backend=spec.backend, memory_mb=memory_mb))

@@ -34,7 +34,7 @@ class Environment:
         return RLJob.model_validate(json.loads(Path(self._get("RLJOB_JOB")).read_text()))
 
     @property
-    def sandbox(self) -> SandboxSpec:
+    def sandbox_settings(self) -> SandboxSpec:
         """How the sandbox is to run (`RLJOB_SANDBOX`, JSON). It is told nothing else of the job."""
         text = self._get("RLJOB_SANDBOX")
         try:
