@@ -141,6 +141,26 @@ async def test_a_compiler_that_could_not_be_run_is_tried_again() -> None:
     assert [program.closed for program in pool.programs] == [True, True]
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("stops", [True, False])
+async def test_a_submission_that_takes_its_time_in_every_test_is_not_waited_for(stops: bool) -> None:
+    pool = TwinPool(in_turn(*(printed(str(n), wall_seconds=4.0) for n in range(4))), slots=1)
+    tests = [{"stdin": str(n), "expected": str(n)} for n in range(6)]
+    result = await judged(pool, asked(*tests, total_wall_seconds=10, stop_at_first_failure=stops))
+    assert verdicts(result) == ["passed"] * 3 + ["wall_limit"] * 3
+    assert (result.verdict, result.passed, len(pool.seen)) == ("wall_limit", 3, 3)
+    assert result.reason == "test 3: not begun: the tests before it took all of total_wall_seconds (10)"
+
+
+@pytest.mark.asyncio
+async def test_a_compiler_that_is_made_to_say_megabytes_is_cut_short() -> None:
+    pool = TwinPool(compiles=lambda request: Output(status="compile_error", exit_code=1, stderr="error " * 1_000_000))
+    result = await judged(pool, asked(ONE, language="cpp"))
+    assert len(result.model_dump_json()) < 20_000
+    assert result.compile is not None
+    assert result.compile.truncated
+
+
 # ---- what enters a run
 
 

@@ -6,7 +6,7 @@ difference. A status of ours (`sandbox_error`) makes the whole verdict one of ou
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,12 +15,14 @@ from pydantic_core import from_json
 from rljob.sandbox.checkers import compare_text, compare_value
 from rljob.sandbox.harness import FUNCTION, HARNESSES, call_text
 from rljob.sandbox.isolation import Program
-from rljob.wire.sandbox import Case, Checker, JudgeRequest, JudgeResult, RunRequest, RunResult, Status, Test
+from rljob.wire.sandbox import Case, Checker, JudgeRequest, JudgeResult, Output, RunRequest, RunResult, Status, Test
 
 Verdict = Literal["passed", "wrong_answer"] | Status
 _LONG = 1 << 16
 """Characters; longer outputs are compared in a thread, so that the service answers others meanwhile."""
 _LONGEST_REASON = 300
+_COMPILER_SAYS = 8192
+"""Characters of a compiler's output that are sent back; a submission can make it megabytes long."""
 
 
 class CheckerFault(Exception):
@@ -107,7 +109,7 @@ class Judge:
         asked, total = program_of(self.request), len(self.request.tests)
         program = await self.turns.build(asked)
         try:
-            said = program.compile
+            said = _shortened(program.compile)
             if said is not None and said.status != "ok":
                 return JudgeResult(verdict=said.status, passed=0, total=total, cases=(), compile=said, reason=said.reason)
             cases = await self._cases(program, asked)
@@ -124,9 +126,14 @@ class Judge:
         begun, end = 0, len(self.request.tests)
         try:
             while begun < end or running:
+                if self._spent(done.values()):
+                    done |= {index: self._unrun() for index in range(begun, end)}
+                    begun = end
                 for index in range(begun, min(end, begun + max(self.turns.free, 0 if running else 1))):
                     running[asyncio.create_task(self._case(program, asked, index))] = index
                     begun = index + 1
+                if not running:
+                    break
                 ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in ended:
                     index = running.pop(task)
@@ -141,6 +148,14 @@ class Judge:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
         return [done[index] for index in range(end)]
+
+    def _spent(self, cases: Iterable[Case]) -> bool:
+        total = self.request.total_wall_seconds
+        return total is not None and sum(case.wall_seconds for case in cases) >= total
+
+    def _unrun(self) -> Case:
+        total = self.request.total_wall_seconds
+        return Case(verdict="wall_limit", reason=f"not begun: the tests before it took all of total_wall_seconds ({total:g})")
 
     async def _case(self, program: Program, asked: RunRequest, index: int) -> Case:
         test = self.request.tests[index]
@@ -218,6 +233,14 @@ def _said(stdout: str) -> _Said | None:
     if not isinstance(said, dict) or not isinstance(said.get("accept"), bool):
         return None
     return _Said(said["accept"], str(said.get("reason", ""))[:_LONGEST_REASON])
+
+
+def _shortened(output: Output | None) -> Output | None:
+    if output is None:
+        return None
+    long = max(len(output.stdout), len(output.stderr)) > _COMPILER_SAYS
+    short = {"stdout": output.stdout[:_COMPILER_SAYS], "stderr": output.stderr[:_COMPILER_SAYS], "truncated": output.truncated or long}
+    return output.model_copy(update=short)
 
 
 def _how(result: RunResult) -> str:
