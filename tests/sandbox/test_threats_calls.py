@@ -4,9 +4,9 @@ import errno
 from typing import Final
 
 import pytest
+from tests.sandbox.sandbox import Sandbox
 
 from rljob.sandbox.pool import Program
-from tests.sandbox.sandbox import Sandbox
 
 _NEW = 0x7E020080
 CALLS: Final = {

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from tests.sandbox.sandbox import Sandbox, request
 
 READ_ANYTHING = """
@@ -25,19 +24,21 @@ def test_files_of_the_machine_are_not_there(sandbox: Sandbox, language: str, tmp
     tmp_path.chmod(0o755)
     secret.chmod(0o644)
     paths = [
-        str(secret), str(Path(__file__)), "/etc/shadow", "/etc/hostname", "/etc/resolv.conf", "/etc/machine-id", "/root/.ssh", "/root/.bash_history",
-        "/home", "/run", "/var/run/secrets", "/var/run/secrets/kubernetes.io/serviceaccount/token", "/var/log", "/var/lib", "/boot", "/sys",
-        "/sys/fs/cgroup", "/sys/kernel", "/mnt", "/opt", "/srv", "/dev/mem", "/dev/kmem", "/dev/sda", "/dev/vda", "/dev/fuse", "/dev/kvm", "/dev/net/tun",
-        "/dev/tty", "/dev/ptmx", "/dev/pts", "/dev/console", "/dev/kmsg", "/proc/kcore", "/proc/kmsg", "/proc/keys", "/proc/key-users", "/proc/kallsyms",
-        "/proc/sysrq-trigger", "/proc/sys", "/proc/sys/kernel/core_pattern", "/proc/config.gz", "/proc/cmdline", "/proc/net", "/proc/bus", "/proc/fs",
-        "/proc/meminfo", "/proc/version", "/proc/uptime", "/proc/modules", "/proc/mounts/../sched_debug", "/proc/1/root/etc/shadow",
+        str(secret), str(Path(__file__)), "/etc/shadow", "/etc/hostname", "/etc/resolv.conf", "/etc/machine-id", "/root/.ssh",
+        "/root/.bash_history", "/home", "/run", "/var/run/secrets", "/var/run/secrets/kubernetes.io/serviceaccount/token", "/var/log",
+        "/var/lib", "/boot", "/sys", "/sys/fs/cgroup", "/sys/kernel", "/mnt", "/opt", "/srv", "/dev/mem", "/dev/kmem", "/dev/sda",
+        "/dev/vda", "/dev/fuse", "/dev/kvm", "/dev/net/tun", "/dev/tty", "/dev/ptmx", "/dev/pts", "/dev/console", "/dev/kmsg",
+        "/proc/kcore", "/proc/kmsg", "/proc/keys", "/proc/key-users", "/proc/kallsyms", "/proc/sysrq-trigger", "/proc/sys",
+        "/proc/sys/kernel/core_pattern", "/proc/config.gz", "/proc/cmdline", "/proc/net", "/proc/bus", "/proc/fs", "/proc/meminfo",
+        "/proc/version", "/proc/uptime", "/proc/modules", "/proc/mounts/../sched_debug", "/proc/1/root/etc/shadow",
     ]  # fmt: skip
-    bash = 'while read -r path; do if [ -d "$path" ]; then ls "$path" > /dev/null 2>&1 && echo "ESCAPED $path"; else cat "$path" > /dev/null 2>&1 && echo "ESCAPED $path"; fi; done; true'
+    bash = 'while read -r path; do { ls "$path/" || cat "$path"; } > /dev/null 2>&1 && echo "ESCAPED $path"; done; true'
     c = r"""
     #include <fcntl.h>
     #include <stdio.h>
     #include <string.h>
-    int main(void) { char p[4096]; while (fgets(p, sizeof p, stdin)) { p[strcspn(p, "\n")] = 0; if (open(p, O_RDONLY) >= 0) printf("ESCAPED %s\n", p); } }
+    int main(void) { char p[4096]; while (fgets(p, sizeof p, stdin)) { p[strcspn(p, "\n")] = 0;
+        if (open(p, O_RDONLY) >= 0) printf("ESCAPED %s\n", p); } }
     """
     code = {"python": READ_ANYTHING, "bash": bash, "c": c}[language]
     assert sandbox.prints(language, code, stdin="\n".join(paths) + "\n") == ""
@@ -47,7 +48,8 @@ def test_nothing_outside_the_working_space_can_be_written(sandbox: Sandbox) -> N
     code = """
 import os
 for folder in ("/", "/usr", "/usr/bin", "/usr/lib", "/etc", "/dev", "/var", "/proc", "/proc/self", "/bin", "/lib", "/root"):
-    for attempt in (lambda: open(f"{folder}/x", "w"), lambda: os.mkdir(f"{folder}/y"), lambda: os.chmod(folder, 0o777), lambda: os.symlink("/", f"{folder}/z"),
+    for attempt in (lambda: open(f"{folder}/x", "w"), lambda: os.mkdir(f"{folder}/y"), lambda: os.chmod(folder, 0o777),
+                    lambda: os.symlink("/", f"{folder}/z"),
                     lambda: os.utime(folder), lambda: os.chown(folder, 1000, 1000)):
         try:
             attempt()
@@ -55,7 +57,8 @@ for folder in ("/", "/usr", "/usr/bin", "/usr/lib", "/etc", "/dev", "/var", "/pr
         except OSError:
             pass
 for path in ("/usr/bin/env", "/etc/passwd", "/etc/ld.so.cache", "/dev/null", os.__file__):
-    for attempt in (lambda: os.unlink(path), lambda: os.rename(path, path + "x"), lambda: os.truncate(path, 0), lambda: os.chmod(path, 0o777)):
+    for attempt in (lambda: os.unlink(path), lambda: os.rename(path, path + "x"), lambda: os.truncate(path, 0),
+                    lambda: os.chmod(path, 0o777)):
         try:
             attempt()
             print("ESCAPED", path)
@@ -81,8 +84,9 @@ for path in (json.__file__, os.path.dirname(json.__file__) + "/evil.py", os.path
 def test_the_kernels_settings_cannot_be_changed(sandbox: Sandbox) -> None:
     code = """
 import os
-for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sysrq-trigger", "/proc/self/oom_score_adj", "/proc/self/uid_map",
-             "/proc/self/gid_map", "/proc/self/setgroups", "/proc/self/timens_offsets", "/proc/1/oom_score_adj", "/sys/fs/cgroup/release_agent"):
+for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sysrq-trigger", "/proc/self/oom_score_adj",
+             "/proc/self/uid_map", "/proc/self/gid_map", "/proc/self/setgroups", "/proc/self/timens_offsets", "/proc/1/oom_score_adj",
+             "/sys/fs/cgroup/release_agent"):
     try:
         with open(path, "w") as file:
             file.write("0")
@@ -112,7 +116,15 @@ os.symlink("/proc/self/environ", "environment")
 
 
 def test_a_hard_link_out_of_the_working_space_cannot_be_made(sandbox: Sandbox) -> None:
-    code = "import os\nfor path in ('/etc/passwd', '/usr/bin/env', '/proc/self/environ', '/dev/null'):\n    try: os.link(path, 'hard'); print('ESCAPED')\n    except OSError: pass"
+    code = """
+import os
+for path in ("/etc/passwd", "/usr/bin/env", "/proc/self/environ", "/dev/null"):
+    try:
+        os.link(path, "hard")
+        print("ESCAPED")
+    except OSError:
+        pass
+"""
     result = sandbox.run("python", code, fetch=("hard",))
     assert result.run is not None
     assert (result.run.stdout, result.files) == ("", {})
@@ -143,7 +155,12 @@ def test_a_result_that_is_too_big_is_our_error_and_no_flood(sandbox: Sandbox) ->
 
 def test_results_with_strange_names_and_contents_come_back_as_they_are(sandbox: Sandbox) -> None:
     names = ("ü" * 100, "a b\n\t", "-rf", "$(id)", "d/" * 20 + "deep", "x" * 255)
-    code = f"import os\nfor name in {names!r}:\n    os.makedirs(os.path.dirname(name) or '.', exist_ok=True)\n    open(name, 'w').write('c' + name[:3])"
+    code = f"""
+import os
+for name in {names!r}:
+    os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+    open(name, "w").write("c" + name[:3])
+"""
     assert sandbox.run("python", code, fetch=names).files == {name: "c" + name[:3] for name in names}
 
 
@@ -156,7 +173,7 @@ def test_results_of_a_killed_program_are_not_sent(sandbox: Sandbox) -> None:
     "name", ["/etc/passwd", "../x", "a/../../x", "a//b", ".", "", "a/./b", "x" * 300, "a\0b", "a/" * 40 + "b", "main.py"]
 )
 def test_a_request_with_a_bad_path_is_refused(sandbox: Sandbox, name: str) -> None:
-    with pytest.raises(ValueError, match="path|name of code"):
+    with pytest.raises(ValueError, match=r"path|name of code"):
         sandbox.pool.check(request("python", "", files={name: ""}))
     if name != "main.py":
         with pytest.raises(ValueError, match="path"):
@@ -207,7 +224,13 @@ def test_a_link_among_what_a_compiler_wrote_is_not_followed(sandbox: Sandbox) ->
 def test_a_compiler_sees_no_more_of_the_machine_than_a_program(sandbox: Sandbox, tmp_path: Path) -> None:
     secret = tmp_path / "secret.h"
     secret.write_text('#define SECRET "ESCAPED"')
-    code = f'#include <stdio.h>\n#if __has_include("{secret}") || __has_include("/etc/shadow") || __has_include("/proc/kallsyms")\n#error ESCAPED\n#endif\nint main(void) {{ puts("ok"); }}'
+    code = f"""
+#include <stdio.h>
+#if __has_include("{secret}") || __has_include("/etc/shadow") || __has_include("/proc/kallsyms")
+#error ESCAPED
+#endif
+int main(void) {{ puts("ok"); }}
+"""
     assert sandbox.prints("c", code) == "ok"
 
 

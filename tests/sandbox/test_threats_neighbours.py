@@ -6,19 +6,22 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
-from rljob.sandbox.pool import Pool
 from tests.sandbox.sandbox import Sandbox, only, request
 
+from rljob.sandbox.pool import Pool
+
 KILL_EVERYTHING = {
-    "python": "import os, signal\nfor pid in [-1, 1, 0, os.getppid()] + list(range(3, 3000)):\n    try:\n        os.kill(pid, signal.SIGKILL)\n"
+    "python": "import os, signal\nfor pid in [-1, 1, 0, os.getppid()] + list(range(3, 3000)):\n    try:\n"
+    "        os.kill(pid, signal.SIGKILL)\n"
     "    except OSError:\n        pass\n",
-    "c": "#include <signal.h>\n#include <unistd.h>\nint main(void) { kill(-1, 9); kill(1, 9); for (int i = 3; i < 3000; i++) kill(i, 9); kill(getppid(), 9); }",
+    "c": "#include <signal.h>\n#include <unistd.h>\nint main(void) { kill(-1, 9); kill(1, 9); "
+    "for (int i = 3; i < 3000; i++) kill(i, 9); kill(getppid(), 9); }",
     "bash": "kill -9 -1 1 $PPID; for i in $(seq 3 500); do kill -9 $i; done 2> /dev/null",
     "javascript": "for (const p of [-1, 1, process.ppid]) try { process.kill(p, 'SIGKILL'); } catch (e) {}",
 }
 WHO = {
-    "python": "import os; print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()) == [os.getpid()], os.getpid() < 10, os.getppid())",
+    "python": "import os; print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()) == [os.getpid()], "
+    "os.getpid() < 10, os.getppid())",
     "bash": "set -- /proc/[0-9]*; echo $([ $# -le 2 ] && echo True) $([ $$ -lt 10 ] && echo True) $PPID",
 }
 
@@ -36,6 +39,13 @@ def test_killing_everything_kills_nobody_else(sandbox: Sandbox, language: str) -
     results = sandbox.together(neighbour, attack)
     assert results[0].run is not None
     assert results[0].run.stdout == "alive\n"
+    assert pids(sandbox.pool) == before
+
+
+def test_a_signal_to_the_process_group_reaches_the_run_alone(sandbox: Sandbox) -> None:
+    before = pids(sandbox.pool)
+    output = sandbox.output("python", "import os, signal; os.kill(0, signal.SIGKILL)")
+    assert (output.status, output.signal) == ("runtime_error", 9)
     assert pids(sandbox.pool) == before
 
 
@@ -127,8 +137,9 @@ def test_the_search_of_memory_finds_what_is_there(sandbox: Sandbox) -> None:
 
 
 def test_files_of_another_run_are_not_there(sandbox: Sandbox) -> None:
-    writer = "open('/tmp/left', 'w').write('x'); open('left', 'w').write('x'); open('/dev/shm/left', 'w').write('x'); open('/var/tmp/left', 'w').write('x')"
-    reader = "import os; print([p for p in ('/tmp/left', 'left', '/dev/shm/left', '/var/tmp/left') if os.path.exists(p)])"
+    paths = ("/tmp/left", "left", "/dev/shm/left", "/var/tmp/left")
+    writer = f"for path in {paths}: open(path, 'w').write('x')"
+    reader = f"import os; print([path for path in {paths} if os.path.exists(path)])"
     for _ in range(sandbox.pool.slots):
         sandbox.prints("python", writer)
     for _ in range(sandbox.pool.slots):
@@ -137,11 +148,14 @@ def test_files_of_another_run_are_not_there(sandbox: Sandbox) -> None:
 
 def test_files_of_a_run_beside_are_not_there(sandbox: Sandbox) -> None:
     writer = request("python", "import time; open('/tmp/beside', 'w').write('x'); time.sleep(1)", wall_seconds=20)
-    reader = request(
-        "python",
-        "import os, time\nfor _ in range(8):\n    time.sleep(0.1)\n    if os.path.exists('/tmp/beside'): print('ESCAPED')",
-        wall_seconds=20,
-    )
+    code = """
+import os, time
+for _ in range(8):
+    time.sleep(0.1)
+    if os.path.exists("/tmp/beside"):
+        print("ESCAPED")
+"""
+    reader = request("python", code, wall_seconds=20)
     results = sandbox.together(writer, reader)
     assert results[1].run is not None
     assert (results[1].status, results[1].run.stdout) == ("ok", "")
@@ -153,7 +167,8 @@ def test_files_of_a_run_beside_are_not_there(sandbox: Sandbox) -> None:
         "import builtins; builtins.print = builtins.len = builtins.int = None",
         "import sys; sys.modules.clear(); sys.path.clear(); sys.setrecursionlimit(10**6)",
         "import json, os, re; json.loads = os.listdir = os._exit = re.compile = lambda *a, **k: 1 / 0",
-        "import gc\nfor thing in gc.get_objects():\n    if isinstance(thing, dict) and thing.get('__name__', '').startswith('rljob'): thing.clear()",
+        "import gc\nfor thing in gc.get_objects():\n    if isinstance(thing, dict) and thing.get('__name__', '').startswith('rljob'):"
+        " thing.clear()",
         "import sys\nframe = sys._getframe()\nwhile frame:\n    frame.f_globals.clear()\n    frame = frame.f_back",
         "import ctypes; ctypes.memset(id(int), 0, 64)",
         "import signal, os\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass",
@@ -167,13 +182,16 @@ def test_files_of_a_run_beside_are_not_there(sandbox: Sandbox) -> None:
         "import locale, random; random.seed(1); locale.setlocale(locale.LC_ALL, 'C')",
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0)); resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))",
     ],
-    ids=["built-ins", "modules", "library functions", "our objects", "our frames", "types", "signals", "hooks", "streams", "collector", "process",
-         "threads", "except hook", "tracing", "random numbers", "limits"],
+    ids=["built-ins", "modules", "library functions", "our objects", "our frames", "types", "signals", "hooks", "streams", "collector",
+         "process", "threads", "except hook", "tracing", "random numbers", "limits"],
 )  # fmt: skip
 def test_the_next_run_does_not_feel_what_this_one_did_to_the_interpreter(code: str, sandbox: Sandbox) -> None:
     for _ in range(sandbox.pool.slots):
         sandbox.run("python", code)
-    check = "import json, os, random, re\nprint(json.dumps([len('abc'), int('4')]), os.umask(0o22), re.compile('a').match('a') is not None, os.getcwd())"
+    check = """
+import json, os, random, re
+print(json.dumps([len("abc"), int("4")]), os.umask(0o22), re.compile("a").match("a") is not None, os.getcwd())
+"""
     for _ in range(sandbox.pool.slots):
         assert sandbox.prints("python", check) == "[3, 4] 18 True /tmp/work"
 
@@ -270,7 +288,15 @@ def users_below(parents: list[int]) -> set[int]:
 
 
 def test_the_clock_cannot_be_turned(sandbox: Sandbox) -> None:
-    code = "import time\nfor clock in (time.CLOCK_REALTIME, time.CLOCK_MONOTONIC):\n    try: time.clock_settime(clock, 0); print('ESCAPED')\n    except OSError: pass"
+    code = """
+import time
+for clock in (time.CLOCK_REALTIME, time.CLOCK_MONOTONIC):
+    try:
+        time.clock_settime(clock, 0)
+        print("ESCAPED")
+    except OSError:
+        pass
+"""
     assert sandbox.prints("python", code) == ""
 
 

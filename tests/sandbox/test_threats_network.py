@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.sandbox.sandbox import Sandbox, only
 
 CONNECT = {
-    "python": "import socket, sys\nhost, port = sys.argv[1:]\ntry:\n    socket.create_connection((host, int(port)), 0.5)\n    print('ESCAPED')\n"
+    "python": "import socket, sys\nhost, port = sys.argv[1:]\ntry:\n    socket.create_connection((host, int(port)), 0.5)\n"
+    "    print('ESCAPED')\n"
     "except OSError:\n    print('refused')\n",
     "bash": '(exec 3<> "/dev/tcp/$1/$2") 2> /dev/null && echo ESCAPED || echo refused',
     "javascript": "const s = require('net').connect({host: process.argv[2], port: +process.argv[3]});\n"
-    "s.on('connect', () => { console.log('ESCAPED'); process.exit(); });\ns.on('error', () => { console.log('refused'); process.exit(); });",
+    "s.on('connect', () => { console.log('ESCAPED'); process.exit(); });\n"
+    "s.on('error', () => { console.log('refused'); process.exit(); });",
     "java": "public class Main { public static void main(String[] a) { try { new java.net.Socket(a[0], Integer.parseInt(a[1])); "
     'System.out.println("ESCAPED"); } catch (Exception e) { System.out.println("refused"); } } }',
 }
@@ -79,7 +80,14 @@ def test_unix_sockets_of_the_machine_are_out_of_reach(sandbox: Sandbox, tmp_path
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(name)
         server.listen()
-        code = f"import socket\ntry:\n    socket.socket(socket.AF_UNIX).connect({name!r}); print('ESCAPED')\nexcept OSError:\n    print('refused')"
+        code = f"""
+import socket
+try:
+    socket.socket(socket.AF_UNIX).connect({name!r})
+    print("ESCAPED")
+except OSError:
+    print("refused")
+"""
         assert sandbox.prints("python", code) == "refused"
 
 

@@ -1,7 +1,6 @@
 """Threats: taking more time, memory, disk, processes or output than was given, or more than the machine can spare."""
 
 import pytest
-
 from tests.sandbox.sandbox import Sandbox, only, request
 
 FORK_BOMB = {
@@ -21,7 +20,8 @@ THREAD_BOMB = {
 }
 MEMORY_BOMB = {
     "python": "kept = []\nwhile True:\n    kept.append(bytearray(1 << 20))\n",
-    "c": "#include <stdlib.h>\n#include <string.h>\nint main(void) { for (;;) { char *p = malloc(1 << 20); if (!p) abort(); memset(p, 1, 1 << 20); } }",
+    "c": "#include <stdlib.h>\n#include <string.h>\nint main(void) { for (;;) { char *p = malloc(1 << 20); if (!p) abort(); "
+    "memset(p, 1, 1 << 20); } }",
     "cpp": "#include <vector>\nint main() { std::vector<std::vector<char>> v; for (;;) v.emplace_back(1 << 20, 'x'); }",
     "bash": "x=x; while :; do x=$x$x; done",
     "javascript": "const kept = []; for (;;) kept.push(Buffer.alloc(1 << 20, 1));",
@@ -167,7 +167,8 @@ def test_output_beyond_what_is_kept_is_no_error(sandbox: Sandbox) -> None:
 def test_the_disk_cannot_be_filled(sandbox: Sandbox, language: str) -> None:
     code = {
         "python": "with open('big', 'wb') as file:\n    while True: file.write(b'x' * (1 << 20))\n",
-        "c": '#include <stdio.h>\nstatic char b[1 << 20];\nint main(void) { FILE *f = fopen("big", "w"); while (fwrite(b, 1, sizeof b, f) == sizeof b); '
+        "c": '#include <stdio.h>\nstatic char b[1 << 20];\nint main(void) { FILE *f = fopen("big", "w"); '
+        "while (fwrite(b, 1, sizeof b, f) == sizeof b); "
         "return 1; }",
         "bash": "cat /dev/zero > big",
     }[language]

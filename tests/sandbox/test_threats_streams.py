@@ -1,7 +1,6 @@
 """Threats: tricks with what goes in and comes out."""
 
 import pytest
-
 from tests.sandbox.sandbox import Sandbox, only
 
 ECHO = {
@@ -111,7 +110,14 @@ while sent < 400000:
 
 
 def test_a_program_cannot_read_its_own_output_pipe_empty_into_anothers(sandbox: Sandbox) -> None:
-    code = "import os\nprint('mine', flush=True)\ntry:\n    fd = os.open('/proc/self/fd/1', os.O_RDONLY | os.O_NONBLOCK); os.read(fd, 100)\nexcept OSError: pass"
+    code = """
+import os
+print("mine", flush=True)
+try:
+    os.read(os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK), 100)
+except OSError:
+    pass
+"""
     assert sandbox.output("python", code).stdout in ("mine\n", "")
 
 

@@ -138,7 +138,8 @@ NONE: Final = Cgroups("none", {})
 def delegated(name: str, root: Path = ROOT, membership: str | None = None) -> Cgroups:
     """Cgroups below our own for the slots of a pool; NONE if the host does not let us make any.
 
-    `name` begins with our process id and a hyphen, and no other pool has it. `membership`: text of /proc/self/cgroup. What a dead service left behind is removed first.
+    `name` begins with our process id and a hyphen, and no other pool has it; `membership` is the text of /proc/self/cgroup. What a dead
+    service left behind is removed first.
     """
     own = dict(_memberships(membership if membership is not None else Path("/proc/self/cgroup").read_text()))
     try:

@@ -143,7 +143,8 @@ TABLE: Final = (
     ),
     Language(
         "go", "main.go", _go, ("build/main",), ("go", "build", "-o", "build/main", "main.go"),
-        {"GOCACHE": "/tmp/go-build", "GOPATH": "/tmp/go", "GO111MODULE": "off", "GOFLAGS": "-p=1", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"},
+        {"GOCACHE": "/tmp/go-build", "GOPATH": "/tmp/go", "GO111MODULE": "off", "GOFLAGS": "-p=1",
+         "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"},
         counts_memory=False,
     ),
     Language("rust", "main.rs", _rust, ("build/main",), ("rustc", "-O", "--edition", "2021", "-o", "build/main", "main.rs")),

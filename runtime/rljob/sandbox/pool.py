@@ -26,7 +26,7 @@ from rljob.api.errors import ConfigurationError
 from rljob.sandbox import cgroups, protections, requests
 from rljob.sandbox.inside.archive import ArchiveError, unpack
 from rljob.sandbox.languages import BUILD, Found, found
-from rljob.sandbox.slot import Job, NamespaceSlot, Ran, Slot, SlotError
+from rljob.sandbox.slot import Job, NamespaceSlot, Ran, Slot, SlotError, SlotGoneError
 from rljob.wire.sandbox import Limits, Output, RunRequest, RunResult
 
 _log = logging.getLogger(__name__)
@@ -165,8 +165,7 @@ class Pool:
         limits = request.compile_limits
         job = requests.job(request, entry, limits, counted=self._counted(), build=True)
         try:
-            async with self._slot() as slot:
-                ran = await slot.run(job)
+            ran = await self._ran(job)
         except SlotError as error:
             _log.warning("%s", error)
             return Program(self, request, Output(status="sandbox_error", reason=str(error)), None)
@@ -182,8 +181,7 @@ class Pool:
         """Run what needs no building, or has been built."""
         job = requests.job(request, self._found[request.language], request.limits, counted=self._counted(), artefact=artefact)
         try:
-            async with self._slot() as slot:
-                ran = await slot.run(job)
+            ran = await self._ran(job)
             files = {name: content.decode(errors="replace") for name, _, content in unpack(ran.fetched)}
         except (SlotError, ArchiveError) as error:
             _log.warning("%s", error)
@@ -193,6 +191,15 @@ class Pool:
         if output.status == "sandbox_error":
             return RunResult(status="sandbox_error", reason=output.reason)
         return RunResult(status=output.status, run=output, files=files, reason=output.reason)
+
+    async def _ran(self, job: Job) -> Ran:
+        """Run in the next free slot that is still there."""
+        while True:
+            try:
+                async with self._slot() as slot:
+                    return await slot.run(job)
+            except SlotGoneError as error:
+                _log.warning("%s", error)
 
     def protections(self) -> Mapping[str, bool]:
         """Which protections are on."""

@@ -19,8 +19,8 @@ _FIRST_ID = 0x70000000
 """Far from the users of any machine."""
 _REMEDY = (
     "on a node allow user namespaces (user.max_user_namespaces > 0, kernel.unprivileged_userns_clone = 1, "
-    "kernel.apparmor_restrict_unprivileged_userns = 0); in a pod set hostUsers: false, procMount: Unmasked and a seccomp profile that allows "
-    "clone, unshare, setns, mount, umount2, pivot_root and mount_setattr"
+    "kernel.apparmor_restrict_unprivileged_userns = 0); in a pod set hostUsers: false, procMount: Unmasked and a seccomp profile that "
+    "allows clone, unshare, setns, mount, umount2, pivot_root and mount_setattr"
 )
 
 

@@ -83,7 +83,7 @@ def job(request: RunRequest, found: Found, limits: Limits, *, counted: bool, bui
         "source": language.source,
         "arguments": list(request.arguments),
         "command": command,
-        "environment": _ENVIRONMENT | language.environment,
+        "environment": {**_ENVIRONMENT, **language.environment},
         "fetch": [f"{BUILD}/"] if build else list(request.fetch),
     }
     bounds = {

@@ -38,6 +38,10 @@ class SlotError(InfrastructureError):
     """The slot failed, not the program: another one may be tried, and nothing is known about the program."""
 
 
+class SlotGoneError(SlotError):
+    """The slot was not there any more; the program has not begun."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One program for a slot."""
@@ -214,7 +218,7 @@ class NamespaceSlot:
                 self._order(number, job, descriptors, fetched is not None)
             except OSError as error:
                 self.broken = True
-                raise SlotError(f"a slot does not take orders: {error}{self._said()}") from error
+                raise SlotGoneError(f"a slot does not take orders: {error}{self._said()}") from error
             for descriptor in theirs:
                 os.close(descriptor)
             for stream in streams:

@@ -17,7 +17,7 @@ import threading
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from rljob.sandbox.inside import archive, kernel
 from rljob.sandbox.inside.root import SCRATCH, WORK
@@ -100,6 +100,7 @@ def _limit(bounds: Bounds, identity: Identity) -> None:
 
 
 def _drop(identity: Identity) -> None:
+    os.setsid()  # kill(0) reaches a process group beyond the namespace, and we were in the runner's
     if os.geteuid() != identity.user:
         os.setgroups(())
         os.setresgid(identity.user, identity.user, identity.user)

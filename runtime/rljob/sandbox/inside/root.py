@@ -33,7 +33,7 @@ _LINKS = {"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/std
 
 @dataclass(frozen=True)
 class Trees:
-    """What of the machine will be visible, taken while we still may see all of it: by path in the new root, its mounts and if it is a folder."""
+    """What of the machine will be visible, taken while all of it still is: by path in the new root, a tree and whether it is a folder."""
 
     mounts: dict[str, tuple[int, bool]]
     links: dict[str, str]

@@ -193,7 +193,8 @@ class Runner:
             used = sum(cpu_seconds(pid) for pid in members())
         if used > task.cpu:
             return "cpu"
-        if task.memory is not None and sum(resident(pid) for pid in members()) > task.memory:
+        # Pages that processes share count once; telling that is dear, so only if it matters.
+        if task.memory is not None and sum(map(resident, members())) > task.memory and sum(map(proportional, members())) > task.memory:
             return "memory"
         return ""
 
@@ -272,6 +273,16 @@ def resident(pid: int) -> int:
     except OSError:
         return 0
     return (int(fields[1]) - int(fields[2])) * _PAGE
+
+
+def proportional(pid: int) -> int:
+    """Bytes of a process that are its own, and its part of those it shares; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii", errors="replace") as file:
+            parts = [line.split() for line in file if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+    except OSError:
+        return 0
+    return sum(int(part[1]) for part in parts) * 1024
 
 
 def usage_reader(descriptor: int | None, kind: str) -> Callable[[], float] | None:
