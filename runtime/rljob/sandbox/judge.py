@@ -169,8 +169,11 @@ class Judge:
     async def _judged(self, result: RunResult, test: Test, index: int) -> tuple[Verdict, str]:
         """Verdict and reason of one run."""
         run = result.run
-        if result.status != "ok" or run is None:
-            return result.status if result.status != "ok" else "sandbox_error", result.reason or (run.reason if run else "")
+        if run is None:
+            return "sandbox_error" if result.status == "ok" else result.status, result.reason
+        if result.status != "ok":
+            reason = result.reason or run.reason
+            return result.status, f"{reason}: {_last_line(run)}"[:_LONGEST_REASON] if result.status == "runtime_error" else reason
         if run.exit_code != 0:
             return "runtime_error", f"ended with exit status {run.exit_code}"
         if run.truncated:
@@ -244,10 +247,15 @@ def _shortened(output: Output | None) -> Output | None:
 
 
 def _how(result: RunResult) -> str:
-    if result.status != "ok":
-        lines = result.run.stderr.strip().splitlines() if result.run is not None else []
-        return (lines[-1] if lines else result.reason or result.status)[:_LONGEST_REASON]
-    return "no verdict in what it printed"
+    if result.status == "ok":
+        return "no verdict in what it printed"
+    return ((result.run and _last_line(result.run)) or result.reason or result.status)[:_LONGEST_REASON]
+
+
+def _last_line(run: Output) -> str:
+    """Of its standard error: where interpreters say what went wrong."""
+    lines = run.stderr.rstrip().rsplit("\n", 1)
+    return lines[-1].strip()
 
 
 def _verdict(cases: Sequence[Case]) -> tuple[Verdict, str]:

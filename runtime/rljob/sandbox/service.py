@@ -16,7 +16,7 @@ from rljob.wire.sandbox import JudgeRequest, JudgeResult, Language, Languages, R
 
 ATTEMPTS = 3
 """Of a run that ends with `sandbox_error`; each is in another slot, or in one made anew."""
-MOST_BYTES = 1 << 30
+MOST_BYTES = 256 << 20
 """Of the requests that are in the service at the same time."""
 
 
