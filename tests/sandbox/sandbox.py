@@ -1,8 +1,10 @@
 """What the threat tests share: a pool behind plain calls, and the languages of this machine."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -91,3 +93,18 @@ def request(language: str, code: str, **fields: Any) -> RunRequest:
     """A request; limits by their own names."""
     limits = {name: fields.pop(name) for name in tuple(fields) if name in Limits.model_fields}
     return RunRequest(language=language, code=code, limits=Limits(**limits), **fields)
+
+
+def descendants(pid: int) -> int:
+    """Processes of the machine below `pid`, itself included; a zombie is one."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                parents[int(name)] = int(Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue  # it has just ended
+    found, frontier = 1, {pid}
+    while frontier := {child for child, parent in parents.items() if parent in frontier}:
+        found += len(frontier)
+    return found

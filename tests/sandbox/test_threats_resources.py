@@ -1,7 +1,9 @@
 """Threats: taking more time, memory, disk, processes or output than was given, or more than the machine can spare."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from tests.sandbox.sandbox import Sandbox, only, request
+from tests.sandbox.sandbox import Sandbox, descendants, only, request
 
 FORK_BOMB = {
     "python": "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n",
@@ -56,6 +58,15 @@ FULL = ("runtime_error", "disk_limit", "memory_limit")
 def test_a_fork_bomb_takes_no_more_than_its_processes(sandbox: Sandbox, language: str) -> None:
     output = sandbox.output(language, FORK_BOMB[language], processes=24, cpu_seconds=0.4, wall_seconds=2)
     assert output.status in ("time_limit", "wall_limit", "process_limit")
+
+
+def test_a_fork_bomb_never_has_more_processes_on_the_machine_than_it_may(sandbox: Sandbox) -> None:
+    with ThreadPoolExecutor() as threads:
+        bomb = threads.submit(sandbox.run, "c", FORK_BOMB["c"], processes=24, cpu_seconds=0.5, wall_seconds=3)
+        most = 0
+        while not bomb.done():
+            most = max(most, *(descendants(slot._process.pid) for slot in sandbox.pool._all.values()))  # type: ignore[attr-defined]
+    assert most <= 24 + 4, "the slot's two, the first of the run, and one that is about to be refused"
 
 
 @pytest.mark.parametrize("language", only(*THREAD_BOMB))

@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
-from tests.sandbox.sandbox import Sandbox, request
+from tests.sandbox.sandbox import Sandbox, descendants, request
 from tests.sandbox.test_threats_neighbours import KILL_EVERYTHING
 from tests.sandbox.test_threats_resources import BURN, FORK_BOMB, MEMORY_BOMB
 
@@ -21,7 +24,8 @@ ATTACKS: dict[str, tuple[RunRequest, tuple[str, ...]]] = {
     "memory of many processes": (
         request(
             "python",
-            "import os, time\nfor _ in range(6): os.fork() or (bytearray(b'x' * (40 << 20)), time.sleep(5), print('ESCAPED'), os._exit(0))\n"
+            "import os, time\nfor _ in range(6): os.fork() or (bytearray(b'x' * (40 << 20)), time.sleep(5), "
+            "print('ESCAPED'), os._exit(0))\n"
             "os.wait()",
             memory_mb=128,
             wall_seconds=9,
@@ -43,29 +47,50 @@ ATTACKS: dict[str, tuple[RunRequest, tuple[str, ...]]] = {
 PLAIN = request("python", "print(6 * 7)", wall_seconds=20)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What the pool of the other process said, and what the machine saw."""
+
+    protections: dict[str, bool]
+    results: dict[str, list[RunResult]]
+    most_processes: int
+
+
 @pytest.fixture(scope="module")
-def answers() -> tuple[dict[str, bool], dict[str, list[RunResult]]]:
+def answers() -> Answers:
     requests = [item for attack, _ in ATTACKS.values() for item in (attack, PLAIN, PLAIN)]
     text = "".join(item.model_dump_json() + "\n" for item in requests)
-    done = subprocess.run([sys.executable, "-m", "tests.sandbox.unprivileged"], input=text, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    first, *lines = done.stdout.splitlines()
+    with subprocess.Popen([sys.executable, "-m", "tests.sandbox.unprivileged"], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+        with ThreadPoolExecutor() as threads:
+            talk = threads.submit(process.communicate, text, 200)
+            most = 0
+            while not talk.done():
+                most = max(most, descendants(process.pid))
+            output, errors = talk.result()
+    assert process.returncode == 0, errors
+    first, *lines = output.splitlines()
     results = [RunResult.model_validate_json(line) for line in lines]
-    return json.loads(first), dict(zip(ATTACKS, (results[start : start + 3] for start in range(0, len(results), 3)), strict=True))
+    by_attack = dict(zip(ATTACKS, (results[start : start + 3] for start in range(0, len(results), 3)), strict=True))
+    return Answers(json.loads(first), by_attack, most)
 
 
 @pytest.mark.parametrize("what", ATTACKS)
-def test_is_survived_without_privileges(what: str, answers: tuple[dict[str, bool], dict[str, list[RunResult]]]) -> None:
-    attack, *after = answers[1][what]
+def test_is_survived_without_privileges(what: str, answers: Answers) -> None:
+    attack, *after = answers.results[what]
     assert attack.status in ATTACKS[what][1], attack
     assert attack.run is not None
     assert "ESCAPED" not in attack.run.stdout
     assert [result.run.stdout for result in after if result.run] == ["42\n", "42\n"], after
 
 
-def test_an_unprivileged_service_says_what_is_off(answers: tuple[dict[str, bool], dict[str, list[RunResult]]]) -> None:
-    protections = answers[0]
+def test_an_unprivileged_service_says_what_is_off(answers: Answers) -> None:
+    protections = answers.protections
     assert {name for name, on in protections.items() if not on} == {"cgroup_memory", "cgroup_pids", "cgroup_cpu"}
+
+
+def test_a_bomb_without_cgroups_never_has_more_processes_on_the_machine_than_it_may(answers: Answers) -> None:
+    """At most one bomb runs at a time, of 16 processes; besides, there are the service and two slots of two processes and a first one."""
+    assert 5 <= answers.most_processes <= 16 + 1 + 2 * 3 + 1
 
 
 def test_a_service_without_cgroups_refuses_to_start_where_all_protections_are_wanted() -> None:

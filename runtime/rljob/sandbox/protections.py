@@ -59,10 +59,15 @@ def described(on: Mapping[str, bool]) -> str:
 
 
 def host_ids(place: int) -> tuple[int, int] | None:
-    """Users of the machine for the runner and the runs of a slot: its own two, if we may give any away; else None."""
+    """Users of the machine for the runner and the runs of a slot: its own two if we are root; else None, and they are what we are.
+
+    ConfigurationError if we are root and have no others to give: limits of processes do not hold for the machine's root.
+    """
     if os.geteuid() != 0:
         return None
     extents = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
     start, _, length = max(extents, key=lambda extent: extent[2])
     first = min(_FIRST_ID, start + length - _IDS_PER_SLOT * 4096) + _IDS_PER_SLOT * place
-    return (first, first + 1) if first > start else None
+    if first <= start:
+        raise ConfigurationError(f"the sandbox runs as root of {length} user ids and has none for its slots: run it as an ordinary user")
+    return first, first + 1

@@ -23,7 +23,13 @@ _ENVIRONMENT: Final = {
     "HOME": WORK, "TMPDIR": SCRATCH, "LANG": "C.UTF-8", "TZ": "UTC", "USER": "sandbox", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1", "NODE_OPTIONS": "", "PATH": "/usr/local/bin:/usr/bin:/bin",
 }  # fmt: skip
-_KILLED: Final[Mapping[str, Status]] = {"wall": "wall_limit", "cpu": "time_limit", "memory": "memory_limit", "output": "output_limit"}
+_KILLED: Final[Mapping[str, Status]] = {
+    "wall": "wall_limit",
+    "cpu": "time_limit",
+    "memory": "memory_limit",
+    "output": "output_limit",
+    "processes": "process_limit",
+}
 
 
 def check(request: RunRequest, known: Mapping[str, Found], ceiling: Limits) -> None:

@@ -320,7 +320,7 @@ class NamespaceSlot:
     async def _hear(self, word: str) -> dict[str, Any]:
         message = await self._receive()
         if word not in message:
-            raise SlotError(str(message.get("failed", message)) + self._said())
+            raise SlotError(str(message.get("failed", message)))
         return message
 
     async def _receive(self) -> dict[str, Any]:
@@ -348,8 +348,9 @@ class NamespaceSlot:
             del self._diagnosis[:-4096]
 
     def _said(self) -> str:
-        text = self._diagnosis.decode(errors="replace").strip()
-        return f"; it said: {text[-1000:]}" if text else ""
+        """The last line of what it wrote, which is for its developers."""
+        line = self._diagnosis.decode(errors="replace").strip().rpartition("\n")[2]
+        return f"; it said: {line[-500:]}" if line else ""
 
     async def _empty(self) -> None:
         """Take the cgroup away as soon as the last process has left it."""

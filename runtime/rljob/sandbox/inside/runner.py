@@ -64,7 +64,7 @@ class Ended:
     status: int = 0
     """Exit status, or minus the signal."""
     killed: str = ""
-    """Why it was killed, if it was: wall, cpu, memory, or what the service said."""
+    """Why it was killed, if it was: wall, cpu, memory, processes, or what the service said."""
     wall: float = 0.0
     cpu: float = 0.0
     peak: int = 0
@@ -187,14 +187,18 @@ class Runner:
             os.close(finished)
 
     def _beyond(self, task: Task, used_before: float) -> str:
-        if self.cpu_usage:
-            used = self.cpu_usage() - used_before
-        else:
-            used = sum(cpu_seconds(pid) for pid in members())
-        if used > task.cpu:
+        if self.cpu_usage and self.cpu_usage() - used_before > task.cpu:
+            return "cpu"
+        if self.cpu_usage and task.memory is None:
+            return ""
+        # Not everything is counted by a cgroup.
+        present = members()
+        if len(present) > task.bounds.processes:
+            return "processes"  # RLIMIT_NPROC stops all users but the machine's root before that
+        if not self.cpu_usage and sum(map(cpu_seconds, present)) > task.cpu:
             return "cpu"
         # Pages that processes share count once; telling that is dear, so only if it matters.
-        if task.memory is not None and sum(map(resident, members())) > task.memory and sum(map(proportional, members())) > task.memory:
+        if task.memory is not None and sum(map(resident, present)) > task.memory and sum(map(proportional, present)) > task.memory:
             return "memory"
         return ""
 
