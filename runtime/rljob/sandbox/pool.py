@@ -26,7 +26,7 @@ from rljob.api.errors import ConfigurationError
 from rljob.sandbox import cgroups, protections, requests
 from rljob.sandbox.inside.archive import ArchiveError, unpack
 from rljob.sandbox.languages import BUILD, Found, found
-from rljob.sandbox.slot import Job, NamespaceSlot, Ran, Slot, SlotError, SlotGoneError
+from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, Slot, SlotError, SlotGoneError
 from rljob.wire.sandbox import Limits, Output, RunRequest, RunResult
 
 _log = logging.getLogger(__name__)
@@ -252,7 +252,8 @@ class Pool:
             cgroup.cores(self.settings.cores)
         folders = sorted({"/usr", *(folder for entry in self._found.values() for folder in entry.toolchain.folders)})
         python = self._found["python"].toolchain.programs["python"]
-        slot = NamespaceSlot(python, folders, PRELOADED, cgroup, protections.host_ids(place))
+        interior = Interior(python, folders, PRELOADED, requests.ENVIRONMENT)
+        slot = NamespaceSlot(interior, cgroup, protections.host_ids(place))
         self._all[place] = slot
         on = await slot.start()
         self._idle.put_nowait(slot)

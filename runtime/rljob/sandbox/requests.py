@@ -19,7 +19,7 @@ _DEEP_STACK = 256 * MIB
 _OWN_DATA = 64 * MIB
 """What an interpreter has of its own, on top of a limit of private memory."""
 _STDIN = 64 * MIB
-_ENVIRONMENT: Final = {
+ENVIRONMENT: Final = {
     "HOME": WORK, "TMPDIR": SCRATCH, "LANG": "C.UTF-8", "TZ": "UTC", "USER": "sandbox", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1", "NODE_OPTIONS": "", "PATH": "/usr/local/bin:/usr/bin:/bin",
 }  # fmt: skip
@@ -89,7 +89,7 @@ def job(request: RunRequest, found: Found, limits: Limits, *, counted: bool, bui
         "source": language.source,
         "arguments": list(request.arguments),
         "command": command,
-        "environment": {**_ENVIRONMENT, **language.environment},
+        "environment": {**ENVIRONMENT, **language.environment},
         "fetch": [f"{BUILD}/"] if build else list(request.fetch),
     }
     bounds = {

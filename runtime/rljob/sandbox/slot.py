@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import logging
+import marshal
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -125,17 +126,29 @@ class Stream:
         return self.total > KILL_AT * self.most
 
 
+@dataclass(frozen=True)
+class Interior:
+    """What a slot holds."""
+
+    python: str
+    """The interpreter that its runs are forked from."""
+    folders: Sequence[str]
+    """What of the machine can be read."""
+    modules: Sequence[str]
+    """What Python programs find imported."""
+    environment: Mapping[str, str]
+    """Theirs."""
+
+
 class NamespaceSlot:
     """A slot of our own making; see `inside.runner` for what protects whom from what."""
 
-    def __init__(
-        self, python: str, folders: Sequence[str], modules: Sequence[str], cgroup: Cgroup, host_ids: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, interior: Interior, cgroup: Cgroup, host_ids: tuple[int, int] | None) -> None:
         """`host_ids`: two user ids of the machine for runner and runs; None where the service is not privileged to give any."""
         self.broken = False
         self.runs = 0
         self.cgroup = cgroup
-        self._python, self._folders, self._modules, self._host_ids = python, folders, modules, host_ids
+        self._interior, self._host_ids = interior, host_ids
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         self._diagnosis = bytearray()
@@ -167,7 +180,7 @@ class NamespaceSlot:
         environment |= {name: os.environ[name] for name in _KEPT if name in os.environ}
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                self._python, "-s", "-P", "-X", "utf8", "-c", entry, pass_fds=(theirs.fileno(),), env=environment,
+                self._interior.python, "-s", "-P", "-X", "utf8", "-c", entry, pass_fds=(theirs.fileno(),), env=environment,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._listener = asyncio.create_task(self._listen(self._process))
@@ -175,8 +188,9 @@ class NamespaceSlot:
         self.cgroup.attach(pid)
         mapped = self._host_ids is not None
         config = {
-            "folders": list(self._folders),
-            "modules": list(self._modules),
+            "folders": list(self._interior.folders),
+            "modules": list(self._interior.modules),
+            "environment": dict(self._interior.environment),
             "user": USER,
             "cgroups": self.cgroup.version,
             "mapped": mapped,
@@ -210,7 +224,7 @@ class NamespaceSlot:
         with ExitStack() as stack:
             streams, theirs = self._outputs(job, stack)
             fetched = self._memory_file(stack, b"", seal=False) if job.payload["fetch"] else None
-            descriptors = [self._memory_file(stack, job.stdin), *theirs, self._memory_file(stack, json.dumps(job.payload).encode())]
+            descriptors = [self._memory_file(stack, job.stdin), *theirs, self._memory_file(stack, marshal.dumps(job.payload))]
             descriptors += [self._memory_file(stack, job.artefact)] if job.artefact is not None else []
             descriptors += [fetched] if fetched is not None else []
             try:

@@ -7,9 +7,10 @@ through `trouble`, which the program never sees.
 import atexit
 import builtins
 import gc
-import json
+import marshal
 import math
 import os
+import random
 import resource
 import signal
 import sys
@@ -76,33 +77,43 @@ def begin(identity: Identity, bounds: Bounds) -> None:
     os.chdir(WORK)
 
 
+def limit_for_ever() -> None:
+    """Limits that are the same for all runs; the runner takes them on itself, so that no run needs to."""
+    _set_limits(
+        {
+            resource.RLIMIT_NOFILE: _OPEN_FILES,
+            resource.RLIMIT_SIGPENDING: _SIGNALS,
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_MEMLOCK: 0,
+            resource.RLIMIT_MSGQUEUE: 0,
+            resource.RLIMIT_NICE: 0,
+            resource.RLIMIT_RTPRIO: 0,
+        }
+    )
+
+
 def _limit(bounds: Bounds, identity: Identity) -> None:
-    seconds = math.ceil(bounds.cpu) + 1
     limits = {
-        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_CPU: math.ceil(bounds.cpu) + 1,
         resource.RLIMIT_NPROC: bounds.processes + identity.companions,
         resource.RLIMIT_FSIZE: bounds.disk,
-        resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_STACK: bounds.stack,
-        resource.RLIMIT_SIGPENDING: _SIGNALS,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_NICE: 0,
-        resource.RLIMIT_RTPRIO: 0,
     }
     if bounds.data is not None:
         limits[resource.RLIMIT_DATA] = bounds.data
+    _set_limits(limits)
+
+
+def _set_limits(limits: Mapping[int, int]) -> None:
     for kind, value in limits.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else value))
+        resource.setrlimit(kind, (value, value))
 
 
 def _drop(identity: Identity) -> None:
     os.setsid()  # kill(0) reaches a process group beyond the namespace, and we were in the runner's
     if os.geteuid() != identity.user:
-        os.setgroups(())
         os.setresgid(identity.user, identity.user, identity.user)
         os.setresuid(identity.user, identity.user, identity.user)
     kernel.drop_capabilities()
@@ -124,7 +135,7 @@ def take_files(payload: Mapping[str, Any], artefact: int | None) -> None:
 
 def load(payload: int) -> dict[str, Any]:
     """The request as the service wrote it."""
-    loaded: dict[str, Any] = json.loads(archive.read(payload))
+    loaded: dict[str, Any] = marshal.loads(archive.read(payload))  # the service's own words, and in a process without rights
     return loaded
 
 
@@ -136,21 +147,28 @@ def execute(arguments: Sequence[str], environment: Mapping[str, str]) -> NoRetur
     os.execve(arguments[0], list(arguments), dict(environment))
 
 
-def python(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a file of the working folder as `python name` would; its exit status. Finalizers at the interpreter's end are not run."""
-    os.environ.clear()
+def prepare_python(environment: Mapping[str, str]) -> None:
+    """Do once, in the runner, what is the same for all programs of `python`."""
     os.environ.update(environment)
-    sys.argv = [name, *arguments]
     sys.path.insert(0, WORK)
     main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=f"{WORK}/{name}", __builtins__=builtins)
+    main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main
+
+
+def python(name: str, source: str, arguments: Sequence[str]) -> int:
+    """Run a file (whose text is `source`) of the working folder as `python name` would; its exit status.
+
+    Finalizers at the interpreter's end are not run.
+    """
+    random.seed()  # or all runs of a slot would draw the same numbers
+    sys.argv = [name, *arguments]
+    main = sys.modules["__main__"]
+    main.__dict__["__file__"] = f"{WORK}/{name}"
     gc.enable()
     status = 0
     try:
-        with open(name, "rb") as file:
-            code = compile(file.read(), f"{WORK}/{name}", "exec", dont_inherit=True)
-        exec(code, main.__dict__)
+        exec(compile(source.encode(), f"{WORK}/{name}", "exec", dont_inherit=True), main.__dict__)
     except BaseException as error:  # noqa: BLE001 - the program's own, shown like the interpreter does
         status = _ended_by(error)
     return _finish(status)

@@ -136,7 +136,7 @@ class Runner:
         return ended
 
     def _fork(self, act: Callable[[], int]) -> int:
-        pid = os.fork()
+        pid = kernel.fork()
         if pid == 0:
             status = TROUBLE
             try:
@@ -156,7 +156,7 @@ class Runner:
         if task.python:
             self.control.detach()
             os.closerange(3, 1 << 20)
-            return child.python(loaded["source"], loaded["arguments"], loaded["environment"])
+            return child.python(loaded["source"], loaded["files"][loaded["source"]], loaded["arguments"])
         self.trouble = (-1, os.dup2(self.trouble[1], 3, inheritable=False))
         os.closerange(4, 1 << 20)
         return child.execute(loaded["command"], loaded["environment"])
@@ -344,6 +344,7 @@ def close_slot(config: Mapping[str, Any]) -> None:
         take_user(0)
     root.build(trees, config["user"])
     socket.sethostname("sandbox")
+    child.limit_for_ever()
     kernel.drop_bounding_set()
     kernel.no_new_privileges()
     kernel.die_with_parent()
@@ -384,6 +385,7 @@ def be_runner(control: socket.socket, config: Mapping[str, Any], protections: Ma
     kernel.dumpable(False)  # its /proc/self is closed to itself, too
     warm(config["modules"])
     wipe_command_line()
+    child.prepare_python(config["environment"])
     gc.collect()
     gc.disable()  # a collection touches, and so copies, all pages that are shared with the runs; they switch it on again
     gc.freeze()
