@@ -230,7 +230,8 @@ def test_a_tree_that_forks_while_it_is_killed_leaves_nobody(sandbox: Sandbox) ->
 
 def processes_of_runs(pool: Pool) -> int:
     """Processes in the slots' cgroups besides the slots' own two; 0 where nothing counts them, as then nothing is known."""
-    return sum((slot.cgroup.processes() or 2) - 2 for slot in pool._all.values())  # type: ignore[attr-defined]
+    counts: list[int | None] = [slot.cgroup.processes() for slot in pool._all.values()]  # type: ignore[attr-defined]
+    return sum(count - 2 for count in counts if count is not None)
 
 
 def test_interprocess_objects_do_not_outlive_their_run(sandbox: Sandbox) -> None:

@@ -224,7 +224,7 @@ class NamespaceSlot:
         with ExitStack() as stack:
             streams, theirs = self._outputs(job, stack)
             fetched = self._memory_file(stack, b"", seal=False) if job.payload["fetch"] else None
-            descriptors = [self._memory_file(stack, job.stdin), *theirs, self._memory_file(stack, marshal.dumps(job.payload))]
+            descriptors = [self._memory_file(stack, job.stdin), *theirs, self._memory_file(stack, marshal.dumps(dict(job.payload)))]
             descriptors += [self._memory_file(stack, job.artefact)] if job.artefact is not None else []
             descriptors += [fetched] if fetched is not None else []
             try:
