@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,20 +11,19 @@ from hypothesis import strategies as st
 from tests.api.jobs import FIELDS, JUNK, Doc, as_yaml, declared, full, minimal, paths, put, spoiled, valid, without
 from tests.api.server import Judge, Verdict
 from tests.cluster.handle import Cluster, KubectlError
+from tests.controller.process import install_crd
 
 from rljob.api import RLJob
 from rljob.api.changes import WHILE_SUSPENDED, may_change
 from rljob.api.crd import spec_schema
 from rljob.api.load import InvalidJob, parse
 
-CRD = Path(__file__).parents[2] / "crds" / "rljobs.rljob.dev.yaml"
 WORDS = {str(name) for path in FIELDS for name in path}
 
 
 @pytest.fixture(scope="module")
 def server(api_server: Cluster) -> Cluster:
-    api_server.apply(CRD)
-    api_server.wait("crd/rljobs.rljob.dev", "condition=Established")
+    install_crd(api_server)
     return api_server
 
 
@@ -51,6 +49,9 @@ def named(text: str) -> set[str]:
 def agree(text: str, verdict: Verdict) -> None:
     """Both accept a job, and read the same; or both refuse it, and name a field in common."""
     job, refusal = local(text)
+    if refusal is not None and all(p.path.startswith("spec.reward.options") for p in refusal.problems):
+        # No schema can say which options a verifier has: the operator refuses them (InvalidSpec), and so does `rljob validate`.
+        return
     assert verdict.accepted == (refusal is None), f"{text}\nAPI server: {verdict.message or 'accepted'}\nrljob: {refusal or 'accepted'}"
     if refusal is None:
         stored = {name: verdict.stored[name] for name in ("apiVersion", "kind", "metadata", "spec")}
@@ -119,9 +120,9 @@ def test_fractions_are_read_alike_however_they_are_spelt(judge: Judge, scalar: s
     [
         "  iterations: 1\n  iterations: 2\n",
         "  rollout: {maxTokens: 1, maxTokens: 2}\n",
-        "  reward: {options: {1: a, true: b}}\n",
-        "  reward: {options: {x: .nan}}\n",
-        "  reward: {options: {x: null, y: 3.0, z: [1.0, 2]}}\n",
+        "  evaluation: {data: {reasoningGym: {dataset: a, parameters: {1: a, true: b}}}}\n",
+        "  evaluation: {data: {reasoningGym: {dataset: a, parameters: {x: .nan}}}}\n",
+        "  evaluation: {data: {reasoningGym: {dataset: a, parameters: {x: null, y: 3.0, z: [1.0, 2]}}}}\n",
         "  rollout: {engine: {extraArgs: {a: null}}}\n",
         "  rollout: {engine: {extraArgs: {1: a}}}\n",
         "  rollout: {engine: {extraArgs: {a: yes}}}\n",

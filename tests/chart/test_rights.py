@@ -1,7 +1,6 @@
 """A real operator with the chart's rights, and no others, takes jobs through their lives: the API server never says no."""
 
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -13,19 +12,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.chart.rendering import ROOT, Chart, Json, settings_of
+from tests.chart.rendering import Chart, Json, settings_of
 from tests.cluster.handle import Cluster, KubectlError
-
-CRD = ROOT / "crds" / "rljobs.rljob.dev.yaml"
+from tests.controller.process import install_crd
 
 
 def job(name: str, **spec: object) -> Json:
-    """A job that needs no files."""
+    """A job that needs no files, and whose pods stay where the test can say what becomes of them: no scheduler knows them."""
     made: Json = {
         "model": {"source": {"path": "/models/x"}},
         "data": {"train": {"reasoningGym": {"dataset": "chain_sum", "size": 16}}},
         "iterations": 3,
         "rollout": {"maxTokens": 8},
+        "templates": {role: {"spec": {"schedulerName": "nobody"}} for role in ("master", "worker", "rollout", "reward")},
     }
     return {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": name}, "spec": made | spec}
 
@@ -34,8 +33,13 @@ def job(name: str, **spec: object) -> Json:
 class Operator:
     """A running one."""
 
-    port: int
     process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def port(self) -> int:
+        """Of its metrics: a free one that it took and told."""
+        return int(re.findall(r"metrics and probes on port (\d+)", self.log.read_text())[0])
 
     def requests(self) -> dict[tuple[str, str, str], float]:
         """(verb, kind, code) of what it asked the API server, and how often."""
@@ -54,20 +58,18 @@ def operator(cluster: Cluster, objects: list[Json], namespace: str, folder: Path
     kubeconfig["users"][0]["user"] = {"token": token}
     kubeconfig["contexts"][0]["context"]["namespace"] = namespace
     (folder / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = yaml.safe_load(settings_of(objects)) | {"metricsPort": port}
+    settings = yaml.safe_load(settings_of(objects)) | {"metricsPort": 0}
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "rljob.controller", "--settings", str(folder / "settings.yaml"), "--dev", str(folder / "kubeconfig")]
-    with (folder / "operator.log").open("wb") as log:
+    said = folder / "operator.log"
+    with said.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
-        yield Operator(port, process)
+        yield Operator(process, said)
     finally:
         process.terminate()
         process.wait(30)
-        print((folder / "operator.log").read_text())
+        print(said.read_text())
 
 
 @pytest.mark.parametrize("where", ["all namespaces", "one namespace"])
@@ -82,7 +84,8 @@ def test_with_the_charts_rights_jobs_live_and_die(api_server: Cluster, chart: Ch
         objects = _moved(chart.objects(values), home)
         made = [item for item in objects if item["kind"] not in ("Deployment", "PodDisruptionBudget")]
         cluster_wide = [item for item in made if item["kind"].startswith("ClusterRole")]
-        api_server.apply(CRD)
+        install_crd(api_server)
+        _no_job_is_left(api_server)
         api_server.apply({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": device_class}, "spec": {}})
         try:
             api_server.apply(made)
@@ -95,6 +98,15 @@ def test_with_the_charts_rights_jobs_live_and_die(api_server: Cluster, chart: Ch
             api_server.kubectl("delete", "deviceclass", device_class)
     assert {code for _, _, code in requests if code in ("401", "403")} == set()
     assert {("PATCH", "RLJob", "200"), ("PUT", "Lease", "200"), ("POST", "Event", "201"), ("DELETE", "Pod", "200")} <= requests.keys()
+
+
+def _no_job_is_left(cluster: Cluster, seconds: float = 120) -> None:
+    """In a namespace that is being deleted nobody may make anything: an operator of all namespaces would be told no there."""
+    end = time.monotonic() + seconds
+    while left := cluster.get("rljobs", "--all-namespaces")["items"]:
+        names = [f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in left]
+        assert time.monotonic() < end, f"jobs of other tests are there after {seconds:.0f} s: {names}"
+        time.sleep(0.5)
 
 
 def _with_a_renewed_lease(running: Operator) -> dict[tuple[str, str, str], float]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from tests.chart.rendering import FOLDER, ROOT, Chart, Json
 from tests.cluster.handle import Cluster, KubectlError
+from tests.controller.process import install_crd
 
 CRD = "customresourcedefinition/rljobs.rljob.dev"
 VARIANTS: dict[str, Json] = {
@@ -58,28 +60,30 @@ def test_the_api_server_takes_every_object_strictly(api_server: Cluster, chart: 
     assert len(said.splitlines()) == len(objects)
 
 
-def test_kubeconform_finds_nothing_with_the_servers_own_schemas(
-    api_server: Cluster, chart: Chart, binaries: Callable[[str], Path], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def schemas(api_server: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where kubeconform finds the API server's own schemas."""
+    folder = tmp_path_factory.mktemp("schemas")
     document = json.loads(api_server.kubectl("get", "--raw", "/openapi/v2"))
     # OpenAPI 2 has no word for a number or a string.
     document["definitions"]["io.k8s.apimachinery.pkg.util.intstr.IntOrString"] = {"type": ["string", "integer"]}
-    (tmp_path / "definitions.json").write_text(json.dumps({"definitions": document["definitions"]}))
+    (folder / "definitions.json").write_text(json.dumps({"definitions": document["definitions"]}))
     for name, schema in document["definitions"].items():
         for kind in schema.get("x-kubernetes-group-version-kind", ()):
             version = "-".join(part for part in (kind["group"].split(".")[0], kind["version"]) if part)
-            (tmp_path / f"{kind['kind'].lower()}-{version}.json").write_text(json.dumps({"$ref": f"definitions.json#/definitions/{name}"}))
-    location = f"{tmp_path}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
-    done = subprocess.run(
-        [str(binaries("kubeconform")), "-summary", "-schema-location", location, "-"],
-        input=chart.text(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+            (folder / f"{kind['kind'].lower()}-{version}.json").write_text(json.dumps({"$ref": f"definitions.json#/definitions/{name}"}))
+    return f"{folder}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kubeconform_finds_nothing_with_the_servers_own_schemas(
+    schemas: str, chart: Chart, binaries: Callable[[str], Path], variant: str
+) -> None:
+    command = [str(binaries("kubeconform")), "-strict", "-summary", "-schema-location", schemas, "-"]
+    text = chart.text(VARIANTS[variant])
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(chart.objects())} resources found" in done.stdout
+    assert f"{len(chart.objects(VARIANTS[variant]))} resources found" in done.stdout
     assert "Skipped: 0" in done.stdout
 
 
@@ -99,25 +103,67 @@ def test_a_release_brings_a_newer_definition_and_leaves_it_behind(
     api_server: Cluster, chart: Chart, release: tuple[str, str], tmp_path: Path
 ) -> None:
     name, namespace = release
-    old = tmp_path / "rljob"
-    shutil.copytree(FOLDER, old)
-    definition = old / "files" / "rljobs.rljob.dev.yaml"
-    before = yaml.safe_load(definition.read_text())
-    columns = before["spec"]["versions"][0].pop("additionalPrinterColumns")
-    definition.write_text(yaml.safe_dump(before, sort_keys=False))
-    # Other tests may have made the definition: the release takes it over.
-    words = ("--namespace", namespace, *_at(api_server), "--take-ownership", "--force-conflicts", "--server-side=true")
-    chart.run("install", name, str(old), *words)
-    assert "additionalPrinterColumns" not in api_server.get(CRD)["spec"]["versions"][0] or _columns(api_server) == ["Age"]
+    words = ("--namespace", namespace, *_at(api_server), *TAKING)
     job = {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "kept"}, "spec": SPEC}
-    api_server.apply(job, namespace)
-    chart.run("upgrade", name, str(FOLDER), *words)
-    assert _columns(api_server) == [column["name"] for column in columns]
-    again = chart.run("upgrade", name, str(FOLDER), *words)
-    assert "REVISION: 3" in again
-    chart.run("uninstall", name, "--namespace", namespace, *_at(api_server))
-    assert api_server.get("rljob/kept", namespace=namespace)["spec"]["iterations"] == SPEC["iterations"]
-    assert api_server.get("deployments", namespace=namespace)["items"] == []
+    newer = job | {"spec": SPEC | {"queueName": "research"}}
+    try:
+        chart.run("install", name, str(_older(tmp_path)), *words)
+        assert _columns(api_server) == []
+        _until(lambda: "queueName" in _refusal(api_server, newer, namespace))
+        api_server.apply(job, namespace)
+        chart.run("upgrade", name, str(FOLDER), *words)
+        assert _columns(api_server) == [column["name"] for column in _definition(FOLDER)["spec"]["versions"][0]["additionalPrinterColumns"]]
+        _until(lambda: not _refusal(api_server, newer, namespace))
+        again = chart.run("upgrade", name, str(FOLDER), *words)
+        assert "REVISION: 3" in again
+        chart.run("uninstall", name, "--namespace", namespace, *_at(api_server))
+        assert api_server.get("rljob/kept", namespace=namespace)["spec"]["iterations"] == SPEC["iterations"]
+        assert api_server.get("deployments", namespace=namespace)["items"] == []
+    finally:
+        install_crd(api_server)
+
+
+TAKING = (
+    # Other tests may have made the definition: the release takes it over.
+    *("--take-ownership", "--force-conflicts", "--server-side=true"),
+    # An operator that runs would act on other tests' jobs, where this cluster has nodes and the image.
+    *("--set-json", 'nodeSelector={"rljob.dev/no-node":"has-this"}'),
+)
+
+
+def _definition(folder: Path) -> Json:
+    found: Json = yaml.safe_load((folder / "files" / "rljobs.rljob.dev.yaml").read_text())
+    return found
+
+
+def _older(folder: Path) -> Path:
+    """The chart as it could have been before: its definition has no columns and one field less."""
+    shutil.copytree(FOLDER, folder / "rljob")
+    definition = _definition(FOLDER)
+    (version,) = definition["spec"]["versions"]
+    del version["additionalPrinterColumns"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    del spec["properties"]["queueName"]
+    spec["x-kubernetes-validations"] = [rule for rule in spec["x-kubernetes-validations"] if "queueName" not in rule["rule"]]
+    (folder / "rljob" / "files" / "rljobs.rljob.dev.yaml").write_text(yaml.safe_dump(definition, sort_keys=False))
+    return folder / "rljob"
+
+
+def _refusal(cluster: Cluster, job: Json, namespace: str) -> str:
+    """What the API server has against a job; empty if it would take it."""
+    try:
+        cluster.kubectl("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(job | {"metadata": {"name": "newer"}}))
+    except KubectlError as error:
+        return error.stderr
+    return ""
+
+
+def _until(done: Callable[[], bool], seconds: float = 30) -> None:
+    """A changed definition is served a moment after it was taken."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"not within {seconds:.0f} s"
+        time.sleep(0.2)
 
 
 SPEC: Json = {
@@ -129,10 +175,11 @@ SPEC: Json = {
 
 
 def _columns(cluster: Cluster) -> list[str]:
-    columns = cluster.get(CRD)["spec"]["versions"][0]["additionalPrinterColumns"]
+    columns = cluster.get(CRD)["spec"]["versions"][0].get("additionalPrinterColumns", [])
     return [column["name"] for column in columns]
 
 
+@pytest.mark.own_cluster  # what it makes, and takes away, is a real installation's
 def test_kubectl_apply_k_makes_the_same_and_applied_again_changes_nothing(api_server: Cluster) -> None:
     base = str(ROOT / "charts" / "kustomize")
     words = ("apply", "--server-side", "--force-conflicts", "-k", base)
@@ -155,7 +202,7 @@ def _versions(cluster: Cluster, base: str) -> dict[str, int]:
 
 def test_the_clusters_own_roles_cover_rljobs(api_server: Cluster, chart: Chart, release: tuple[str, str]) -> None:
     name, namespace = release
-    chart.run("install", name, str(FOLDER), "--namespace", namespace, *_at(api_server), "--take-ownership", "--force-conflicts")
+    chart.run("install", name, str(FOLDER), "--namespace", namespace, *_at(api_server), *TAKING)
     for role in ("view", "edit", "admin"):
         aggregated = api_server.get(f"clusterrole/{role}")["rules"]
         verbs = {v for rule in aggregated if "rljobs" in rule["resources"] for v in rule["verbs"]}
@@ -165,8 +212,7 @@ def test_the_clusters_own_roles_cover_rljobs(api_server: Cluster, chart: Chart, 
 
 @pytest.mark.parametrize("apply", [("apply", "--server-side", "--field-manager=gitops"), ("apply",)], ids=["server-side", "client-side"])
 def test_replicas_that_git_leaves_out_stay_as_people_scaled_them(api_server: Cluster, apply: tuple[str, ...]) -> None:
-    api_server.apply(ROOT / "crds" / "rljobs.rljob.dev.yaml")
-    api_server.wait(CRD, "condition=Established")
+    install_crd(api_server)
     text = json.dumps({"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "x"}, "spec": SPEC})
     with api_server.namespace("gitops") as namespace:
         api_server.kubectl(*apply, "-n", namespace, "-f", "-", stdin=text)

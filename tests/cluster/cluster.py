@@ -325,6 +325,13 @@ class LocalCluster(Cluster):
         self.apply([control.fake_node(index) for index in range(count)])
         self.kubectl("wait", "node", "--selector=type=kwok", "--for=condition=Ready", "--timeout=120s", timeout=150)
 
+    def kill_container(self, namespace: str, pod: str, container: str) -> bool:
+        found = self.get(f"pod/{pod}", namespace=namespace)
+        (identity,) = [each["containerID"] for each in found["status"]["containerStatuses"] if each["name"] == container]
+        words = ("--address", node.CONTAINERD, "--namespace", "k8s.io", "tasks", "kill", "--all", "--signal", "SIGKILL")
+        self._boxes[found["spec"]["nodeName"]].run([binary("ctr"), *words, identity.removeprefix("containerd://")])
+        return True
+
     def process(self, name: str) -> Server:
         if name not in self._servers:
             raise ClusterError(f"no server {name!r}; there are {', '.join(sorted(self._servers))}")

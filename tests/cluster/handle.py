@@ -1,7 +1,6 @@
 """A cluster as a test sees it: kubectl and a few conveniences. The same for a cluster made here and for one that was there."""
 
 import json
-import os
 import secrets
 import shlex
 import subprocess
@@ -15,6 +14,8 @@ from tests.cluster.box import ClusterError
 from tests.cluster.build import binary
 
 Object = dict[str, Any]
+MADE_HERE = "rljob.dev/made-by-tests"
+"""Label of the namespaces that tests make."""
 
 
 class KubectlError(ClusterError):
@@ -105,7 +106,8 @@ class Cluster(ABC):
     def namespace(self, prefix: str = "test") -> Iterator[str]:
         """A fresh namespace; deleted afterwards, without waiting for it."""
         name = f"{prefix}-{secrets.token_hex(3)}"
-        self.kubectl("create", "namespace", name)
+        made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {MADE_HERE: "true"}}}
+        self.kubectl("create", "--filename=-", stdin=json.dumps(made))
         # Pods are refused until their namespace has this account.
         self.wait("serviceaccount/default", "create", namespace=name)
         try:
@@ -135,46 +137,16 @@ class Cluster(ABC):
         """Adds nodes that only pretend (kwok), named fake-0 and so on, with the taint `kwok.x-k8s.io/node=fake:NoSchedule`."""
 
     @abstractmethod
+    def kill_container(self, namespace: str, pod: str, container: str) -> bool:
+        """Ends all processes of a container by SIGKILL, to which nobody can answer.
+
+        False, and nothing was done, where they are out of reach.
+        """
+
+    @abstractmethod
     def process(self, name: str) -> Server:
         """A server by name."""
 
     @abstractmethod
     def log(self, name: str) -> Path:
         """A server's log."""
-
-
-class ExistingCluster(Cluster):
-    """A cluster that somebody else made and manages."""
-
-    def __init__(self, kubeconfig: Path) -> None:
-        self.kubeconfig = kubeconfig
-        self.kubectl("version")
-
-    def load_image(self, archive: Path) -> None:
-        command = os.environ.get("RLJOB_TEST_LOAD_IMAGE", "")
-        if "{}" not in command:
-            raise ClusterError(
-                f"RLJOB_TEST_LOAD_IMAGE is {command!r}: to load {archive} into the cluster of RLJOB_TEST_KUBECONFIG, set it to a command "
-                "with {} for the archive's path, for example 'kind load image-archive {}'"
-            )
-        subprocess.run([word.replace("{}", str(archive)) for word in shlex.split(command)], check=True, timeout=1800)
-
-    def registry(self) -> str:
-        raise self._unable("a registry")
-
-    def devices(self, count: int = 8) -> None:
-        raise self._unable("fake devices")
-
-    def fake_nodes(self, count: int) -> None:
-        raise self._unable("fake nodes")
-
-    def process(self, name: str) -> Server:
-        raise self._unable(f"the process {name}")
-
-    def log(self, name: str) -> Path:
-        raise self._unable(f"the log of {name}")
-
-    def _unable(self, what: str) -> ClusterError:
-        return ClusterError(
-            f"{what} can only be had from a cluster of the tests' own; unset RLJOB_TEST_KUBECONFIG ({self.kubeconfig}) for this test"
-        )

@@ -1,6 +1,8 @@
 """The cluster's fixtures for pytest; `tests/conftest.py` gives them to every test. README.md beside this file is their manual."""
 
 import os
+import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,9 +10,10 @@ from typing import Protocol
 
 import pytest
 from tests.cluster import state
-from tests.cluster.build import MODULES, binary, build_all, missing
-from tests.cluster.cluster import LocalCluster, start
-from tests.cluster.handle import Cluster, ExistingCluster
+from tests.cluster.build import MODULES, binary, build_all
+from tests.cluster.cluster import CHECKOUT, LocalCluster, start
+from tests.cluster.existing import ExistingCluster, as_found, why_not
+from tests.cluster.handle import Cluster
 
 EXISTING = "RLJOB_TEST_KUBECONFIG"
 _SERVERS = frozenset({"probe", "kube"})
@@ -22,6 +25,7 @@ _MODULES = {
     "new_cluster": _NODES | {"kwok"},
     "binaries": frozenset(each.name for each in MODULES),
 }
+_LEFT_OUT = pytest.StashKey[list[pytest.Item]]()
 
 
 class NewCluster(Protocol):
@@ -30,17 +34,62 @@ class NewCluster(Protocol):
     def __call__(self, nodes: int = 1) -> LocalCluster: ...
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds what is missing before the first test, outside of every test's time limit."""
-    fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    modules: set[str] = set().union(*(_MODULES[name] for name in fixtures & _MODULES.keys()))
-    if not modules or session.config.option.collectonly or not missing(modules):
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With RLJOB_TEST_KUBECONFIG, what is marked `own_cluster` is left out."""
+    if not os.environ.get(EXISTING):
         return
-    capture = session.config.pluginmanager.getplugin("capturemanager")
+    own = [item for item in items if item.get_closest_marker("own_cluster")]
+    if own:
+        config.hook.pytest_deselected(items=own)
+        config.stash[_LEFT_OUT] = own
+        items[:] = [item for item in items if item not in own]
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Says what was left out, and why."""
+    counted = Counter(item.nodeid.partition("::")[0] for item in config.stash.get(_LEFT_OUT, ()))
+    if not counted:
+        return []
+    files = ", ".join(f"{name} ({count})" for name, count in sorted(counted.items()))
+    return [f"left out, as they need a cluster that the tests made themselves and {EXISTING} is set: {files}"]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds what is missing before the first test, outside of every test's time limit, and looks at an existing cluster."""
+    if session.config.option.collectonly:
+        return
+    fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     with ExitStack() as stack:
+        capture = session.config.pluginmanager.getplugin("capturemanager")
         if capture is not None:
             stack.enter_context(capture.global_and_fixture_disabled())
-        build_all(lambda text: print(f"\n{text}", flush=True), modules)
+        build_all(lambda text: print(f"\n{text}", flush=True), _modules(fixtures))
+        _build_images({name for item in session.items for mark in item.iter_markers("images") for name in mark.args})
+        if fixtures & {"api_server", "cluster"}:
+            _refuse()
+
+
+def _modules(fixtures: set[str]) -> set[str]:
+    """The Go modules that tests with these fixtures need."""
+    needed = {name: _SERVERS if os.environ.get(EXISTING) and name in ("api_server", "cluster") else _MODULES[name] for name in _MODULES}
+    return set().union(*(needed[name] for name in fixtures & needed.keys()))
+
+
+def _build_images(names: set[str]) -> None:
+    """Builds images that have changed. One that cannot be built is the failure of the tests that need it: they say why."""
+    if names:
+        print(f"\nimages: {', '.join(sorted(names))}; all together take a quarter of an hour, once", flush=True)
+        subprocess.run(["sh", "scripts/images.sh", "--only", ",".join(sorted(names))], cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=False)
+
+
+def _refuse() -> None:
+    """Ends the session if the existing cluster is somebody's who would miss something."""
+    cluster = _existing()
+    why = why_not(cluster) if cluster else ""
+    if isinstance(cluster, LocalCluster):
+        cluster.leave()
+    if why:
+        raise pytest.UsageError(f"{EXISTING}={os.environ[EXISTING]}: {why}")
 
 
 def _existing() -> Cluster | None:
@@ -53,12 +102,22 @@ def _existing() -> Cluster | None:
     return LocalCluster.adopt(own) if own else ExistingCluster(kubeconfig)
 
 
-def _session(nodes: int) -> Iterator[Cluster]:
-    existing = _existing()
+@pytest.fixture(scope="session")
+def existing_cluster() -> Iterator[Cluster | None]:
+    """The cluster of RLJOB_TEST_KUBECONFIG, as it was found again afterwards; None if the variable is not set."""
+    cluster = _existing()
+    if cluster is None:
+        yield None
+        return
+    with as_found(cluster):
+        yield cluster
+    if isinstance(cluster, LocalCluster):
+        cluster.leave()
+
+
+def _session(existing: Cluster | None, nodes: int) -> Iterator[Cluster]:
     if existing is not None:
         yield existing
-        if isinstance(existing, LocalCluster):
-            existing.leave()
         return
     cluster = start(nodes)
     try:
@@ -68,15 +127,15 @@ def _session(nodes: int) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def api_server() -> Iterator[Cluster]:
+def api_server(existing_cluster: Cluster | None) -> Iterator[Cluster]:
     """etcd, API server and controller manager, shared by all tests of the session."""
-    yield from _session(nodes=0)
+    yield from _session(existing_cluster, nodes=0)
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def cluster(existing_cluster: Cluster | None) -> Iterator[Cluster]:
     """A whole cluster with one node, shared by all tests of the session."""
-    yield from _session(nodes=1)
+    yield from _session(existing_cluster, nodes=1)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import pytest
 from tests.cluster import network, provisioner, requirements, state
 from tests.cluster.box import Identity
 from tests.cluster.build import MODULES, BuildError, binary, content_hash, flags
+from tests.cluster.existing import in_use
+from tests.cluster.handle import MADE_HERE
 from tests.cluster.images import write_image
 
 FILES = {"go.mod": b"module x", "main.go": b"package main"}
@@ -139,3 +141,27 @@ def test_an_image_is_a_layout_whose_digests_are_right(tmp_path: Path) -> None:
     assert {each["digest"] for each in (manifest["config"], *manifest["layers"])} < {
         "sha256:" + name.rpartition("/")[2] for name in content if name.startswith("blobs/")
     }
+
+
+def named(name: str, namespace: str = "", **labels: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "labels": labels} | ({"namespace": namespace} if namespace else {})}
+
+
+PLAIN = [named("default"), named("kube-system")]
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "operators", "jobs", "why"),
+    [
+        ([*PLAIN, named("test-1", **{MADE_HERE: "true"})], [], [], "(test-1); wait for them, or remove what they left"),
+        ([*PLAIN, named("rljob-system")], [], [], "(namespace rljob-system), and would act on the tests' jobs; uninstall it"),
+        (PLAIN, [named("rljob-operator", "ops")], [], "(Deployment ops/rljob-operator), and would act"),
+        (PLAIN, [], [named(f"j{n}", "team") for n in range(7)], "(team/j0, team/j1, team/j2, team/j3, team/j4 and 2 more)"),
+    ],
+)
+def test_a_cluster_in_use_is_not_tested_on(namespaces: list[Any], operators: list[Any], jobs: list[Any], why: str) -> None:
+    assert why in in_use(namespaces, operators, jobs)
+
+
+def test_a_cluster_that_nobody_uses_for_rljob_may_be_tested_on() -> None:
+    assert in_use(PLAIN, [], []) == ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from tests.cluster.handle import Cluster
 from tests.cluster.images import write_image
 
@@ -68,6 +69,7 @@ def test_a_deployment_is_found_by_its_service_name(cluster: Cluster) -> None:
         assert cluster.kubectl("logs", "client", f"--namespace={namespace}").splitlines()[-1] == "found"
 
 
+@pytest.mark.own_cluster
 def test_this_machine_reaches_pods_and_services(cluster: Cluster) -> None:
     with cluster.namespace() as namespace:
         service = {
@@ -87,6 +89,7 @@ def test_this_machine_reaches_pods_and_services(cluster: Cluster) -> None:
             assert [client.get(f"http://{address}:8080").text for address in addresses] == ["found\n", "found\n"]
 
 
+@pytest.mark.own_cluster
 def test_a_claim_gets_a_folder_that_any_user_may_write_and_that_goes_with_it(cluster: Cluster) -> None:
     resources = {"requests": {"storage": "1Gi"}}
     claim = {
@@ -107,6 +110,7 @@ def test_a_claim_gets_a_folder_that_any_user_may_write_and_that_goes_with_it(clu
     cluster.kubectl("wait", f"persistentvolume/{name}", "--for=delete", "--timeout=60s", timeout=90)
 
 
+@pytest.mark.own_cluster
 def test_two_sidecars_of_a_claim_see_the_same_devices_and_others_none(cluster: Cluster) -> None:
     cluster.devices(8)
     request = {"name": "accelerators", "exactly": {"deviceClassName": "fake.rljob.dev", "count": 2}}
@@ -146,6 +150,7 @@ def push(archive: Path, registry: str, name: str) -> None:
         client.put("/manifests/1", content=manifest, headers={"content-type": entry["mediaType"]}).raise_for_status()
 
 
+@pytest.mark.own_cluster
 def test_a_pod_pulls_what_was_pushed_to_the_registry(cluster: Cluster, tmp_path: Path) -> None:
     write_image(tmp_path / "image.tar", "any", {"/other": cluster.bin("probe")}, ["/other"], ["pause"])
     registry = cluster.registry()
@@ -161,7 +166,7 @@ def test_an_image_is_loaded_from_an_archive(cluster: Cluster, tmp_path: Path) ->
     cluster.load_image(tmp_path / "image.tar")
     with cluster.namespace() as namespace:
         cluster.apply(pod("loaded", [{"name": "c", "image": "localhost/loaded:1", "imagePullPolicy": "Never"}]), namespace)
-        cluster.wait("pod/loaded", "condition=Ready", namespace, timeout=20)
+        cluster.wait("pod/loaded", "condition=Ready", namespace)
 
 
 def test_a_pods_last_words_and_status_are_kept(cluster: Cluster) -> None:
@@ -179,3 +184,14 @@ def test_a_command_runs_in_a_container(cluster: Cluster) -> None:
         cluster.apply(pod("x", [container(cluster, "c", "pause")]), namespace)
         cluster.wait("pod/x", "condition=Ready", namespace)
         cluster.kubectl("exec", "x", f"--namespace={namespace}", "--", "/probe", "write", "/dev/shm/x", "y")
+
+
+@pytest.mark.own_cluster
+def test_a_killed_container_had_no_say(cluster: Cluster) -> None:
+    with cluster.namespace() as namespace:
+        cluster.apply(pod("x", [container(cluster, "c", "pause")]), namespace)
+        cluster.wait("pod/x", "condition=Ready", namespace)
+        assert cluster.kill_container(namespace, "x", "c")
+        cluster.wait("pod/x", "jsonpath={.status.containerStatuses[0].restartCount}=1", namespace)
+        last = cluster.get("pod/x", namespace=namespace)["status"]["containerStatuses"][0]["lastState"]["terminated"]
+        assert last["exitCode"] == 137

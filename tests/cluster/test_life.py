@@ -15,6 +15,8 @@ from tests.cluster.cluster import CHECKOUT, LocalCluster
 from tests.cluster.handle import Cluster, KubectlError
 from tests.cluster.plugin import NewCluster
 
+pytestmark = pytest.mark.own_cluster
+
 CONFIG_MAP: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "data": {"a": "b"}}
 
 

@@ -54,6 +54,12 @@ def install(cluster: Cluster, release: Release, replicas: int = 1) -> None:
     )  # fmt: skip
 
 
+def uninstall(cluster: Cluster, release: Release) -> None:
+    """Takes the operator away: it would go on to act on whatever other tests put into the cluster."""
+    helm(cluster, "uninstall", release.name, "--namespace", release.namespace, "--wait", "--timeout", "120s")
+    cluster.kubectl("delete", "namespace", release.namespace, "--wait=false")
+
+
 def prompts() -> Object:
     """The tiny example's prompts as users put them into a cluster: a ConfigMap."""
     folder = ROOT / "examples" / "tiny"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.cluster.handle import Cluster, Object
-from tests.e2e.incluster import ROOT, Release, Watched, build_images, condition, install, job, names, prompts
+from tests.e2e.incluster import ROOT, Release, Watched, build_images, condition, install, job, names, prompts, uninstall
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -20,15 +20,16 @@ KINDS = "pods,deployments,services,configmaps,persistentvolumeclaims,serviceacco
 
 
 @pytest.fixture(scope="module")
-def operator(cluster: Cluster, binaries: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """The operator, installed by helm from images built here."""
+def operator(cluster: Cluster, binaries: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """The operator, installed by helm from images built here; gone afterwards, for other tests share the cluster."""
     archive = tmp_path_factory.mktemp("images") / "images.tar"
     build_images(archive)
     cluster.load_image(archive)
     archive.unlink()
     release = Release("rljob-system", "rljob")
     install(cluster, release)
-    return release
+    yield release
+    uninstall(cluster, release)
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def test_the_job_goes_through_real_iterations_and_succeeds(undisturbed: Done) ->
     assert min(undisturbed.status["timings"][phase] for phase in ("rollout", "train")) > 0
     assert undisturbed.phases[-1] == "Succeeded"
     assert undisturbed.iterations == sorted(undisturbed.iterations)
-    assert undisturbed.status["iteration"] == 10
-    assert len(undisturbed.status["rewards"]) == 10
+    assert undisturbed.status["iteration"] == 12
+    assert len(undisturbed.status["rewards"]) == 12
     assert undisturbed.status["heldOut"][-1]["accuracy"] > 0.9
 
 

@@ -1,7 +1,8 @@
 """A real API server takes every rendering, with strict validation, under the restricted Pod Security Standard."""
 
 import json
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -40,31 +41,33 @@ CASES: dict[str, tuple[RLJob, Settings, Offer]] = {
 }
 
 
+@pytest.fixture
+def restricted(api_server: Cluster) -> Iterator[str]:
+    """A namespace that refuses pods which are not restricted, and warns of Deployments whose pods would be refused."""
+    with api_server.namespace("manifests") as name:
+        api_server.kubectl("label", "namespace", name, *(f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn")))
+        yield name
+
+
 @pytest.fixture(scope="module")
-def restricted(api_server: Cluster) -> Iterator[Callable[[], str]]:
-    """Makes namespaces that refuse pods which are not restricted, and warn of Deployments whose pods would be refused."""
-    made: list[str] = []
+def classes(api_server: Cluster) -> Iterator[dict[str, str]]:
+    """Kind -> name of a class that pods of the renderings name; of the whole cluster, so with names of their own."""
+    name = f"test-{secrets.token_hex(3)}"
+    made: list[dict[str, Any]] = [
+        {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": "runc"},
+        {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": 7, "globalDefault": False},
+    ]
+    api_server.apply(made)
+    yield {"runtimeClassName": name, "priorityClassName": name}
+    api_server.kubectl("delete", f"runtimeclass/{name}", f"priorityclass/{name}")
 
-    def make(standard: str = "restricted") -> str:
-        name = f"manifests-{len(made)}"
-        modes = {f"pod-security.kubernetes.io/{mode}": standard for mode in ("enforce", "warn")}
-        api_server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": modes}})
-        api_server.apply({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "nvidia"})
-        api_server.apply(
-            {
-                "apiVersion": "scheduling.k8s.io/v1",
-                "kind": "PriorityClass",
-                "metadata": {"name": "high"},
-                "value": 7,
-                "globalDefault": False,
-            }
-        )
-        made.append(name)
-        return name
 
-    yield make
-    for name in made:
-        api_server.kubectl("delete", "namespace", name, "--wait=false")
+def named(manifests: tuple[Manifest, ...], classes: dict[str, str]) -> tuple[Manifest, ...]:
+    """The manifests, with names of classes that this cluster has."""
+    for manifest in manifests:
+        spec = manifest["spec"]["template"]["spec"] if manifest["kind"] == "Deployment" else manifest.get("spec", {})
+        spec |= {field: name for field, name in classes.items() if field in spec}
+    return manifests
 
 
 def apply(cluster: Cluster, manifests: tuple[Manifest, ...]) -> list[dict[str, Any]]:
@@ -87,11 +90,12 @@ def apply(cluster: Cluster, manifests: tuple[Manifest, ...]) -> list[dict[str, A
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_api_server_takes_it_and_a_second_time_changes_nothing(api_server: Cluster, restricted: Callable[[], str], case: str) -> None:
+def test_the_api_server_takes_it_and_a_second_time_changes_nothing(
+    api_server: Cluster, restricted: str, classes: dict[str, str], case: str
+) -> None:
     job, settings, offer = CASES[case]
-    namespace = restricted()
-    owner = Owner(job.metadata.name, namespace, uid=None)  # with an owner that is not there everything would be collected
-    manifests = render(job, plan(job), owner, settings, offer)
+    owner = Owner(job.metadata.name, restricted, uid=None)  # with an owner that is not there everything would be collected
+    manifests = named(render(job, plan(job), owner, settings, offer), classes)
     first = apply(api_server, manifests)
     assert len(first) == len(manifests)
     again = apply(api_server, manifests)
@@ -108,10 +112,12 @@ def test_the_api_server_takes_it_and_a_second_time_changes_nothing(api_server: C
     ids=["default", "users of the node", "nothing prepared"],
 )
 def test_a_sandbox_is_taken_under_the_standard_that_its_page_names(
-    api_server: Cluster, restricted: Callable[[str], str], standard: str, settings: SandboxPods
+    api_server: Cluster, restricted: str, standard: str, settings: SandboxPods
 ) -> None:
+    modes = (f"pod-security.kubernetes.io/{mode}={standard}" for mode in ("enforce", "warn"))
+    api_server.kubectl("label", "namespace", restricted, "--overwrite", *modes)
     job = tiny("spec.sandbox.enabled=true")
-    manifests = render(job, plan(job), Owner("tiny", restricted(standard), uid=None), Settings(sandbox=settings), DRA)
+    manifests = render(job, plan(job), Owner("tiny", restricted, uid=None), Settings(sandbox=settings), DRA)
     first = apply(api_server, manifests)
     assert ("Deployment", "tiny-sandbox") in [(o["kind"], o["metadata"]["name"]) for o in first]
     assert generations(apply(api_server, manifests)) == generations(first)
@@ -122,11 +128,9 @@ def generations(stored: list[dict[str, Any]]) -> list[tuple[str, str, int | None
     return [(o["kind"], o["metadata"]["name"], o["metadata"].get("generation")) for o in stored]
 
 
-def test_a_changed_job_changes_the_keys_of_the_roles_that_read_the_field(api_server: Cluster, restricted: Callable[[], str]) -> None:
-    namespace = restricted()
-
+def test_a_changed_job_changes_the_keys_of_the_roles_that_read_the_field(api_server: Cluster, restricted: str) -> None:
     def keys(job: RLJob) -> set[str]:
-        manifests = render(job, plan(job), Owner(job.metadata.name, namespace, uid=None), Settings(), DRA)
+        manifests = render(job, plan(job), Owner(job.metadata.name, restricted, uid=None), Settings(), DRA)
         (config,) = apply(api_server, tuple(m for m in manifests if m["kind"] == "ConfigMap"))
         return set(config["data"])
 

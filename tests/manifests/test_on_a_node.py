@@ -12,6 +12,9 @@ from rljob.manifests import Owner, Settings, render
 from rljob.manifests.settings import Devices, Images
 from rljob.plan import plan
 
+# Fake devices.
+pytestmark = pytest.mark.own_cluster
+
 STAND_INS = """
 apiVersion: rljob.dev/v1alpha1
 kind: RLJob

@@ -1,5 +1,6 @@
 """`kubectl rljob` against a real API server. What an operator would write, the tests write."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from tests.cluster.handle import Cluster
+from tests.controller.process import install_crd
 from tests.remote.twins import EVENTS, PODS, STATUS
 
 from rljob.api import InfrastructureError
 from rljob.remote.cluster import NotFound, Target, connect
 
-CRD = Path(__file__).parents[2] / "crds" / "rljobs.rljob.dev.yaml"
 BIN = Path(sys.executable).parent
 SPEC = {
     "model": {"source": {"path": "model"}},
@@ -50,8 +51,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def server(api_server: Cluster) -> Cluster:
-    api_server.apply(CRD)
-    api_server.wait("crd/rljobs.rljob.dev", "condition=Established")
+    install_crd(api_server)
     return api_server
 
 
@@ -83,7 +83,9 @@ def _write_pods(place: Place) -> None:
     for pod in PODS:
         head: dict[str, Any] = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod["metadata"]["name"]}}
         containers = {kind: [c | {"image": "x"} for c in pod["spec"][kind]] for kind in ("initContainers", "containers")}
-        pods.append(head | {"metadata": head["metadata"] | {"labels": pod["metadata"]["labels"]}, "spec": containers})
+        # Of a scheduler that nobody is: no kubelet, where there is one, says anything else of them.
+        spec = containers | {"schedulerName": "nobody"}
+        pods.append(head | {"metadata": head["metadata"] | {"labels": pod["metadata"]["labels"]}, "spec": spec})
         status: dict[str, Any] = {"phase": pod["status"]["phase"]}
         for kind in ("initContainerStatuses", "containerStatuses"):
             status[kind] = [{"image": "x", "imageID": "x"} | state for state in pod["status"][kind]]
@@ -124,6 +126,21 @@ def test_status_is_one_screen_and_the_same_by_both_names(place: Place) -> None:
 def test_status_as_json_is_what_the_cluster_holds(place: Place) -> None:
     shown = place.run("kubectl", "rljob", "status", "sums", "-n", place.namespace, "-o", "yaml")
     assert yaml.safe_load(shown.stdout)["heldOut"] == STATUS["heldOut"]
+
+
+def test_the_plan_of_a_job_in_the_cluster_is_the_one_of_its_file(place: Place, tmp_path: Path) -> None:
+    shown = place.run("kubectl", "rljob", "plan", "sums", "-n", place.namespace, "-o", "json")
+    assert shown.returncode == 0, shown.stderr
+    assert [p["replicas"] for p in json.loads(shown.stdout)["plan"]["pods"] if p["role"] == "rollout"] == [1, 1]
+    assert place.run("rljob", "plan", "sums", "-n", place.namespace, "-o", "json").stdout == shown.stdout
+    file = tmp_path / "sums.yaml"
+    file.write_text(place.server.kubectl("get", "rljob/sums", "-o", "yaml", "-n", place.namespace))
+    same = json.loads(place.run("kubectl", "rljob", "plan", str(file), "-o", "json").stdout)
+    assert same["plan"]["pods"] == json.loads(shown.stdout)["plan"]["pods"]
+    missing = place.run("kubectl", "rljob", "plan", "sum", "-n", place.namespace)
+    assert (missing.returncode, "did you mean sums?" in missing.stderr) == (2, True)
+    refused = place.run("kubectl", "rljob", "plan", "sums", "--set", "spec.iterations=3", "-n", place.namespace)
+    assert (refused.returncode, "--set spec.iterations=3: is for files" in refused.stderr) == (2, True)
 
 
 def test_without_a_name_every_job_has_a_line(place: Place) -> None:
@@ -260,7 +277,7 @@ def test_a_cluster_that_does_not_answer_is_worth_another_try(place: Place, tmp_p
     ("words", "message"),
     [
         (("status", "sums", "--context", "nowhere"), "the kubeconfig cannot be used"),
-        (("status", "sums", "--kubeconfig", "/nowhere"), "--kubeconfig /nowhere: there is no such file"),
+        (("status", "sums", "--kubeconfig", "/nowhere/config"), "--kubeconfig /nowhere/config: there is no such file"),
     ],
 )
 def test_a_kubeconfig_that_cannot_be_used_is_said_so(place: Place, words: tuple[str, ...], message: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from tests.cluster.handle import Cluster
+from tests.controller.process import install_crd
 
-CRD = Path(__file__).parents[2] / "crds" / "rljobs.rljob.dev.yaml"
 KUBECTL_RLJOB = Path(sys.executable).parent / "kubectl-rljob"
 
 
@@ -40,8 +40,7 @@ def pod(image: str, short: str, role: str, **containers: str) -> dict[str, Any]:
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
     """Holds the job `sums`, a master that speaks, and a worker of two containers that does."""
-    cluster.apply(CRD)
-    cluster.wait("crd/rljobs.rljob.dev", "condition=Established")
+    install_crd(cluster)
     spec = {"model": {"source": {"hub": {"repo": "a/b"}}}, "data": {"train": {"hub": {"repo": "a/b", "file": "x.jsonl"}}}}
     with cluster.namespace("logs") as name:
         cluster.apply({"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "sums"}, "spec": spec}, namespace=name)

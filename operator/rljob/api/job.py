@@ -17,6 +17,7 @@ from rljob.api.platform import (
     TemplateOverrides,
 )
 from rljob.api.sources import DataSpec, ModelSpec
+from rljob.api.verifiers import uses
 
 GROUP = "rljob.dev"
 VERSION = "v1alpha1"
@@ -101,7 +102,7 @@ class RLJobSpec(Part):
     @property
     def needs_sandbox(self) -> bool:
         """Is there a code sandbox?"""
-        return self.sandbox.enabled or str(self.reward.verifier) == "code"
+        return self.sandbox.enabled or "code" in uses(self.reward.verifier, self.reward.options)
 
     @model_validator(mode="after")
     def _parallel_sizes_fit(self) -> "RLJobSpec":

@@ -3,6 +3,7 @@
     operator ─► master ─► worker, rollout (engine)     worker, rollout ─► master
                 master ─► reward ─► sandbox             worker, rollout ◄─► each other (collectives, weights)
                 prepare ─► anywhere, if the job downloads something
+                reward ─► anywhere, if the job names a judge of the user's own by its address
 
 The sandbox reaches nothing at all: not even names are looked up.
 
@@ -13,6 +14,7 @@ A pod's node may always reach it (probes, `kubectl port-forward`). What else a s
 from collections.abc import Sequence
 
 from rljob.api import RLJob
+from rljob.api.verifiers import uses
 from rljob.manifests.context import Context
 from rljob.manifests.environment import port_number
 from rljob.manifests.names import child, match, metadata
@@ -32,11 +34,11 @@ def network_policies(context: Context) -> list[Manifest]:
         [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]}] if downloads(context.job) else []
     )
     nodes, alone = _pods(context, NODES), _pods(context, ["master"])
-    asked: list[Manifest] = []
+    asked: list[Manifest] = _judges(context.job)
     sandboxes: list[Manifest] = []
     if any(service.name == "sandbox" for service in context.plan.services):
         port = _port(context, "sandbox")
-        asked = [_DNS, {"to": [_pods(context, ["sandbox"])], "ports": port}]
+        asked = [*(asked or [_DNS]), {"to": [_pods(context, ["sandbox"])], "ports": port}]
         sandboxes = [_policy(context, "sandbox", ["sandbox"], [{"from": [_pods(context, ["reward"])], "ports": port}], [])]
     return [
         _policy(
@@ -64,6 +66,14 @@ def downloads(job: RLJob) -> bool:
     data = [spec.data.train, spec.evaluation and spec.evaluation.data, spec.warm_start and spec.warm_start.data]
     source = spec.model.source
     return bool(source.hub or source.url or any(d.hub for d in data if d))
+
+
+def _judges(job: RLJob) -> list[Manifest]:
+    """Where the reward service asks others: a judge can be a Service of any namespace, which no block of addresses covers."""
+    if "http" not in uses(job.spec.reward.verifier, job.spec.reward.options):
+        return []
+    everywhere = [{"namespaceSelector": {}, "podSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
+    return [_DNS, {"to": everywhere}]
 
 
 def _port(context: Context, service: str) -> list[Manifest]:
