@@ -2,13 +2,13 @@
 
     python benchmarks/sandbox_speed.py [--seconds 5] [--runs 2000] [--slots N] [--json]
 
-Three ways in one process on the same machine, each in rounds of which the fastest counts: the pool of `rljob.sandbox` (all protections that
-the machine offers), `crun run` with a fresh overlay on tmpfs for every execution (the recipe of Kimi k1.5, section 2.6.4; only where crun is
-installed and we are root), and the bare interpreter without any protection. The program reads a number and prints the next one. Also: latency
-at half load, and what has grown after many runs.
+Three ways in one process on the same machine, each in rounds of which the fastest counts: the pool of `rljob.sandbox` (all protections
+that the machine offers), `crun run` with a fresh overlay on tmpfs for every execution (the recipe of Kimi k1.5, section 2.6.4; only where
+crun is installed and we are root), and the bare interpreter without any protection. The program reads a number and prints the next one.
+Also: latency at half load, and what has grown after many runs.
 
-`..._per_core` divides the rate by the cores of the machine; `..._by_cpu` is what one core could do by the processor time used (service, slots
-and programs), which neighbours disturb less.
+`..._per_core` divides the rate by the cores of the machine; `..._by_cpu` is what one core could do by the processor time used (service,
+slots and programs), which neighbours disturb less.
 """
 
 import argparse
@@ -194,7 +194,8 @@ def container(command: list[str]) -> dict[str, Any]:
     return {
         "ociVersion": "1.0.0",
         "process": {
-            "user": {"uid": 0, "gid": 0}, "args": command, "env": ["PATH=/usr/bin:/bin", "LANG=C.UTF-8"], "cwd": "/", "noNewPrivileges": True,
+            "user": {"uid": 0, "gid": 0}, "args": command, "env": ["PATH=/usr/bin:/bin", "LANG=C.UTF-8"], "cwd": "/",
+            "noNewPrivileges": True,
             "capabilities": {name: [] for name in ("bounding", "effective", "permitted", "inheritable", "ambient")},
         },
         "root": {"path": "rootfs", "readonly": False},

@@ -31,6 +31,7 @@ class Cgroup:
     folders: dict[str, Path]
     """By controller; on version 2 all the same."""
     written: dict[Path, str] = field(default_factory=dict)
+    limits: tuple[int, int] = (0, 0)
 
     def attach(self, pid: int) -> None:
         """Move a process here."""
@@ -38,7 +39,9 @@ class Cgroup:
             (folder / "cgroup.procs").write_text(str(pid))
 
     def limit(self, memory: int, processes: int) -> None:
-        """Bytes on top of what the slot itself holds now, and processes (threads) besides its own two."""
+        """Bytes, and processes (threads), of the slot and its run together."""
+        if self.limits == (memory, processes):
+            return
         if self.folders.get("memory"):
             name, swap = (
                 ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if self.version == "v1" else ("memory.max", "memory.swap.max")
@@ -47,6 +50,7 @@ class Cgroup:
             if self.version == "v2":
                 self._write("memory", swap, "0")
         self._write("pids", "pids.max", str(processes))
+        self.limits = (memory, processes)
 
     def cores(self, cores: float) -> None:
         """CPUs that all of the slot may use."""

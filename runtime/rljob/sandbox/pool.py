@@ -83,9 +83,8 @@ class Program:
         """Run it within the limits of the request it was built from. Cancelling kills the run."""
         if self.compile is not None and self.compile.status != "ok":
             return RunResult(status=self.compile.status, compile=self.compile, reason=self.compile.reason)
-        request = self._request.model_copy(update={"stdin": stdin, "arguments": arguments, "fetch": fetch})
-        result = await self._pool.execute(request, self._artefact)
-        return result.model_copy(update={"compile": self.compile})
+        inputs = requests.Inputs(stdin, arguments, fetch)
+        return await self._pool.execute(self._request, inputs, self.compile, self._artefact)
 
     async def close(self) -> None:
         """Forget what was built; repeated: nothing."""
@@ -163,7 +162,7 @@ class Pool:
         if not entry.language.build:
             return Program(self, request, None, None)
         limits = request.compile_limits
-        job = requests.job(request, entry, limits, counted=self._counted(), build=True)
+        job = requests.build_job(request, entry, counted=self._counted())
         try:
             ran = await self._ran(job)
         except SlotError as error:
@@ -177,20 +176,20 @@ class Pool:
             output = output.model_copy(update={"status": "compile_error", "reason": f"the compiler wrote nothing into {BUILD}/"})
         return Program(self, request, output, ran.fetched or None)
 
-    async def execute(self, request: RunRequest, artefact: bytes | None) -> RunResult:
+    async def execute(self, request: RunRequest, inputs: requests.Inputs, compiled: Output | None, artefact: bytes | None) -> RunResult:
         """Run what needs no building, or has been built."""
-        job = requests.job(request, self._found[request.language], request.limits, counted=self._counted(), artefact=artefact)
+        job = requests.run_job(request, inputs, self._found[request.language], counted=self._counted(), artefact=artefact)
         try:
             ran = await self._ran(job)
             files = {name: content.decode(errors="replace") for name, _, content in unpack(ran.fetched)}
         except (SlotError, ArchiveError) as error:
             _log.warning("%s", error)
-            return RunResult(status="sandbox_error", reason=str(error))
+            return RunResult(status="sandbox_error", compile=compiled, reason=str(error))
         output = requests.output(ran, request.limits)
         self._count(ran, output)
         if output.status == "sandbox_error":
-            return RunResult(status="sandbox_error", reason=output.reason)
-        return RunResult(status=output.status, run=output, files=files, reason=output.reason)
+            return RunResult(status="sandbox_error", compile=compiled, reason=output.reason)
+        return RunResult(status=output.status, run=output, compile=compiled, files=files, reason=output.reason)
 
     async def _ran(self, job: Job) -> Ran:
         """Run in the next free slot that is still there."""

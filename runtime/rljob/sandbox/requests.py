@@ -3,7 +3,8 @@
 import math
 import signal
 from collections.abc import Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from rljob.sandbox.inside.archive import LONGEST_PATH, MOST_FILES
 from rljob.sandbox.inside.root import SCRATCH, WORK
@@ -71,38 +72,72 @@ def _check_text(text: str) -> None:
         raise ValueError(f"a text is not Unicode: {error.reason} at {error.start}") from error
 
 
-def job(request: RunRequest, found: Found, limits: Limits, *, counted: bool, build: bool = False, artefact: bytes | None = None) -> Job:
-    """What a slot is told. `counted`: whether a cgroup counts memory; `build`: the compiler instead of the program."""
-    language = found.language
-    in_place = not (build or language.run)
-    compiled = bool(language.build) and not build
-    files = {**request.files} if compiled else {language.source: request.code, **request.files}
-    command = found.command(language.build if build else language.run, limits.memory_mb)
-    if not build:
-        command += request.arguments
-    if command and "/" in command[0] and not command[0].startswith("/"):
-        command[0] = f"{WORK}/{command[0]}"
-    memory = limits.memory_mb * MIB
+@dataclass(frozen=True)
+class Inputs:
+    """What differs between runs of one program."""
+
+    stdin: str = ""
+    arguments: tuple[str, ...] = ()
+    fetch: tuple[str, ...] = ()
+
+
+def build_job(request: RunRequest, found: Found, *, counted: bool) -> Job:
+    """The compiler. `counted`: whether a cgroup counts memory."""
+    language, limits = found.language, request.compile_limits
     payload = {
-        "files": files,
-        "folders": [BUILD] if build else [],
+        "files": {language.source: request.code, **request.files},
+        "folders": [BUILD],
         "source": language.source,
-        "arguments": list(request.arguments),
+        "arguments": [],
+        "command": found.command(language.build, limits.memory_mb),
+        "environment": {**ENVIRONMENT, **language.environment},
+        "fetch": [f"{BUILD}/"],
+    }
+    return _job(payload, limits, Inputs(), python=False, private=limits.memory_mb if not counted else None)
+
+
+def run_job(request: RunRequest, inputs: Inputs, found: Found, *, counted: bool, artefact: bytes | None) -> Job:
+    """The program, of which `artefact` is what was built. `counted`: whether a cgroup counts memory."""
+    language, limits = found.language, request.limits
+    command = [*found.command(language.run, limits.memory_mb), *inputs.arguments]
+    if language.run and not command[0].startswith("/"):
+        command[0] = f"{WORK}/{command[0]}"
+    payload = {
+        "files": request.files if language.build else {language.source: request.code, **request.files},
+        "folders": [],
+        "source": language.source,
+        "arguments": list(inputs.arguments),
         "command": command,
         "environment": {**ENVIRONMENT, **language.environment},
-        "fetch": [f"{BUILD}/"] if build else list(request.fetch),
+        "fetch": list(inputs.fetch),
     }
+    private = limits.memory_mb if not counted and language.counts_memory else None
+    return _job(payload, limits, inputs, python=not language.run, private=private, artefact=artefact, counted=counted)
+
+
+def _job(
+    payload: Mapping[str, Any],
+    limits: Limits,
+    inputs: Inputs,
+    *,
+    python: bool,
+    private: int | None,
+    artefact: bytes | None = None,
+    counted: bool = False,
+) -> Job:
+    """`private`: MiB that each process may have of its own, if that is to be limited."""
+    memory = limits.memory_mb * MIB
     bounds = {
         "cpu": limits.cpu_seconds,
         "processes": limits.processes,
         "disk": limits.disk_mb * MIB,
         "inodes": _INODES,
         "stack": min(_DEEP_STACK, memory) if counted else _STACK,
-        "data": memory + _OWN_DATA if not counted and (language.counts_memory or build) else None,
+        "data": private * MIB + _OWN_DATA if private is not None else None,
     }
     return Job(
-        payload=payload, bounds=bounds, python=in_place, stdin=b"" if build else request.stdin.encode(), wall=limits.wall_seconds,
-        cpu=limits.cpu_seconds, memory=memory, output=limits.output_kb * 1024, artefact=artefact,
+        payload=payload, bounds=bounds, python=python, stdin=inputs.stdin.encode(), wall=limits.wall_seconds, cpu=limits.cpu_seconds,
+        memory=memory, output=limits.output_kb * 1024, artefact=artefact,
     )  # fmt: skip
 
 
