@@ -82,7 +82,7 @@ rollout:
 switch: {policy: sleep, deadlineSeconds: 60, memoryGate: {deadlineSeconds: 10.5, leakTolerance: 1Gi}}
 accelerator: {type: nvidia, perNode: 2, sharing: claim}
 reward: {verifier: numeric, options: {tolerance: 0.1}, replicas: 2, workers: 2, timeoutSeconds: 2.5}
-sandbox: {enabled: true, replicas: 2}
+sandbox: {enabled: true, replicas: 2, slots: 8, memoryPerRun: 2Gi, queue: 100, minimum: full, backend: crun}
 checkpoint: {keep: 3, keepEvery: 10, volume: my-claim}
 suspend: true
 backoffLimit: 3

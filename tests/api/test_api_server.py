@@ -190,6 +190,7 @@ ALTERNATIVES: dict[str, Any] = {
     "reward.verifier": "exact", "reward.options": {"tolerance": 0.2}, "algorithm.samplesPerPrompt": 5,
     "data.train.columns": {"prompt": "q"},
     "rollout.tokenBudget": 255, "checkpoint.keep": 4, "backoffLimit": 4, "templates.master": {"metadata": {"labels": {"team": "b"}}},
+    "sandbox.memoryPerRun": "1Gi", "sandbox.minimum": "namespaces", "sandbox.backend": "namespaces",
     "templates.worker": {}, "templates.rollout": {}, "templates.reward": {}, "templates.sandbox": {},
 }  # fmt: skip
 

@@ -87,11 +87,10 @@ def test_options_of_a_verifier_are_checked_with_the_job(reward: str, problem: st
 
 
 def test_code_needs_the_sandbox() -> None:
-    (problem,) = problems("  reward: {verifier: code}\n")
-    assert problem.endswith("reward.verifier code runs programs in the sandbox: set spec.sandbox.enabled: true")
-    assert parse(GOOD + "  reward: {verifier: code}\n  sandbox: {enabled: true}\n").spec.sandbox.enabled
-    (problem,) = problems("  reward: {verifier: weighted, options: {terms: [{verifier: code}]}}\n")
-    assert problem.endswith("set spec.sandbox.enabled: true")
+    assert not parse(GOOD + "  reward: {verifier: exact}\n").spec.needs_sandbox
+    assert parse(GOOD + "  reward: {verifier: exact}\n  sandbox: {enabled: true}\n").spec.needs_sandbox
+    assert parse(GOOD + "  reward: {verifier: code}\n").spec.needs_sandbox
+    assert parse(GOOD + "  reward: {verifier: weighted, options: {terms: [{verifier: code}]}}\n").spec.needs_sandbox
 
 
 def test_every_verifier_has_options_that_are_described() -> None:

@@ -24,7 +24,7 @@ from rljob.controller.conditions import TYPES
 from rljob.controller.metrics import Metrics
 
 DOCS = ROOT / "docs"
-PAGES = [*(DOCS / f"{name}.md" for name in ("install", "quickstart", "day2", "gitops", "accelerators")), FOLDER / "README.md"]
+PAGES = [*(DOCS / f"{name}.md" for name in ("install", "quickstart", "day2", "gitops", "accelerators", "sandbox")), FOLDER / "README.md"]
 TEXTS = {page.name if page.parent == DOCS else "chart": page.read_text() for page in PAGES}
 CONTROLLER = ROOT / "operator" / "rljob" / "controller"
 
@@ -83,14 +83,18 @@ def test_make_targets_exist(page: str) -> None:
     assert [words for words in of(page, "make") if words[0] not in targets] == []
 
 
-def _options(app: typer.Typer, command: str) -> set[str]:
-    group = typer.main.get_group(app)
-    assert command in group.commands, f"{command}: there are {', '.join(group.commands)}"
-    return {option for parameter in group.commands[command].params for option in (*parameter.opts, *parameter.secondary_opts)}
+def _options(app: typer.Typer, words: list[str]) -> set[str]:
+    found = typer.main.get_group(app)
+    for word in words:
+        if not isinstance(found, typer.core.TyperGroup):
+            break
+        assert word in found.commands, f"{word}: there are {', '.join(found.commands)}"
+        found = found.commands[word]  # type: ignore[assignment]
+    return {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def _unknown(app: typer.Typer, words: list[str]) -> list[str]:
-    known = _options(app, words[0])
+    known = _options(app, words)
     return [word for word in words[1:] if word.startswith("-") and word.partition("=")[0] not in known]
 
 

@@ -83,4 +83,6 @@ def test_what_only_a_cluster_can_do_is_said() -> None:
     copies, templates = without_effect(RLJob.model_validate(data | {"spec": data["spec"] | cluster}))
     assert copies.startswith("spec.reward.replicas is 3, but `rljob run` starts one")
     assert "raise spec.reward.workers" in copies
+    (sandboxes,) = without_effect(RLJob.model_validate(data | {"spec": data["spec"] | {"sandbox": {"enabled": True, "replicas": 2}}}))
+    assert sandboxes.startswith("spec.sandbox.replicas is 2, but `rljob run` starts one")
     assert templates.startswith("spec.templates (worker) has no effect with `rljob run`")

@@ -85,9 +85,16 @@ def variables(spec: dict[str, Any], name: str) -> dict[str, Any]:
     return {e["name"]: e.get("value", e.get("valueFrom")) for e in container(spec, name)["env"]}
 
 
+def beside_the_sandbox() -> tuple[Manifest, ...]:
+    """What a sandbox adds, and the reward service that asks it."""
+    rendered = objects(tiny("spec.sandbox={enabled: true, replicas: 2}"))
+    return tuple(m for m in rendered if m["metadata"]["labels"].get("rljob.dev/role") in ("reward", "sandbox"))
+
+
 RENDERINGS = {
     "tiny.yaml": lambda: objects(tiny()),
     "nvidia-claim.yaml": lambda: objects(nvidia()),
+    "sandbox.yaml": beside_the_sandbox,
     "nvidia-single.yaml": lambda: objects(nvidia(SINGLE_TEMPLATE), cluster=PLAIN),
 }
 

@@ -12,7 +12,7 @@ from tests.manifests.jobs import PLAIN, SINGLE_TEMPLATE, VISIBLE, nvidia, tiny
 from rljob.api import RLJob
 from rljob.manifests import Cluster as Offer
 from rljob.manifests import Manifest, Owner, Settings, render
-from rljob.manifests.settings import Devices
+from rljob.manifests.settings import Devices, SandboxPods
 from rljob.manifests.types import FIELD_MANAGER
 from rljob.plan import plan
 
@@ -100,6 +100,27 @@ def test_the_api_server_takes_it_and_a_second_time_changes_nothing(
     assert len(first) == len(manifests)
     again = apply(api_server, manifests)
     assert generations(again) == generations(first)
+
+
+@pytest.mark.parametrize(
+    ("standard", "settings"),
+    [
+        ("baseline", SandboxPods()),
+        ("baseline", SandboxPods(host_users=True, app_armor_profile="rljob-sandbox")),
+        ("privileged", SandboxPods(seccomp_profile="", app_armor_profile="unconfined")),
+    ],
+    ids=["default", "users of the node", "nothing prepared"],
+)
+def test_a_sandbox_is_taken_under_the_standard_that_its_page_names(
+    api_server: Cluster, restricted: str, standard: str, settings: SandboxPods
+) -> None:
+    modes = (f"pod-security.kubernetes.io/{mode}={standard}" for mode in ("enforce", "warn"))
+    api_server.kubectl("label", "namespace", restricted, "--overwrite", *modes)
+    job = tiny("spec.sandbox.enabled=true")
+    manifests = render(job, plan(job), Owner("tiny", restricted, uid=None), Settings(sandbox=settings), DRA)
+    first = apply(api_server, manifests)
+    assert ("Deployment", "tiny-sandbox") in [(o["kind"], o["metadata"]["name"]) for o in first]
+    assert generations(apply(api_server, manifests)) == generations(first)
 
 
 def generations(stored: list[dict[str, Any]]) -> list[tuple[str, str, int | None]]:

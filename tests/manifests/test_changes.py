@@ -52,6 +52,32 @@ def test_a_change_reaches_only_what_it_must(field: str, reached: set[str]) -> No
     assert changed(objects(tiny()), objects(tiny(field))) == reached
 
 
+@pytest.mark.parametrize(
+    ("field", "reached"),
+    [
+        ("spec.sandbox.replicas=2", {"Deployment/tiny-sandbox"}),
+        ("spec.sandbox.slots=8", {"Deployment/tiny-sandbox"}),
+        ("spec.templates.sandbox.spec.runtimeClassName=gvisor", {"Deployment/tiny-sandbox"}),
+        ("spec.reward.timeoutSeconds=9", {CONFIG, "Deployment/tiny-reward"}),
+        ("spec.iterations=11", {CONFIG, "Pod/tiny-master"}),
+    ],
+)
+def test_with_a_sandbox_a_change_reaches_only_what_it_must(field: str, reached: set[str]) -> None:
+    enabled = "spec.sandbox.enabled=true"
+    assert changed(objects(tiny(enabled)), objects(tiny(enabled, field))) == reached
+
+
+def test_a_sandbox_that_comes_is_made_known_to_the_reward_service_and_to_the_preparation() -> None:
+    kinds = ("ServiceAccount", "Service", "NetworkPolicy", "Deployment", "PodDisruptionBudget")
+    assert changed(objects(tiny()), objects(tiny("spec.sandbox.enabled=true"))) == {
+        *(f"{kind}/tiny-sandbox" for kind in kinds),
+        "Deployment/tiny-reward",
+        "NetworkPolicy/tiny-reward",
+        CONFIG,
+        "Pod/tiny-master",
+    }
+
+
 def test_more_rollout_pods_leave_those_that_run_alone() -> None:
     assert changed(objects(nvidia("spec.rollout.replicas=2")), objects(nvidia("spec.rollout.replicas=4"))) == {
         "Pod/math-7b-rollout-2",

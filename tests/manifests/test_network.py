@@ -66,6 +66,25 @@ def test_only_the_flows_of_the_picture_pass(source: str, target: str, port: int)
     assert flows(TINY, member(source), member(target), port) == expected
 
 
+WITH_SANDBOX = objects(tiny("spec.sandbox.enabled=true"))
+
+
+@pytest.mark.parametrize("source", [*ROLES, "sandbox"])
+@pytest.mark.parametrize("target", [*ROLES, "sandbox"])
+@pytest.mark.parametrize("port", [8080, 8081, 8082, *NODE_PORTS])
+def test_only_the_reward_service_reaches_the_sandbox_and_the_sandbox_reaches_nobody(source: str, target: str, port: int) -> None:
+    expected = (source, target, port) in {*ALLOWED, ("reward", "sandbox", 8082)} or {source, target} <= {"worker", "rollout"}
+    assert flows(WITH_SANDBOX, member(source), member(target), port) == expected
+
+
+def test_the_sandbox_reaches_neither_names_nor_the_world() -> None:
+    (policy,) = [m for m in WITH_SANDBOX if m["kind"] == "NetworkPolicy" and m["metadata"]["name"] == "tiny-sandbox"]
+    assert "Egress" in policy["spec"]["policyTypes"]
+    assert "egress" not in policy["spec"]
+    assert not flows(WITH_SANDBOX, member("sandbox"), ("kube-system", {"k8s-app": "kube-dns"}), 53)
+    assert flows(WITH_SANDBOX, member("reward"), ("kube-system", {"k8s-app": "kube-dns"}), 53)
+
+
 def test_the_operator_reaches_the_master_and_nothing_else() -> None:
     assert flows(TINY, OPERATOR, member("master"), 8080)
     assert not any(flows(TINY, OPERATOR, member(role), port) for role in ROLES[1:] for port in (8000, 8080, 8081))

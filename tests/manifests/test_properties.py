@@ -40,6 +40,8 @@ def jobs(draw: st.DrawFn) -> RLJob:
         "suspend": draw(st.booleans()),
     }
     if draw(st.booleans()):
+        spec["sandbox"] = {"enabled": True, "replicas": draw(st.integers(1, 4)), "slots": draw(st.integers(1, 64))}
+    if draw(st.booleans()):
         spec["queueName"] = "q"
     if draw(st.booleans()):
         spec["credentials"] = "token"
@@ -102,8 +104,9 @@ def test_whatever_is_referred_to_exists(job: RLJob, site: Settings, offer: Clust
             assert c.get("livenessProbe", {}).get("httpGet", {}).get("port") in {None, *ports}
         for reference in spec.get("resourceClaims", ()):
             assert ("ResourceClaimTemplate", reference["resourceClaimTemplateName"]) in there
-        config = volumes["job"]["configMap"]
-        assert config["items"][0]["key"] in there["ConfigMap", config["name"]]["data"]
+        if "job" in volumes:
+            config = volumes["job"]["configMap"]
+            assert config["items"][0]["key"] in there["ConfigMap", config["name"]]["data"]
         assert labels.items() >= match(job.metadata.name).items()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rljob.api import RLJob
+from rljob.api.platform import SandboxSpec
 from rljob.plan import ModelShape, plan
 from rljob.plan.types import AdvertiseHost, HttpProbe, Listen, PodHost, PodName, PodPort, ServiceUrl, Threads, VolumePath
 
@@ -133,6 +134,35 @@ def test_accelerators_are_asked_for_only_where_there_are_any() -> None:
 def test_a_named_claim_is_used_for_state() -> None:
     assert plan(job(checkpoint={"volume": "my-claim"})).volume("work").claim == "my-claim"
     assert plan(job()).volume("work").claim is None
+
+
+def test_a_sandbox_runs_where_it_is_asked_for_and_the_reward_service_is_told_where() -> None:
+    planned = plan(job(sandbox={"enabled": True, "replicas": 2, "slots": 4, "minimum": "full"}))
+    (sandbox,), (reward,) = planned.pod("sandbox").containers, planned.pod("reward").containers
+    assert sandbox.command == ("python", "-m", "rljob.sandbox")
+    assert (planned.pod("sandbox").replicas, sandbox.resources.cpus) == (2, 4)
+    assert reward.env["RLJOB_URL_SANDBOX"] == ServiceUrl("sandbox")
+    assert ("sandbox", "sandbox", "sandbox") in {(s.name, s.pod, s.port) for s in planned.services}
+    without = plan(job())
+    assert "sandbox" not in [pod.name for pod in without.pods]
+    assert "RLJOB_URL_SANDBOX" not in without.pod("reward").containers[0].env
+
+
+def test_the_sandbox_is_told_nothing_of_the_job_and_has_none_of_its_volumes() -> None:
+    (sandbox,) = plan(job(sandbox={"enabled": True, "slots": 3})).pod("sandbox").containers
+    assert sandbox.mounts == ()
+    assert sandbox.env.keys() == {"RLJOB_SANDBOX", "RLJOB_LISTEN_SANDBOX"}
+    settings = sandbox.env["RLJOB_SANDBOX"]
+    assert isinstance(settings, str)
+    assert SandboxSpec.model_validate_json(settings) == SandboxSpec(slots=3)
+
+
+def test_the_sandboxs_memory_follows_its_slots() -> None:
+    def memory(**sandbox: Any) -> int:
+        return plan(job(sandbox={"enabled": True} | sandbox)).pod("sandbox").containers[0].resources.memory
+
+    assert memory(slots=4) - memory(slots=2) == 1 << 30
+    assert memory(slots=2, memoryPerRun="2Gi") == memory(slots=4)
 
 
 @pytest.mark.parametrize("nodes", [1, 3])

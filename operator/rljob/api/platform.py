@@ -65,12 +65,23 @@ class RewardSpec(Part):
 
 
 class SandboxSpec(Part):
-    """The code-execution service, for `code` verifiers."""
+    """The code sandbox, in which programs run that nobody trusts: the answers that the verifier `code` judges."""
 
     enabled: bool = False
-    """Start the service."""
+    """Start the service. It is started in any case where `reward` names the verifier `code`; set this where only records do."""
     replicas: Positive = 1
     """Pods of the Deployment."""
+    slots: Positive = 2
+    """Programs that run at the same time in one pod, each on a core of its own."""
+    memory_per_run: Annotated[str, Field(pattern=r"^[0-9]+(Mi|Gi)$")] = "1Gi"
+    """The most that one program may ask for, with the files it writes. Compilers ask for 1Gi unless the request says otherwise."""
+    queue: Positive = 1024
+    """Requests that one pod takes in at the same time, waiting and running; further ones are told when to come again."""
+    minimum: Literal["namespaces", "full"] = "namespaces"
+    """Refuse to start with less isolation than this. `namespaces`: every run has namespaces of its own, system call filter, limits. `full`:
+    also cgroups for memory and processes, for which a cluster's node has to be prepared."""
+    backend: Literal["namespaces", "crun"] = "namespaces"
+    """`namespaces` runs programs in prepared slots; `crun` starts an OCI container for each, which is slower."""
 
 
 class CheckpointSpec(Part):

@@ -14,7 +14,7 @@ from rljob.cli import cluster
 
 _NO_FILES, _FILES = 4, 0
 _OF_FILES = "validate"
-_ROLES = ("master", "worker", "rollout", "reward")
+_ROLES = ("master", "worker", "rollout", "reward", "sandbox")
 
 
 def candidates(words: Sequence[str], jobs: Sequence[str]) -> tuple[list[str], int]:

@@ -20,7 +20,7 @@ from rljob.api.explain import explain
 from rljob.api.load import load
 from rljob.api.notes import inert
 from rljob.api.unsupported import unsupported
-from rljob.cli import cluster, data
+from rljob.cli import cluster, data, sandbox
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
 from rljob.cli.output import Output
 from rljob.cli.render import rendered
@@ -41,6 +41,7 @@ rljob status runs/tiny\n
 rljob logs runs/tiny worker-0/vllm -f\n
 rljob status sums -n team-a          a job in a cluster: any of -n, --context, --kubeconfig says so\n
 rljob watch sums -n team-a\n
+rljob sandbox serve                  the code sandbox alone, for any program that speaks HTTP\n
 rljob explain spec.rollout""",
     no_args_is_help=True,
     add_completion=False,
@@ -257,6 +258,7 @@ def stop_command(
     print(f"{folder}: stopped" if stopped else f"{folder}: was not running")
 
 
+app.add_typer(sandbox.app)
 app.add_typer(data.app, name="data")
 cluster.app.command("plan")(kubectl_plan_command)
 cluster.app.command("validate")(validate_command)

@@ -134,6 +134,11 @@ def without_effect(job: RLJob) -> list[str]:
             f"spec.reward.replicas is {spec.reward.replicas}, but `rljob run` starts one: copies would only share its cores; "
             "raise spec.reward.workers for more verifiers at once"
         )
+    if spec.needs_sandbox and spec.sandbox.replicas > 1:
+        found.append(
+            f"spec.sandbox.replicas is {spec.sandbox.replicas}, but `rljob run` starts one: copies would only share its cores; "
+            "raise spec.sandbox.slots for more programs at once"
+        )
     if spec.rollout.replicas > 0:
         found.append(
             f"spec.rollout.replicas is {spec.rollout.replicas}, but weights do not reach rollout pods yet: they answer no prompt and only "

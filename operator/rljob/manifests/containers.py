@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rljob.manifests.context import Context
 from rljob.manifests.environment import CREDENTIALS, environment, mounted
-from rljob.manifests.settings import Images
+from rljob.manifests.settings import Images, SandboxPods
 from rljob.manifests.types import Manifest
 from rljob.plan import Container, Pod
 from rljob.plan.types import ExecProbe, Listen, Mount, Probe, Resources
@@ -17,7 +17,15 @@ TEMPORARY, SECRET, CLAIM = "tmp", "credentials", "devices"
 """Volumes that every pod has, and that `prepare` has; name of the claim that sidecars share."""
 _PROBE_SECONDS = 10
 """Time that one check has: starting a Python on a busy machine can take seconds."""
-_IMAGES = {"prepare": "trainer", "master": "master", AGENT: "master", "megatron": "trainer", "vllm": "rollout", "reward": "reward"}
+_IMAGES = {
+    "prepare": "trainer",
+    "master": "master",
+    AGENT: "master",
+    "megatron": "trainer",
+    "vllm": "rollout",
+    "reward": "reward",
+    "sandbox": "sandbox",
+}
 _UNSIZED = ("prepare", "megatron", "vllm")
 """Containers whose memory depends on the model."""
 
@@ -42,7 +50,8 @@ def assemble(context: Context, pod: Pod, what: Container, image: str, env: Seque
         "command": list(what.command),
         "env": list(env),
         "resources": resources(context, pod, what),
-        "securityContext": rights(read_only=not what.resources.accelerators),
+        "securityContext": rights(read_only=not what.resources.accelerators)
+        | (own_proc(context.settings.sandbox) if pod.role == "sandbox" else {}),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts(context, what),
     }
@@ -75,6 +84,12 @@ def rights(read_only: bool) -> Manifest:
     The NVIDIA runtime's hooks write to the root file system of containers that hold devices: there it stays writable.
     """
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": read_only}
+
+
+def own_proc(sandbox: SandboxPods) -> Manifest:
+    """A run has a /proc of its own, which the kernel allows only where the pod's is not masked; Kubernetes allows that to pods with users
+    of their own."""
+    return {} if sandbox.host_users else {"procMount": "Unmasked"}
 
 
 def mounts(context: Context, what: Container) -> list[Manifest]:

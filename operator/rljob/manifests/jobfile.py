@@ -22,7 +22,6 @@ CLUSTER = (
     "templates",
     "files",
     "credentials",
-    "sandbox.replicas",
     "rollout.replicas",
     "accelerator.sharing",
     "checkpoint.volume",
@@ -30,10 +29,15 @@ CLUSTER = (
 """The operator's own: no process reads them."""
 _RUN = ("iterations", "evaluation", "backoffLimit", "activeDeadlineSeconds", "checkpoint")
 """How long the loop runs and what it keeps: the master's alone."""
+_SANDBOX = tuple(f"sandbox.{name}" for name in ("replicas", "slots", "memoryPerRun", "queue", "minimum", "backend"))
+"""How the sandbox runs; whether there is one is what the preparation asks."""
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
-    "master": (*CLUSTER, "reward.workers", "reward.timeoutSeconds"),
+    "master": (*CLUSTER, *_SANDBOX, "reward.workers", "reward.timeoutSeconds"),
     "node": (*CLUSTER, *_RUN, "reward", "sandbox"),
-    "reward": (*CLUSTER, *_RUN, "reward.replicas", "switch", "accelerator", "trainer", "rollout.tensorParallel", "rollout.engine"),
+    "reward": (
+        *(*CLUSTER, *_RUN, "reward.replicas", "sandbox"),
+        *("switch", "accelerator", "trainer", "rollout.tensorParallel", "rollout.engine"),
+    ),
 }
 """Fields below `spec`, at most two levels deep, that a file leaves out. `node` is for worker and rollout pods."""
 

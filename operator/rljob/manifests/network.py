@@ -1,9 +1,11 @@
 """NetworkPolicies: a job's pods hear and say only what the picture shows.
 
     operator ─► master ─► worker, rollout (engine)     worker, rollout ─► master
-                master ─► reward                        worker, rollout ◄─► each other (collectives, weights)
+                master ─► reward ─► sandbox             worker, rollout ◄─► each other (collectives, weights)
                 prepare ─► anywhere, if the job downloads something
                 reward ─► anywhere, if the job names a judge of the user's own by its address
+
+The sandbox reaches nothing at all: not even names are looked up.
 
 A pod's node may always reach it (probes, `kubectl port-forward`). What else a site needs, such as a Prometheus that reads the master's
 `/metrics`, is a policy of its own: policies add up.
@@ -32,6 +34,12 @@ def network_policies(context: Context) -> list[Manifest]:
         [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]}] if downloads(context.job) else []
     )
     nodes, alone = _pods(context, NODES), _pods(context, ["master"])
+    asked: list[Manifest] = _judges(context.job)
+    sandboxes: list[Manifest] = []
+    if any(service.name == "sandbox" for service in context.plan.services):
+        port = _port(context, "sandbox")
+        asked = [*(asked or [_DNS]), {"to": [_pods(context, ["sandbox"])], "ports": port}]
+        sandboxes = [_policy(context, "sandbox", ["sandbox"], [{"from": [_pods(context, ["reward"])], "ports": port}], [])]
     return [
         _policy(
             context,
@@ -47,7 +55,8 @@ def network_policies(context: Context) -> list[Manifest]:
             [{"from": [alone], "ports": engine}, {"from": [nodes]}],
             [_DNS, {"to": [alone], "ports": master}, {"to": [nodes]}],
         ),
-        _policy(context, "reward", ["reward"], [{"from": [alone], "ports": reward}], _judges(context.job)),
+        _policy(context, "reward", ["reward"], [{"from": [alone], "ports": reward}], asked),
+        *sandboxes,
     ]
 
 

@@ -82,7 +82,7 @@ def deployment(context: Context, pod: Pod) -> Manifest:
 
 
 def disruption_budget(context: Context, pod: Pod) -> Manifest:
-    """One replica at a time may be evicted; a single one may, because the master asks again."""
+    """One replica at a time may be evicted; a single one may, because whoever asks asks again."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

@@ -9,6 +9,7 @@ from rljob.manifests.environment import nodes_service
 from rljob.manifests.jobfile import AUDIENCE
 from rljob.manifests.merge import merge_template
 from rljob.manifests.names import checked, child, labels, match, metadata
+from rljob.manifests.settings import SandboxPods
 from rljob.manifests.types import LABEL_ROLE, Manifest
 from rljob.plan import Pod
 from rljob.plan.types import Volume
@@ -80,7 +81,20 @@ def _spec(context: Context, pod: Pod, restart_policy: str) -> Manifest:
     if pod.role == "worker" and context.several_workers:
         spec |= {"hostname": child(context.name, pod.name), "subdomain": nodes_service(context.name)}
     pod_devices(context, spec, whole)
+    if pod.role == "sandbox":
+        _allow_namespaces(context.settings.sandbox, spec)
     return spec | _place(context, pod)
+
+
+def _allow_namespaces(sandbox: SandboxPods, spec: Manifest) -> None:
+    """Let the sandbox make namespaces for what it runs, in place: `RuntimeDefault` forbids that to whoever has no capabilities."""
+    security, profile = spec["securityContext"], sandbox.seccomp_profile
+    spec["hostUsers"] = sandbox.host_users
+    security["seccompProfile"] = {"type": "Localhost", "localhostProfile": profile} if profile else {"type": "Unconfined"}
+    if sandbox.app_armor_profile == "unconfined":
+        security["appArmorProfile"] = {"type": "Unconfined"}
+    elif sandbox.app_armor_profile:
+        security["appArmorProfile"] = {"type": "Localhost", "localhostProfile": sandbox.app_armor_profile}
 
 
 def grace_seconds(pod: Pod) -> int:
@@ -134,7 +148,7 @@ def _place(context: Context, pod: Pod) -> Manifest:
             },
         }
         return {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [together]}}}
-    if pod.role in ("rollout", "reward"):
+    if pod.role in ("rollout", "reward", "sandbox"):
         apart = {
             "maxSkew": 1,
             "topologyKey": host,
@@ -157,7 +171,7 @@ def _stateful_roles(context: Context) -> list[str]:
 def _queue(context: Context, pod: Pod) -> tuple[dict[str, str], dict[str, str]]:
     """Labels and annotations for Kueue (plain pods): master and workers are admitted together, a rollout pod by itself."""
     queue = context.job.spec.queue_name
-    if queue is None or pod.role == "reward":
+    if queue is None or pod.role in ("reward", "sandbox"):
         return {}, {}
     label = {f"{_KUEUE}/queue-name": queue}
     if pod.role == "rollout":

@@ -3,7 +3,8 @@
 What a change of the spec reaches: an object carries the hash of what was rendered, and only what renders differently is touched. A pod
 depends on the fields that its processes read (rljob.manifests.jobfile), on what the plan makes of the spec for it (command, memory,
 devices), on its role's `templates` and on the operator's settings. So `rollout.replicas` adds or removes rollout pods and nothing else;
-`iterations`, `evaluation`, `checkpoint` and the limits reach the master alone, `reward.workers` the reward pods alone.
+`iterations`, `evaluation`, `checkpoint` and the limits reach the master alone, `reward.workers` the reward pods alone,
+`sandbox` the sandbox pods (and, where it makes or removes them, the reward pods, which are told where they are).
 """
 
 import json
@@ -51,7 +52,7 @@ def _objects(context: Context) -> Iterator[Manifest]:
     if context.sharing.mode == "claim":
         yield devices.claim_template(context, context.job.spec.accelerator.per_node)
     for pod in plan.pods:
-        if pod.role == "reward":
+        if pod.role in ("reward", "sandbox"):
             yield objects.deployment(context, pod)
             yield objects.disruption_budget(context, pod)
         else:

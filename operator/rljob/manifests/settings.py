@@ -42,6 +42,18 @@ class Devices(Part):
     """RuntimeClass of pods that see devices without asking for them (`visible`)."""
 
 
+class SandboxPods(Part):
+    """What sandbox pods are given so that they can isolate what they run (docs/sandbox.md). Depends on how nodes are set up."""
+
+    host_users: bool = False
+    """Pods share the node's users. `false` needs Linux 6.3, containerd 2.0 or CRI-O 1.25; `true` leaves runs no /proc of their own."""
+    seccomp_profile: str = "rljob/sandbox.json"
+    """Profile below the kubelet's seccomp folder of every node (charts/rljob/files/sandbox-seccomp.json); empty: none (`Unconfined`)."""
+    app_armor_profile: str = ""
+    """AppArmor profile of the nodes that allows mounts and user namespaces, or `unconfined`; empty: the runtime's, or none on nodes without
+    AppArmor."""
+
+
 class LeaderElection(Part):
     """Which of several operators acts: the holder of a Lease."""
 
@@ -82,6 +94,8 @@ class Settings(Part):
     """Jobs looked at at the same time."""
     metrics_port: Annotated[int, Field(ge=0)] = 8080
     """Port of /metrics, /healthz and /readyz."""
+    sandbox: SandboxPods = SandboxPods()
+    """Sandbox pods."""
     network_policies: bool = True
     """Write NetworkPolicies."""
 

@@ -27,7 +27,8 @@ from rljob.plan.types import (
     VolumePath,
 )
 
-MASTER, REWARD, ENGINE, RENDEZVOUS = Port("master", 8080), Port("reward", 8081), Port("engine", 8000), Port("rendezvous", 29500)
+MASTER, REWARD, SANDBOX = Port("master", 8080), Port("reward", 8081), Port("sandbox", 8082)
+ENGINE, RENDEZVOUS = Port("engine", 8000), Port("rendezvous", 29500)
 
 _WORK = Mount("work", "/rljob/work")
 _CACHE = Mount("cache", "/rljob/cache")
@@ -49,11 +50,15 @@ def plan(job: RLJob, shape: ModelShape | None = None) -> Plan:
     pods = [_master(job, sizes), *(_worker(job, sizes, i) for i in range(job.spec.trainer.nodes))]
     pods += [_rollout(job, sizes, i) for i in range(job.spec.rollout.replicas)]
     pods.append(_reward(job, sizes))
+    services = [Service("master", "master", MASTER.name), Service("reward", "reward", REWARD.name)]
+    if job.spec.needs_sandbox:
+        pods.append(_sandbox(job, sizes))
+        services.append(Service("sandbox", "sandbox", SANDBOX.name))
     return Plan(
         job=job.metadata.name,
         pods=tuple(pods),
         volumes=_volumes(job, sizes),
-        services=(Service("master", "master", MASTER.name), Service("reward", "reward", REWARD.name)),
+        services=tuple(services),
         notes=sizes.notes,
         sized=sizes.shape is not None,
     )
@@ -199,10 +204,11 @@ def _rollout(job: RLJob, sizes: Estimate, index: int) -> Pod:
 
 
 def _reward(job: RLJob, sizes: Estimate) -> Pod:
+    sandbox: dict[str, Value] = {"RLJOB_URL_SANDBOX": ServiceUrl("sandbox")} if job.spec.needs_sandbox else {}
     reward = Container(
         name="reward",
         command=_module("reward"),
-        env=_env("cache", RLJOB_LISTEN_REWARD=Listen(REWARD.name)),
+        env=_env("cache", RLJOB_LISTEN_REWARD=Listen(REWARD.name), **sandbox),
         mounts=(_JOB, _CACHE),
         resources=_resources(sizes, "reward", 0.25),
         restart="always",
@@ -210,3 +216,20 @@ def _reward(job: RLJob, sizes: Estimate) -> Pod:
         probe=Probe(HttpProbe(Listen(REWARD.name), "/healthz")),
     )
     return Pod("reward", "reward", (reward,), replicas=job.spec.reward.replicas)
+
+
+def _sandbox(job: RLJob, sizes: Estimate) -> Pod:
+    """Told nothing of the job and given none of its volumes: what a program could steal is not there."""
+    settings = job.spec.sandbox.model_dump_json(by_alias=True, exclude={"enabled", "replicas"})
+    sandbox = Container(
+        name="sandbox",
+        command=_module("sandbox"),
+        env={"RLJOB_SANDBOX": settings, "RLJOB_LISTEN_SANDBOX": Listen(SANDBOX.name)},
+        mounts=(),
+        resources=_resources(sizes, "sandbox", job.spec.sandbox.slots),
+        restart="always",
+        ports=(SANDBOX,),
+        probe=Probe(HttpProbe(Listen(SANDBOX.name), "/healthz")),
+        grace_seconds=40.0,
+    )
+    return Pod("sandbox", "sandbox", (sandbox,), replicas=job.spec.sandbox.replicas)

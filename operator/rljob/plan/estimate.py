@@ -54,7 +54,7 @@ class Estimate:
 
     shape: ModelShape | None
     memory: dict[str, Memory]
-    """Per process: `master`, `prepare`, `checkpoint-engine`, `megatron` (the whole sidecar), `vllm`, `reward`."""
+    """Per process: `master`, `prepare`, `checkpoint-engine`, `megatron` (the whole sidecar), `vllm`, `reward`; `sandbox` if it runs."""
     arena: int
     """Weights in shared memory, per worker pod."""
     disk: int
@@ -113,6 +113,12 @@ def engine_memory(job: RLJob, shape: ModelShape) -> Memory:
     return Memory((("zygote", _ZYGOTE), ("engine", _ENGINE), ("weights", shape.parameters * width), ("KV cache", cache)))
 
 
+def sandbox_memory(job: RLJob) -> Memory:
+    """The service, and every slot with half of what one program may use: few use all of it, and fewer at the same time."""
+    sandbox = job.spec.sandbox
+    return Memory((("interpreter", 2 * _PYTHON), ("programs", sandbox.slots * parse_size(sandbox.memory_per_run) // 2)))
+
+
 def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Estimate:
     memory = {
         "prepare": Memory((("interpreter", 2 * _TORCH),)),
@@ -123,6 +129,8 @@ def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Es
         # One more for answers that take long.
         "reward": Memory((("interpreter", (2 + job.spec.reward.workers) * _PYTHON),)),
     }
+    if job.spec.needs_sandbox:
+        memory["sandbox"] = sandbox_memory(job)
     a, r = job.spec.algorithm, job.spec.rollout
     answers = int(a.prompts_per_iteration * a.samples_per_prompt * r.max_tokens * ANSWER_SHARE)
     trained = answers + a.prompts_per_iteration * prompt_tokens(job, shape)

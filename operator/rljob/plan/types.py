@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Role = Literal["master", "worker", "rollout", "reward"]
+Role = Literal["master", "worker", "rollout", "reward", "sandbox"]
 
 
 @dataclass(frozen=True)

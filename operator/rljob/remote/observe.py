@@ -205,9 +205,9 @@ def snapshot(api: Api, name: str, now: datetime) -> Snapshot:
 
 
 def pods_of(api: Api, name: str) -> tuple[PodState, ...]:
-    """The job's pods: master, workers, rollouts, reward."""
+    """The job's pods: master, workers, rollouts, reward, sandbox."""
     found = api.get(f"/api/v1/namespaces/{api.namespace}/pods", {"labelSelector": f"{LABEL_JOB}={name}"})
-    order = {"master": 0, "worker": 1, "rollout": 2, "reward": 3}
+    order = {"master": 0, "worker": 1, "rollout": 2, "reward": 3, "sandbox": 4}
     pods = [pod_state(item) for item in found.get("items", [])]
     return tuple(sorted(pods, key=lambda p: (order.get(p.role, 9), _natural(p.name))))
 

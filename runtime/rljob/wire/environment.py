@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from rljob.api import ConfigurationError, RLJob
+from rljob.api.platform import SandboxSpec
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,17 @@ class Environment:
         return RLJob.model_validate(json.loads(Path(self._get("RLJOB_JOB")).read_text()))
 
     @property
+    def sandbox_settings(self) -> SandboxSpec:
+        """How the sandbox is to run (`RLJOB_SANDBOX`, JSON). It is told nothing else of the job."""
+        text = self._get("RLJOB_SANDBOX")
+        try:
+            return SandboxSpec.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigurationError(f"environment variable RLJOB_SANDBOX: {where} is {first['input']!r}: {first['msg']}") from None
+
+    @property
     def node(self) -> str:
         """Name of the pod, such as `worker-0`."""
         return self._get("RLJOB_NODE")
@@ -45,7 +59,7 @@ class Environment:
         return self.directory("sockets") / f"{name}.sock"
 
     def url(self, service: str) -> str:
-        """Base address of a service: `master` or `reward`."""
+        """Base address of a service: `master`, `reward`, `sandbox`."""
         return self._get(f"RLJOB_URL_{service.upper()}")
 
     @property
@@ -54,7 +68,7 @@ class Environment:
         return self.variables.get("RLJOB_URL_SANDBOX")
 
     def listen(self, port: str) -> tuple[str, int]:
-        """Host and port to listen on: `master`, `reward`, `engine`."""
+        """Host and port to listen on: `master`, `reward`, `sandbox`, `engine`."""
         host, _, number = self._get(f"RLJOB_LISTEN_{port.upper()}").rpartition(":")
         return host, int(number)
 

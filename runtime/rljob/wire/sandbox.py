@@ -128,6 +128,9 @@ class JudgeRequest(Message):
     files: dict[str, str] = Field(default_factory=dict)
     tests: tuple[Test, ...]
     stop_at_first_failure: bool = True
+    total_wall_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Of all tests together, waiting in the queue not counted; tests that have not begun by then count as `wall_limit`. Keep it below the
+    time for which you wait for the answer, or a program that sleeps turns into a failure of yours."""
     checker: Checker = Checker()
     limits: Limits = Limits()
     compile_limits: Limits = Limits(cpu_seconds=20, wall_seconds=30, memory_mb=1024, processes=64, disk_mb=256)
@@ -146,7 +149,7 @@ class Case(Message):
 
 
 class JudgeResult(Message):
-    """The verdict: `passed`, or that of the first test that did not pass."""
+    """The verdict: `passed`, or that of the first test that did not pass; `sandbox_error` if any test could not be run."""
 
     verdict: Literal["passed", "wrong_answer"] | Status
     passed: int
@@ -154,4 +157,69 @@ class JudgeResult(Message):
     cases: tuple[Case, ...]
     """In the order of the tests; shorter than them if it stopped at the first failure."""
     compile: Output | None = None
+    """Of its outputs only the beginning."""
     reason: str = ""
+
+
+class RunBatch(Message):
+    """`POST /v1/run:batch`: many requests at once, taken or refused together."""
+
+    items: Annotated[tuple[RunRequest, ...], Field(min_length=1)]
+
+
+class JudgeBatch(Message):
+    """`POST /v1/judge:batch`: many submissions at once, taken or refused together."""
+
+    items: Annotated[tuple[JudgeRequest, ...], Field(min_length=1)]
+
+
+class RunLine(Message):
+    """One line (NDJSON) of the answer to a RunBatch. Lines come as items end, not in their order."""
+
+    index: int
+    """Place of the item in the batch, from 0."""
+    status: int
+    """HTTP status that the item alone would have been answered with."""
+    result: RunResult | None = None
+    """None unless the status is 200."""
+    error: str = ""
+
+
+class JudgeLine(Message):
+    """One line (NDJSON) of the answer to a JudgeBatch. Lines come as items end, not in their order."""
+
+    index: int
+    """Place of the item in the batch, from 0."""
+    status: int
+    """HTTP status that the item alone would have been answered with."""
+    result: JudgeResult | None = None
+    """None unless the status is 200."""
+    error: str = ""
+
+
+class Language(Message):
+    """A language that this sandbox has."""
+
+    name: str
+    version: str
+    compiled: bool
+    """Built once, then run for each test."""
+    calls: bool
+    """Tests may call a function."""
+
+
+class Languages(Message):
+    """`GET /v1/languages`: what may be asked for."""
+
+    languages: tuple[Language, ...]
+    limits: Limits
+    """The most that a request may ask for."""
+    protections: dict[str, bool]
+    """What isolates a run, and whether it is on here."""
+
+
+class Refusal(Message):
+    """Body of every answer that is not 2xx."""
+
+    error: str
+    """One line: what, with the value, and what to do."""

@@ -70,6 +70,7 @@ def _request(program: str, reference: CodeReference, options: CodeOptions) -> Ju
         stop_at_first_failure=not options.partial,
         checker=reference.checker,
         limits=Limits(cpu_seconds=options.cpu_seconds, wall_seconds=options.wall_seconds, memory_mb=options.memory_mb),
+        total_wall_seconds=_SECONDS / 2,  # else a program that sleeps in every test is no wrong answer, but a service that does not answer
         deadline_seconds=_SECONDS,
     )
 

@@ -1,0 +1,334 @@
+"""Runs of untrusted programs per second, against a container for each.
+
+    python benchmarks/sandbox_speed.py [--seconds 5] [--runs 2000] [--slots N] [--json]
+
+Three ways in one process on the same machine, each in rounds of which the fastest counts: the pool of `rljob.sandbox` (all protections
+that the machine offers), `crun run` with a fresh overlay on tmpfs for every execution (the recipe of Kimi k1.5, section 2.6.4; only where
+crun is installed and we are root), and the bare interpreter without any protection. The program reads a number and prints the next one.
+Also: latency at half load, and what has grown after many runs.
+
+`..._per_core` divides the rate by the cores of the machine; `..._by_cpu` is what one core could do by the processor time used (service,
+slots and programs), which neighbours disturb less.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rljob.sandbox.pool import Pool, PoolSettings, Program
+from rljob.wire.sandbox import RunRequest
+
+PROGRAMS = {
+    "python": "print(int(input()) + 1)",
+    "c": '#include <stdio.h>\nint main(void) { int n; scanf("%d", &n); printf("%d\\n", n + 1); }',
+}
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast one way is."""
+
+    per_second: float
+    cpu_seconds: float
+    """For one run."""
+    p50: float
+    p99: float
+
+
+def cpu_of_children_and_self() -> float:
+    """Seconds of this process and of all its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def cpu_of_pool(pool: Pool) -> float:
+    """Seconds of this process, the runners and the runs that they have waited for; 0 is never the answer."""
+    ticks = 0.0
+    for pid in descendants(os.getpid()):
+        try:
+            fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(map(int, fields[11:15] if pid != os.getpid() else fields[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def descendants(pid: int) -> set[int]:
+    """`pid` and all processes below it."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                parents[int(name)] = int(Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found, frontier = {pid}, {pid}
+    while frontier := {child for child, parent in parents.items() if parent in frontier}:
+        found |= frontier
+    return found
+
+
+async def measure(run: Callable[[], Awaitable[None]], width: int, seconds: float, cpu: Callable[[], float]) -> Rate:
+    """So many at a time for so long."""
+    latencies: list[float] = []
+    end = time.monotonic() + seconds
+
+    async def work() -> None:
+        while time.monotonic() < end:
+            began = time.monotonic()
+            await run()
+            latencies.append(time.monotonic() - began)
+
+    began, used = time.monotonic(), cpu()
+    await asyncio.gather(*(work() for _ in range(width)))
+    elapsed, used = time.monotonic() - began, cpu() - used
+    latencies.sort()
+    return Rate(len(latencies) / elapsed, used / len(latencies), latencies[len(latencies) // 2], latencies[int(len(latencies) * 0.99)])
+
+
+async def at_half_load(run: Callable[[], Awaitable[None]], rate: float, seconds: float) -> Rate:
+    """Started at regular times, half as often as is possible, whether or not those before have ended."""
+    latencies: list[float] = []
+    tasks = []
+
+    async def one() -> None:
+        began = time.monotonic()
+        await run()
+        latencies.append(time.monotonic() - began)
+
+    count = int(rate / 2 * seconds)
+    began = time.monotonic()
+    for number in range(count):
+        await asyncio.sleep(max(0.0, began + number / (rate / 2) - time.monotonic()))
+        tasks.append(asyncio.create_task(one()))
+    await asyncio.gather(*tasks)
+    latencies.sort()
+    return Rate(rate / 2, 0.0, latencies[count // 2], latencies[int(count * 0.99)])
+
+
+def of_program(program: Program) -> Callable[[], Awaitable[None]]:
+    """One run of it, with the proof that it ran."""
+
+    async def run() -> None:
+        result = await program.run("41\n")
+        assert result.run is not None, result
+        assert result.run.stdout == "42\n", result
+
+    return run
+
+
+def of_command(command: list[str]) -> Callable[[], Awaitable[None]]:
+    """One start of a command."""
+
+    async def run() -> None:
+        process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        output, errors = await process.communicate(b"41\n")
+        assert output == b"42\n", errors
+
+    return run
+
+
+@contextmanager
+def crun_recipe(folder: Path) -> Iterator[Callable[[], Awaitable[None]] | None]:
+    """`crun run` of the interpreter on an overlay that is made for the run and thrown away after it; None if it is not to be had."""
+    crun = shutil.which("crun")
+    command = [os.path.realpath(sys.executable), "-I", "-c", PROGRAMS["python"]]
+    if crun is None or os.geteuid() != 0:
+        yield None
+        return
+    numbers = iter(range(10**9))
+    script = folder / "one.sh"
+    script.write_text(ONE_CONTAINER)
+
+    async def run() -> None:
+        bundle = folder / f"b{next(numbers)}"
+        bundle.mkdir()
+        (bundle / "config.json").write_text(json.dumps(container(command)))
+        process = await asyncio.create_subprocess_exec(
+            "sh", str(script), str(bundle), crun, str(folder / "state"), bundle.name,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        output, errors = await process.communicate(b"41\n")
+        assert output == b"42\n", errors
+
+    # crun refuses a machine with both versions of cgroups; it does not see the second one here.
+    if Path("/sys/fs/cgroup/unified/cgroup.controllers").exists():
+        os.unshare(os.CLONE_NEWNS)
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["umount", "/sys/fs/cgroup/unified"], check=True)
+    yield run
+
+
+ONE_CONTAINER = """
+set -e
+mkdir "$1"_
+mount -t tmpfs -o size=64m run "$1"_
+mkdir "$1"_/upper "$1"_/work "$1"_/rootfs
+mount -t overlay -o "lowerdir=/,upperdir=$1_/upper,workdir=$1_/work" overlay "$1"_/rootfs
+cp "$1"/config.json "$1"_/config.json
+"$2" --root "$3" run -b "$1"_ "$4"
+umount "$1"_/rootfs "$1"_
+rmdir "$1"_
+rm -r "$1"
+"""
+
+
+def container(command: list[str]) -> dict[str, Any]:
+    """An OCI configuration: namespaces of its own, cgroup limits, no capabilities, no new privileges."""
+    return {
+        "ociVersion": "1.0.0",
+        "process": {
+            "user": {"uid": 0, "gid": 0}, "args": command, "env": ["PATH=/usr/bin:/bin", "LANG=C.UTF-8"], "cwd": "/",
+            "noNewPrivileges": True,
+            "capabilities": {name: [] for name in ("bounding", "effective", "permitted", "inheritable", "ambient")},
+        },
+        "root": {"path": "rootfs", "readonly": False},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+        ],
+        "linux": {
+            "namespaces": [{"type": name} for name in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
+            "resources": {"memory": {"limit": 256 << 20}, "pids": {"limit": 32}},
+        },
+    }  # fmt: skip
+
+
+def holdings(pool: Pool) -> dict[str, int]:
+    """What could leak."""
+    processes = descendants(os.getpid())
+    cgroups = [path for path in Path("/sys/fs/cgroup").glob("*/**/rljob-sandbox-*/*") if path.is_dir()]
+    return {
+        "processes": len(processes),
+        "memory of the service, KiB": int(Path("/proc/self/statm").read_text().split()[1]) * 4,
+        "descriptors of the service": len(os.listdir("/proc/self/fd")),
+        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "cgroups": len(cgroups),
+        "memory of the slots, KiB": sum(slot.cgroup.memory_now() for slot in pool._all.values()) // 1024,  # type: ignore[attr-defined]
+        "files in the folder for temporary ones": len(os.listdir(tempfile.gettempdir())),
+    }
+
+
+async def main_async(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All measurements."""
+    cores = len(os.sched_getaffinity(0))
+    pool = Pool(PoolSettings(slots=options.slots or cores))
+    await pool.start()
+    try:
+        programs = {name: await pool.build(RunRequest(language=name, code=code)) for name, code in PROGRAMS.items()}
+        plain = of_command([os.path.realpath(sys.executable), "-I", "-c", PROGRAMS["python"]])
+        with crun_recipe(folder) as crun:
+            ways: dict[str, tuple[Callable[[], Awaitable[None]], Callable[[], float]]] = {
+                "python": (of_program(programs["python"]), lambda: cpu_of_pool(pool)),
+                "c": (of_program(programs["c"]), lambda: cpu_of_pool(pool)),
+                "plain": (plain, cpu_of_children_and_self),
+            }
+            if crun is not None:
+                ways["crun"] = (crun, cpu_of_children_and_self)
+            rates = {name: await best(way, cpu, pool.slots, options.seconds) for name, (way, cpu) in ways.items()}
+        half = await at_half_load(of_program(programs["python"]), rates["python"].per_second, options.seconds)
+        before = holdings(pool)
+        began = time.monotonic()
+        await many(of_program(programs["python"]), options.runs, pool.slots)
+        rate = options.runs / (time.monotonic() - began)
+        after = holdings(pool)
+    finally:
+        await pool.stop()
+    return report(rates, half, before, after, rate, options, cores)
+
+
+async def best(run: Callable[[], Awaitable[None]], cpu: Callable[[], float], width: int, seconds: float) -> Rate:
+    """The fastest of a few rounds."""
+    await run()
+    rounds = [await measure(run, width, seconds / ROUNDS, cpu) for _ in range(ROUNDS)]
+    return max(rounds, key=lambda rate: rate.per_second)
+
+
+async def many(run: Callable[[], Awaitable[None]], count: int, width: int) -> None:
+    """So many runs."""
+    left = iter(range(count))
+
+    async def work() -> None:
+        for _ in left:
+            await run()
+
+    await asyncio.gather(*(work() for _ in range(width)))
+
+
+def report(
+    rates: Mapping[str, Rate],
+    half: Rate,
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    rate: float,
+    options: argparse.Namespace,
+    cores: int,
+) -> dict[str, Any]:
+    """Print tables; the figures by name."""
+    table = Table(title=f"{cores} cores")
+    for column in ("", "runs/s", "per core", "CPU ms per run", "per core by CPU", "p50 ms", "p99 ms"):
+        table.add_column(column, justify="left" if not column else "right")
+    titles = {"python": "Python, isolated", "c": "C (built), isolated", "crun": "Python by crun run", "plain": "Python, unprotected"}
+    for name, item in rates.items():
+        table.add_row(
+            titles[name], f"{item.per_second:.0f}", f"{item.per_second / cores:.0f}", f"{item.cpu_seconds * 1e3:.2f}",
+            f"{1 / item.cpu_seconds:.0f}", f"{item.p50 * 1e3:.1f}", f"{item.p99 * 1e3:.1f}",
+        )  # fmt: skip
+    table.add_row("Python at half load", f"{half.per_second:.0f}", "", "", "", f"{half.p50 * 1e3:.1f}", f"{half.p99 * 1e3:.1f}")
+    console = Console()
+    console.print(table)
+    leaks = Table(title=f"{options.runs} runs at {rate:.0f}/s")
+    for column in ("", "before", "after"):
+        leaks.add_column(column, justify="left" if not column else "right")
+    for name in before:
+        leaks.add_row(name, str(before[name]), str(after[name]))
+    console.print(leaks)
+    crun = rates.get("crun")
+    return {
+        "python_runs_per_s_per_core": rates["python"].per_second / cores,
+        "python_runs_per_s_per_core_by_cpu": 1 / rates["python"].cpu_seconds,
+        "c_runs_per_s_per_core": rates["c"].per_second / cores,
+        "c_runs_per_s_per_core_by_cpu": 1 / rates["c"].cpu_seconds,
+        "vs_crun": rates["python"].per_second / crun.per_second if crun else None,
+        "vs_crun_by_cpu": crun.cpu_seconds / rates["python"].cpu_seconds if crun else None,
+        "vs_unprotected": rates["python"].per_second / rates["plain"].per_second,
+        "half_load_p50_ms": half.p50 * 1e3,
+        "half_load_p99_ms": half.p99 * 1e3,
+        "runs": options.runs,
+        "rate_over_runs": rate,
+        "grown": {name: after[name] - before[name] for name in before},
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each way")
+    parser.add_argument("--runs", type=int, default=2000, help="of the search for leaks")
+    parser.add_argument("--slots", type=int, default=None, help="default: as many as cores")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = asyncio.run(main_async(options, Path(folder)))
+    if options.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Which system calls a run may make: an allow-list as a classic BPF program, made once (man 2 seccomp; linux/seccomp.h, linux/filter.h).
+
+Refused calls fail with EPERM; those newer than what C libraries take for granted fail with ENOSYS, so that libraries fall back. Sockets
+are refused whole, except pairs of unix sockets. What is not here on purpose: everything that reaches beyond the run (namespaces, mounts,
+tracing, other processes' memory, keyrings, the clock), and memory that neither a process nor the file system is charged for (memfd,
+System V, message queues, inotify, asynchronous I/O). The kernel's own bugs behind allowed calls are not covered.
+"""
+
+import platform
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+ARCHITECTURE: Final = "x86_64"
+_AUDIT_ARCH: Final = 0xC000003E
+_X32: Final = 0x40000000
+_NEW: Final = 424
+"""The first number that all architectures share: calls that old C libraries do not know."""
+
+_KILL, _EPERM, _ENOSYS, _ENOTTY, _ALLOW = 0x80000000, 0x00050001, 0x00050026, 0x00050019, 0x7FFF0000
+_LOAD, _AND, _EQUAL, _GREATER_EQUAL, _JUMP, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x05, 0x06
+_NAMESPACES = 0x7E020000
+
+ALLOWED: Final = {
+    "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10,
+    "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18, "readv": 19,
+    "writev": 20, "access": 21, "pipe": 22, "select": 23, "sched_yield": 24, "mremap": 25, "msync": 26, "mincore": 27, "madvise": 28,
+    "dup": 32, "dup2": 33, "pause": 34, "nanosleep": 35, "getitimer": 36, "alarm": 37, "setitimer": 38, "getpid": 39, "sendfile": 40,
+    "shutdown": 48, "getsockname": 51, "getpeername": 52, "setsockopt": 54, "getsockopt": 55, "fork": 57, "vfork": 58, "execve": 59,
+    "exit": 60, "wait4": 61, "kill": 62, "uname": 63, "fcntl": 72, "flock": 73, "fsync": 74, "fdatasync": 75, "truncate": 76,
+    "ftruncate": 77, "getdents": 78, "getcwd": 79, "chdir": 80, "fchdir": 81, "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85,
+    "link": 86, "unlink": 87, "symlink": 88, "readlink": 89, "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94,
+    "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "times": 100, "getuid": 102, "getgid": 104,
+    "geteuid": 107, "getegid": 108, "setpgid": 109, "getppid": 110, "getpgrp": 111, "setsid": 112, "getgroups": 115, "getresuid": 118,
+    "getresgid": 120, "getpgid": 121, "getsid": 124, "capget": 125, "rt_sigpending": 127, "rt_sigtimedwait": 128, "rt_sigqueueinfo": 129,
+    "rt_sigsuspend": 130, "sigaltstack": 131, "utime": 132, "statfs": 137, "fstatfs": 138, "getpriority": 140, "setpriority": 141,
+    "sched_getparam": 143, "sched_getscheduler": 145, "sched_get_priority_max": 146, "sched_get_priority_min": 147,
+    "sched_rr_get_interval": 148, "mlock": 149, "munlock": 150, "mlockall": 151, "munlockall": 152, "arch_prctl": 158, "setrlimit": 160,
+    "gettid": 186, "readahead": 187, "getxattr": 191, "lgetxattr": 192, "fgetxattr": 193, "listxattr": 194, "llistxattr": 195,
+    "flistxattr": 196, "tkill": 200, "time": 201, "futex": 202, "sched_setaffinity": 203, "sched_getaffinity": 204, "epoll_create": 213,
+    "getdents64": 217, "set_tid_address": 218, "restart_syscall": 219, "fadvise64": 221, "timer_create": 222, "timer_settime": 223,
+    "timer_gettime": 224, "timer_getoverrun": 225, "timer_delete": 226, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230,
+    "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "tgkill": 234, "utimes": 235, "waitid": 247, "openat": 257, "mkdirat": 258,
+    "fchownat": 260, "futimesat": 261, "newfstatat": 262, "unlinkat": 263, "renameat": 264, "linkat": 265, "symlinkat": 266,
+    "readlinkat": 267, "fchmodat": 268, "faccessat": 269, "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "get_robust_list": 274,
+    "utimensat": 280, "epoll_pwait": 281, "signalfd": 282, "timerfd_create": 283, "eventfd": 284, "fallocate": 285,
+    "timerfd_settime": 286, "timerfd_gettime": 287, "signalfd4": 289, "eventfd2": 290, "epoll_create1": 291, "dup3": 292, "pipe2": 293,
+    "preadv": 295, "pwritev": 296, "rt_tgsigqueueinfo": 297, "prlimit64": 302, "getcpu": 309, "sched_getattr": 315, "renameat2": 316,
+    "getrandom": 318, "execveat": 322, "membarrier": 324, "mlock2": 325, "copy_file_range": 326, "preadv2": 327, "pwritev2": 328,
+    "pkey_mprotect": 329, "pkey_alloc": 330, "pkey_free": 331, "statx": 332, "rseq": 334, "pidfd_send_signal": 424, "pidfd_open": 434,
+    "close_range": 436, "faccessat2": 439, "epoll_pwait2": 441, "futex_waitv": 449,
+}  # fmt: skip
+"""Calls of x86-64 that are allowed whatever their arguments."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A call that is allowed if argument `index`, of which only the bits of `mask` count, is one of `values`."""
+
+    number: int
+    index: int
+    values: Sequence[int]
+    mask: int = 0xFFFFFFFF
+    otherwise: int = _EPERM
+
+
+CONDITIONAL: Final = {
+    "clone": Condition(56, 0, (0,), _NAMESPACES),
+    "socketpair": Condition(53, 0, (1,)),  # AF_UNIX
+    # Urgent data of unix sockets had bugs (CVE-2025-38236) and no use.
+    "sendto": Condition(44, 3, (0,), 1),
+    "recvfrom": Condition(45, 3, (0,), 1),
+    "sendmsg": Condition(46, 2, (0,), 1),
+    "recvmsg": Condition(47, 2, (0,), 1),
+    "mknod": Condition(133, 1, (0o010000,), 0o170000),  # FIFOs
+    "mknodat": Condition(259, 2, (0o010000,), 0o170000),
+    # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX
+    "ioctl": Condition(16, 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5451, 0x5450), otherwise=_ENOTTY),
+    # PDEATHSIG, DUMPABLE (get and set), NAME (set and get), TIMERSLACK, NO_NEW_PRIVS (set and get), THP_DISABLE, SET_VMA, capabilities
+    "prctl": Condition(157, 0, (1, 2, 3, 4, 15, 16, 23, 29, 30, 38, 39, 41, 42, 0x53564D41)),
+}
+"""Calls that are allowed with some arguments."""
+
+_Instruction = tuple[int, int, int, int]
+"""Operation, jump if true, jump if false, value."""
+
+
+def supported() -> bool:
+    """Whether the table fits this machine."""
+    return platform.machine() == ARCHITECTURE
+
+
+def program() -> bytes:
+    """The filter. Its search is binary: the kernel runs it over all numbers at each installation."""
+    conditions = {condition.number: condition for condition in CONDITIONAL.values()}
+    instructions: list[_Instruction] = [
+        (_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _AUDIT_ARCH), (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, 0), (_GREATER_EQUAL, 0, 1, _X32), (_RETURN, 0, 0, _KILL),
+        *_tree(_ranges(set(ALLOWED.values()), conditions), conditions),
+    ]  # fmt: skip
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+
+
+def _ranges(allowed: set[int], conditions: dict[int, Condition]) -> list[tuple[int, int | Condition]]:
+    """All numbers as (first of a range, what becomes of it), ascending from 0."""
+    ranges: list[tuple[int, int | Condition]] = []
+    for number in range(max(*allowed, *conditions, _NEW) + 2):
+        refused = _EPERM if number < _NEW else _ENOSYS
+        outcome = conditions.get(number, _ALLOW if number in allowed else refused)
+        if not ranges or ranges[-1][1] != outcome:
+            ranges.append((number, outcome))
+    return ranges
+
+
+def _tree(ranges: list[tuple[int, int | Condition]], conditions: dict[int, Condition]) -> list[_Instruction]:
+    if len(ranges) == 1:
+        outcome = ranges[0][1]
+        return _check(outcome) if isinstance(outcome, Condition) else [(_RETURN, 0, 0, outcome)]
+    middle = len(ranges) // 2
+    below, above = _tree(ranges[:middle], conditions), _tree(ranges[middle:], conditions)
+    # A conditional jump reaches 255 instructions, a plain one any number.
+    return [(_GREATER_EQUAL, 0, 1, ranges[middle][0]), (_JUMP, 0, 0, len(below)), *below, *above]
+
+
+def _check(condition: Condition) -> list[_Instruction]:
+    argument = 16 + 8 * condition.index  # the lower half; the kernel takes these arguments as 32 bits
+    tests: list[_Instruction] = []
+    for position, value in enumerate(condition.values):
+        tests.append((_EQUAL, len(condition.values) - position, 0, value))
+    return [(_LOAD, 0, 0, argument), (_AND, 0, 0, condition.mask), *tests, (_RETURN, 0, 0, condition.otherwise), (_RETURN, 0, 0, _ALLOW)]

@@ -1,0 +1,267 @@
+"""A submission against tests. Here, outside the sandbox, outputs meet what was expected of them; inside there is only one test's input.
+
+What passes: the program ended by itself with exit status 0 within its limits, its whole output was kept, and the comparison finds no
+difference. A status of ours (`sandbox_error`) makes the whole verdict one of ours: a count that lacks a test is no reward.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pydantic_core import from_json
+
+from rljob.sandbox.checkers import compare_text, compare_value
+from rljob.sandbox.harness import FUNCTION, HARNESSES, call_text
+from rljob.sandbox.isolation import Program
+from rljob.wire.sandbox import Case, Checker, JudgeRequest, JudgeResult, Output, RunRequest, RunResult, Status, Test
+
+Verdict = Literal["passed", "wrong_answer"] | Status
+_LONG = 1 << 16
+"""Characters; longer outputs are compared in a thread, so that the service answers others meanwhile."""
+_LONGEST_REASON = 300
+_COMPILER_SAYS = 8192
+"""Characters of a compiler's output that are sent back; a submission can make it megabytes long."""
+
+
+class CheckerFault(Exception):
+    """A checker program accepts not even what is expected: the request is to blame, not the submission."""
+
+
+class Turns(Protocol):
+    """Slots for the runs of one request."""
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody holds or waits for."""
+        ...
+
+    async def build(self, request: RunRequest) -> Program:
+        """Compile, in a slot."""
+        ...
+
+    async def run(self, request: RunRequest) -> RunResult:
+        """Run, in a slot."""
+        ...
+
+    async def run_program(self, program: Program, request: RunRequest, stdin: str) -> RunResult:
+        """Run what was built of a request, in a slot."""
+        ...
+
+
+def program_of(request: JudgeRequest) -> RunRequest:
+    """What is built and run for each test; without any test in it.
+
+    Raises:
+        ValueError: tests cannot be run in this form; one line.
+    """
+    code, files = request.code, dict(request.files)
+    if any(test.call for test in request.tests):
+        harness = HARNESSES.get(request.language)
+        if harness is None:
+            known = " and ".join(HARNESSES)
+            raise ValueError(f"language: is {request.language}, and functions are called in {known} only; give stdin and expected")
+        if harness.submission in files:
+            raise ValueError(f"files: {harness.submission} is where the submission itself goes; choose another name")
+        files[harness.submission] = code
+        code = harness.main
+    return RunRequest(language=request.language, code=code, files=files, limits=request.limits, compile_limits=request.compile_limits)
+
+
+def check(request: JudgeRequest) -> RunRequest:
+    """Whether a request means something; its program.
+
+    Raises:
+        ValueError: it does not; one line that names the field.
+    """
+    checker = request.checker
+    if not request.tests:
+        raise ValueError("tests: is empty; give at least one")
+    if (checker.code is not None) != (checker.kind == "program"):
+        raise ValueError(f"checker.code: goes with checker.kind program, and with no other; the kind is {checker.kind}")
+    calls = request.tests[0].call is not None
+    for index, test in enumerate(request.tests):
+        if (test.call is not None) != calls:
+            raise ValueError(f"tests.{index}: all tests of a request either call a function or give stdin; split the request")
+        if test.call is not None and (test.stdin or test.expected is not None):
+            raise ValueError(f"tests.{index}: has a call, so that stdin and expected mean nothing; expected belongs into the call")
+        if test.call is not None and FUNCTION.fullmatch(test.call.function) is None:
+            raise ValueError(f"tests.{index}.call.function: is {test.call.function!r}; name a function, or Class.method")
+        if test.call is None and test.expected is None and checker.kind != "program":
+            raise ValueError(f"tests.{index}.expected: is missing; only the checker kind program judges without it")
+    return program_of(request)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges one request."""
+
+    turns: Turns
+    request: JudgeRequest
+
+    async def judge(self) -> JudgeResult:
+        """The verdict.
+
+        Raises:
+            CheckerFault: its checker program does not work.
+        """
+        asked, total = program_of(self.request), len(self.request.tests)
+        program = await self.turns.build(asked)
+        try:
+            said = _shortened(program.compile)
+            if said is not None and said.status != "ok":
+                return JudgeResult(verdict=said.status, passed=0, total=total, cases=(), compile=said, reason=said.reason)
+            cases = await self._cases(program, asked)
+        finally:
+            await program.close()
+        verdict, reason = _verdict(cases)
+        passed = sum(case.verdict == "passed" for case in cases)
+        return JudgeResult(verdict=verdict, passed=passed, total=total, cases=tuple(cases), compile=said, reason=reason)
+
+    async def _cases(self, program: Program, asked: RunRequest) -> list[Case]:
+        """All tests, or all up to the first that does not pass. One at a time, more only in slots that are free anyway."""
+        done: dict[int, Case] = {}
+        running: dict[asyncio.Task[Case], int] = {}
+        begun, end = 0, len(self.request.tests)
+        try:
+            while begun < end or running:
+                if self._spent(done.values()):
+                    done |= {index: self._unrun() for index in range(begun, end)}
+                    begun = end
+                for index in range(begun, min(end, begun + max(self.turns.free, 0 if running else 1))):
+                    running[asyncio.create_task(self._case(program, asked, index))] = index
+                    begun = index + 1
+                if not running:
+                    break
+                ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    index = running.pop(task)
+                    done[index] = task.result()
+                    if done[index].verdict != "passed" and self.request.stop_at_first_failure:
+                        end = min(end, index + 1)
+                for task in [task for task, index in running.items() if index >= end]:
+                    task.cancel()
+                    del running[task]
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        return [done[index] for index in range(end)]
+
+    def _spent(self, cases: Iterable[Case]) -> bool:
+        total = self.request.total_wall_seconds
+        return total is not None and sum(case.wall_seconds for case in cases) >= total
+
+    def _unrun(self) -> Case:
+        total = self.request.total_wall_seconds
+        return Case(verdict="wall_limit", reason=f"not begun: the tests before it took all of total_wall_seconds ({total:g})")
+
+    async def _case(self, program: Program, asked: RunRequest, index: int) -> Case:
+        test = self.request.tests[index]
+        result = await self.turns.run_program(program, asked, test.stdin if test.call is None else call_text(test.call))
+        verdict, reason = await self._judged(result, test, index)
+        run = result.run
+        if run is None:
+            return Case(verdict=verdict, reason=reason)
+        return Case(verdict=verdict, wall_seconds=run.wall_seconds, cpu_seconds=run.cpu_seconds, memory_mb=run.memory_mb, reason=reason)
+
+    async def _judged(self, result: RunResult, test: Test, index: int) -> tuple[Verdict, str]:
+        """Verdict and reason of one run."""
+        run = result.run
+        if run is None:
+            return "sandbox_error" if result.status == "ok" else result.status, result.reason
+        if result.status != "ok":
+            reason = result.reason or run.reason
+            return result.status, f"{reason}: {_last_line(run)}"[:_LONGEST_REASON] if result.status == "runtime_error" else reason
+        if run.exit_code != 0:
+            return "runtime_error", f"ended with exit status {run.exit_code}"
+        if run.truncated:
+            return "output_limit", "wrote more than is kept; raise limits.output_kb"
+        if test.call is not None:
+            try:
+                value = from_json(run.stdout, allow_inf_nan=False)
+            except ValueError:
+                return "runtime_error", "ended before the function returned, or returned what is no JSON"
+            found, expected = value, test.call.expected
+        else:
+            found, expected = run.stdout, test.expected
+        checker = self.request.checker
+        if checker.kind == "program":
+            return await self._ask_program(test, found, expected, index)
+        compare: Callable[[Checker, Any, Any], str] = compare_value if test.call is not None else compare_text
+        if len(run.stdout) > _LONG:
+            difference = await asyncio.to_thread(compare, checker, found, expected)
+        else:
+            difference = compare(checker, found, expected)
+        return ("wrong_answer", difference) if difference else ("passed", "")
+
+    async def _ask_program(self, test: Test, found: Any, expected: Any, index: int) -> tuple[Verdict, str]:
+        """The checker program's word. If it fails, it is asked whether it accepts what is expected: then the output is to blame."""
+        said = await self._checked(test, found, expected)
+        if isinstance(said, _Said):
+            return ("passed", "") if said.accept else ("wrong_answer", said.reason)
+        if said.status == "sandbox_error":
+            return "sandbox_error", f"the checker could not be run: {said.reason}"
+        control = None if expected is None else await self._checked(test, expected, expected)
+        if isinstance(control, _Said) and control.accept:
+            return "wrong_answer", f"the checker ended on this output: {_how(said)}"
+        if isinstance(control, RunResult) and control.status == "sandbox_error":
+            return "sandbox_error", f"the checker could not be run: {control.reason}"
+        raise CheckerFault(
+            f"checker.code: does not work with test {index} ({_how(said)}); it prints one JSON object with a truth value `accept`"
+        )
+
+    async def _checked(self, test: Test, found: Any, expected: Any) -> "_Said | RunResult":
+        asked = test.stdin if test.call is None else {"function": test.call.function, "arguments": test.call.arguments}
+        stdin = json.dumps({"input": asked, "output": found, "expected": expected})
+        assert self.request.checker.code is not None
+        result = await self.turns.run(RunRequest(language="python", code=self.request.checker.code, stdin=stdin))
+        return (_said(result.run.stdout) if result.status == "ok" and result.run is not None else None) or result
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a checker program printed."""
+
+    accept: bool
+    reason: str
+
+
+def _said(stdout: str) -> _Said | None:
+    try:
+        said = from_json(stdout)
+    except ValueError:
+        return None
+    if not isinstance(said, dict) or not isinstance(said.get("accept"), bool):
+        return None
+    return _Said(said["accept"], str(said.get("reason", ""))[:_LONGEST_REASON])
+
+
+def _shortened(output: Output | None) -> Output | None:
+    if output is None:
+        return None
+    long = max(len(output.stdout), len(output.stderr)) > _COMPILER_SAYS
+    short = {"stdout": output.stdout[:_COMPILER_SAYS], "stderr": output.stderr[:_COMPILER_SAYS], "truncated": output.truncated or long}
+    return output.model_copy(update=short)
+
+
+def _how(result: RunResult) -> str:
+    if result.status == "ok":
+        return "no verdict in what it printed"
+    return ((result.run and _last_line(result.run)) or result.reason or result.status)[:_LONGEST_REASON]
+
+
+def _last_line(run: Output) -> str:
+    """Of its standard error: where interpreters say what went wrong."""
+    lines = run.stderr.rstrip().rsplit("\n", 1)
+    return lines[-1].strip()
+
+
+def _verdict(cases: Sequence[Case]) -> tuple[Verdict, str]:
+    """That of the first test that could not be run, else of the first that did not pass."""
+    failed = [index for index, case in enumerate(cases) if case.verdict != "passed"]
+    ours = [index for index in failed if cases[index].verdict == "sandbox_error"]
+    for index in (ours or failed)[:1]:
+        return cases[index].verdict, f"test {index}: {cases[index].reason or cases[index].verdict}"
+    return "passed", ""

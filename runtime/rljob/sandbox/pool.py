@@ -1,0 +1,264 @@
+"""A pool of slots in which programs run that nobody trusts.
+
+    pool = Pool(PoolSettings(slots=4))
+    await pool.start()
+    result = await pool.run(RunRequest(language="python", code="print(input())", stdin="hello"))
+    async with await pool.build(RunRequest(language="c", code=source)) as program:
+        results = [await program.run(stdin=text) for text in inputs]
+
+What a program does is a result; what we fail at is the status `sandbox_error` and never an exception. A slot that shows anything unusual is
+made anew before it is used again.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from rljob.api.errors import ConfigurationError
+from rljob.sandbox import cgroups, protections, requests
+from rljob.sandbox.inside.archive import ArchiveError, unpack
+from rljob.sandbox.languages import BUILD, Found, found
+from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, Slot, SlotError, SlotGoneError
+from rljob.wire.sandbox import Limits, Output, RunRequest, RunResult
+
+_log = logging.getLogger(__name__)
+
+PRELOADED: Final = (
+    "abc", "array", "bisect", "collections", "contextlib", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
+    "heapq", "io", "itertools", "json", "math", "operator", "os", "queue", "random", "re", "statistics", "string", "struct", "textwrap",
+    "threading", "time", "traceback", "typing",
+)  # fmt: skip
+"""Modules that Python programs find imported."""
+_names = itertools.count(1)
+_AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
+"""Between attempts to make a slot anew; the last one for ever."""
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """What a pool is made of."""
+
+    slots: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Runs at the same time."""
+    minimum: Literal["full", "namespaces"] = "namespaces"
+    """Refuse to start with less: `full` also wants cgroups for memory, processes and CPU."""
+    backend: Literal["namespaces", "crun"] = "namespaces"
+    """`crun`: a container for each run, as in the paper; slower."""
+    retire_after: int = 2000
+    """Runs after which a slot is made anew."""
+    cores: float = 1.0
+    """CPUs of one slot, where there are cgroups."""
+    memory_mb: int = 1024
+    """The most a run may ask for, MiB."""
+    use_cgroups: bool = True
+    """False: as on a host that does not give any."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A language whose toolchain is there."""
+
+    name: str
+    version: str
+    compiled: bool
+
+
+class Program:
+    """What was built once and runs many times; made by `Pool.build`."""
+
+    def __init__(self, pool: "Pool", request: RunRequest, compiled: Output | None, artefact: bytes | None) -> None:
+        self.compile = compiled
+        """None if the language has no compiler; `run` does nothing unless its status is `ok`."""
+        self._pool, self._request, self._artefact = pool, request, artefact
+
+    async def run(self, stdin: str = "", arguments: tuple[str, ...] = (), fetch: tuple[str, ...] = ()) -> RunResult:
+        """Run it within the limits of the request it was built from. Cancelling kills the run."""
+        if self.compile is not None and self.compile.status != "ok":
+            return RunResult(status=self.compile.status, compile=self.compile, reason=self.compile.reason)
+        inputs = requests.Inputs(stdin, arguments, fetch)
+        return await self._pool.execute(self._request, inputs, self.compile, self._artefact)
+
+    async def close(self) -> None:
+        """Forget what was built; repeated: nothing."""
+        self._artefact = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+
+class Pool:
+    """At most `slots` runs at the same time; others wait in order."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self.settings = settings
+        self.slots = settings.slots
+        self.slots_rebuilt = 0
+        self.kills: Counter[str] = Counter()
+        """Runs that were killed, by reason."""
+        self.ceiling = Limits(
+            cpu_seconds=120, wall_seconds=300, memory_mb=settings.memory_mb, processes=256, output_kb=1 << 16, disk_mb=1024
+        )
+        self.cgroups: cgroups.Version = "none"
+        self._found: dict[str, Found] = {}
+        self._on: dict[str, bool] = {}
+        self._parents = cgroups.NONE
+        self._idle: asyncio.Queue[Slot] = asyncio.Queue()
+        self._all: dict[int, Slot] = {}
+        self._made = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Make the slots. ConfigurationError if this machine offers less than the minimum."""
+        protections.check_machine()
+        self._found = found()
+        if self.settings.use_cgroups:
+            self._parents = cgroups.delegated(f"{os.getpid()}-{next(_names)}")
+        self.cgroups = self._parents.version
+        try:
+            first, *_ = await asyncio.gather(*(self._make(place) for place in range(self.slots)))
+        except SlotError as error:
+            await self.stop()
+            raise ConfigurationError(protections.refused(str(error))) from error
+        self._on = {**protections.OF_EVERY_SLOT, **first, **protections.of_cgroups(self._parents)}
+        if missing := protections.missing(self._on, self.settings.minimum):
+            await self.stop()
+            raise ConfigurationError(missing)
+        _log.info("%d slots, protections: %s", self.slots, protections.described(self._on))
+
+    async def stop(self) -> None:
+        """End all slots and whatever runs in them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(slot.stop() for slot in self._all.values()))
+        self._all.clear()
+        self._idle = asyncio.Queue()
+        self._parents.remove()
+
+    def check(self, request: RunRequest) -> None:
+        """ValueError with one line if the request cannot be run as it is."""
+        requests.check(request, self._found, self.ceiling)
+
+    async def run(self, request: RunRequest) -> RunResult:
+        """Build and run. Cancelling kills the run."""
+        async with await self.build(request) as program:
+            return await program.run(request.stdin, request.arguments, request.fetch)
+
+    async def build(self, request: RunRequest) -> Program:
+        """Build only; `stdin`, `arguments` and `fetch` of the request do not matter."""
+        self.check(request)
+        entry = self._found[request.language]
+        if not entry.language.build:
+            return Program(self, request, None, None)
+        limits = request.compile_limits
+        job = requests.build_job(request, entry, counted=self._counted())
+        try:
+            ran = await self._ran(job)
+        except SlotError as error:
+            _log.warning("%s", error)
+            return Program(self, request, Output(status="sandbox_error", reason=str(error)), None)
+        output = requests.output(ran, limits)
+        self._count(ran, output)
+        if output.status == "runtime_error":
+            output = output.model_copy(update={"status": "compile_error", "reason": f"the compiler ended with status {output.exit_code}"})
+        elif output.status == "ok" and not ran.fetched:
+            output = output.model_copy(update={"status": "compile_error", "reason": f"the compiler wrote nothing into {BUILD}/"})
+        return Program(self, request, output, ran.fetched or None)
+
+    async def execute(self, request: RunRequest, inputs: requests.Inputs, compiled: Output | None, artefact: bytes | None) -> RunResult:
+        """Run what needs no building, or has been built."""
+        job = requests.run_job(request, inputs, self._found[request.language], counted=self._counted(), artefact=artefact)
+        try:
+            ran = await self._ran(job)
+            files = {name: content.decode(errors="replace") for name, _, content in unpack(ran.fetched)}
+        except (SlotError, ArchiveError) as error:
+            _log.warning("%s", error)
+            return RunResult(status="sandbox_error", compile=compiled, reason=str(error))
+        output = requests.output(ran, request.limits)
+        self._count(ran, output)
+        if output.status == "sandbox_error":
+            return RunResult(status="sandbox_error", compile=compiled, reason=output.reason)
+        return RunResult(status=output.status, run=output, compile=compiled, files=files, reason=output.reason)
+
+    async def _ran(self, job: Job) -> Ran:
+        """Run in the next free slot that is still there."""
+        while True:
+            try:
+                async with self._slot() as slot:
+                    return await slot.run(job)
+            except SlotGoneError as error:
+                _log.warning("%s", error)
+
+    def protections(self) -> Mapping[str, bool]:
+        """Which protections are on."""
+        return dict(self._on)
+
+    def languages(self) -> tuple[Installed, ...]:
+        """What can be run."""
+        return tuple(Installed(name, entry.version, bool(entry.language.build)) for name, entry in self._found.items())
+
+    def _counted(self) -> bool:
+        return "memory" in self._parents.parents
+
+    def _count(self, ran: Ran, output: Output) -> None:
+        if output.status not in ("ok", "runtime_error"):
+            self.kills[output.status] += 1
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[Slot]:
+        slot = await self._idle.get()
+        try:
+            yield slot
+        finally:
+            if slot.broken or slot.runs >= self.settings.retire_after:
+                task = asyncio.create_task(self._renew(slot))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                self._idle.put_nowait(slot)
+
+    async def _renew(self, old: Slot) -> None:
+        """Make a slot anew in place of one that is used up, however long it takes."""
+        place = next(place for place, slot in self._all.items() if slot is old)
+        attempt = 0
+        while True:
+            try:
+                await old.stop()
+                await self._make(place)
+            except (SlotError, OSError) as error:
+                _log.error("a slot cannot be made anew: %s", error)
+                await asyncio.sleep(_AGAIN_SECONDS[min(attempt, len(_AGAIN_SECONDS) - 1)])
+                attempt += 1
+                continue
+            self.slots_rebuilt += 1
+            return
+
+    async def _make(self, place: int) -> Mapping[str, bool]:
+        self._made += 1
+        cgroup = self._parents.make(f"slot-{self._made}")
+        if self._parents.parents:
+            cgroup.cores(self.settings.cores)
+        folders = sorted({"/usr", *(folder for entry in self._found.values() for folder in entry.toolchain.folders)})
+        python = self._found["python"].toolchain.programs["python"]
+        interior = Interior(python, folders, PRELOADED, requests.ENVIRONMENT)
+        slot = NamespaceSlot(interior, cgroup, protections.host_ids(place))
+        self._all[place] = slot
+        on = await slot.start()
+        self._idle.put_nowait(slot)
+        return on
+
+
+def own_files() -> Path:
+    """The folder of this package."""
+    return Path(__file__).parent

@@ -1,0 +1,195 @@
+"""From a request to what a slot is told, and from what a slot says to an answer. Pure."""
+
+import math
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rljob.sandbox.inside.archive import LONGEST_PATH, MOST_FILES
+from rljob.sandbox.inside.root import SCRATCH, WORK
+from rljob.sandbox.languages import BUILD, Found
+from rljob.sandbox.slot import Job, Ran
+from rljob.wire.sandbox import Limits, Output, RunRequest, Status
+
+MIB: Final = 1 << 20
+_INODES = 16384
+_STACK = 64 * MIB
+"""Of programs where no cgroup counts memory: every thread of theirs reserves as much."""
+_DEEP_STACK = 256 * MIB
+_OWN_DATA = 64 * MIB
+"""What an interpreter has of its own, on top of a limit of private memory."""
+_STDIN = 64 * MIB
+ENVIRONMENT: Final = {
+    "HOME": WORK, "TMPDIR": SCRATCH, "LANG": "C.UTF-8", "TZ": "UTC", "USER": "sandbox", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1", "NODE_OPTIONS": "", "PATH": "/usr/local/bin:/usr/bin:/bin",
+}  # fmt: skip
+_KILLED: Final[Mapping[str, Status]] = {
+    "wall": "wall_limit",
+    "cpu": "time_limit",
+    "memory": "memory_limit",
+    "output": "output_limit",
+    "processes": "process_limit",
+}
+
+
+def check(request: RunRequest, known: Mapping[str, Found], ceiling: Limits) -> None:
+    """ValueError with one line if the request cannot be run as it is."""
+    if request.language not in known:
+        raise ValueError(f"language {request.language!r} is not here; there are {', '.join(known)}")
+    language = known[request.language].language
+    for name in (*request.files, *request.fetch):
+        _check_path(name)
+    if language.source in request.files:
+        raise ValueError(f"files has {language.source!r}, which is the name of code")
+    if len(request.files) > MOST_FILES or len(request.fetch) > MOST_FILES:
+        raise ValueError(f"more than {MOST_FILES} files")
+    if len(request.stdin) > _STDIN:
+        raise ValueError(f"stdin has {len(request.stdin)} characters, at most {_STDIN} are taken")
+    for text in (request.code, request.stdin, *request.files.values(), *request.arguments):
+        _check_text(text)
+    if any("\0" in argument for argument in request.arguments):
+        raise ValueError("an argument has a NUL character")
+    for what, limits in (("limits", request.limits), *((("compile_limits", request.compile_limits),) if language.build else ())):
+        for name, most in ceiling:
+            if getattr(limits, name) > most or math.isnan(getattr(limits, name)):
+                raise ValueError(f"{what}.{name} is {getattr(limits, name)}, at most {most} is given here")
+
+
+def _check_path(name: str) -> None:
+    parts = name.split("/")
+    if not name or len(name.encode(errors="replace")) > LONGEST_PATH or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{name[:80]!r} is no relative path below the working folder")
+    if any(len(part.encode(errors="replace")) > 255 for part in parts) or len(parts) > 32:
+        raise ValueError(f"{name[:80]!r} is too long a path")
+    _check_text(name)
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text is not Unicode: {error.reason} at {error.start}") from error
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What differs between runs of one program."""
+
+    stdin: str = ""
+    arguments: tuple[str, ...] = ()
+    fetch: tuple[str, ...] = ()
+
+
+def build_job(request: RunRequest, found: Found, *, counted: bool) -> Job:
+    """The compiler. `counted`: whether a cgroup counts memory."""
+    language, limits = found.language, request.compile_limits
+    payload = {
+        "files": {language.source: request.code, **request.files},
+        "folders": [BUILD],
+        "source": language.source,
+        "arguments": [],
+        "command": found.command(language.build, limits.memory_mb),
+        "environment": {**ENVIRONMENT, **language.environment},
+        "fetch": [f"{BUILD}/"],
+    }
+    return _job(payload, limits, Inputs(), python=False, private=limits.memory_mb if not counted else None)
+
+
+def run_job(request: RunRequest, inputs: Inputs, found: Found, *, counted: bool, artefact: bytes | None) -> Job:
+    """The program, of which `artefact` is what was built. `counted`: whether a cgroup counts memory."""
+    language, limits = found.language, request.limits
+    command = [*found.command(language.run, limits.memory_mb), *inputs.arguments]
+    if language.run and not command[0].startswith("/"):
+        command[0] = f"{WORK}/{command[0]}"
+    payload = {
+        "files": request.files if language.build else {language.source: request.code, **request.files},
+        "folders": [],
+        "source": language.source,
+        "arguments": list(inputs.arguments),
+        "command": command,
+        "environment": {**ENVIRONMENT, **language.environment},
+        "fetch": list(inputs.fetch),
+    }
+    private = limits.memory_mb if not counted and language.counts_memory else None
+    return _job(payload, limits, inputs, python=not language.run, private=private, artefact=artefact, counted=counted)
+
+
+def _job(
+    payload: Mapping[str, Any],
+    limits: Limits,
+    inputs: Inputs,
+    *,
+    python: bool,
+    private: int | None,
+    artefact: bytes | None = None,
+    counted: bool = False,
+) -> Job:
+    """`private`: MiB that each process may have of its own, if that is to be limited."""
+    memory = limits.memory_mb * MIB
+    bounds = {
+        "cpu": limits.cpu_seconds,
+        "processes": limits.processes,
+        "disk": limits.disk_mb * MIB,
+        "inodes": _INODES,
+        "stack": min(_DEEP_STACK, memory) if counted else _STACK,
+        "data": private * MIB + _OWN_DATA if private is not None else None,
+    }
+    return Job(
+        payload=payload, bounds=bounds, python=python, stdin=inputs.stdin.encode(), wall=limits.wall_seconds, cpu=limits.cpu_seconds,
+        memory=memory, output=limits.output_kb * 1024, artefact=artefact,
+    )  # fmt: skip
+
+
+def output(ran: Ran, limits: Limits) -> Output:
+    """The answer about one program."""
+    ended = ran.ended
+    status, reason = _status(ran, limits)
+    return Output(
+        status=status,
+        exit_code=ended.status if ended.status >= 0 else None,
+        signal=-ended.status if ended.status < 0 else None,
+        stdout=ran.stdout.decode(errors="replace"),
+        stderr=ran.stderr.decode(errors="replace"),
+        truncated=ran.truncated,
+        wall_seconds=round(ended.wall, 6),
+        cpu_seconds=round(ended.cpu, 6),
+        memory_mb=round(ended.peak / MIB, 3),
+        reason=reason,
+    )
+
+
+def _status(ran: Ran, limits: Limits) -> tuple[Status, str]:
+    ended = ran.ended
+    if ended.trouble:
+        if "No space left" in ended.trouble or "File too large" in ended.trouble:
+            return "disk_limit", f"its files do not fit into {limits.disk_mb} MiB"
+        return "sandbox_error", ended.trouble.strip().rpartition("\n")[2]
+    if ended.killed:
+        return _KILLED[ended.killed], _reasons(limits)[_KILLED[ended.killed]]
+    status: Status = "ok"
+    if ended.cpu > limits.cpu_seconds or ended.status == -signal.SIGXCPU:
+        status = "time_limit"
+    elif ended.status == 0:
+        pass
+    elif ran.memory_killed or (ended.status < 0 and ended.peak > 0.95 * limits.memory_mb * MIB):
+        status = "memory_limit"
+    elif ended.full or ended.status == -signal.SIGXFSZ:
+        status = "disk_limit"
+    elif ran.forks_refused:
+        status = "process_limit"
+    else:
+        how = f"exit status {ended.status}" if ended.status > 0 else f"signal {signal.Signals(-ended.status).name}"
+        return "runtime_error", f"it ended with {how}"
+    return status, _reasons(limits).get(status, "")
+
+
+def _reasons(limits: Limits) -> dict[Status, str]:
+    return {
+        "time_limit": f"more than {limits.cpu_seconds:g} s of CPU",
+        "wall_limit": f"not done after {limits.wall_seconds:g} s",
+        "memory_limit": f"more than {limits.memory_mb} MiB of memory",
+        "disk_limit": f"more than {limits.disk_mb} MiB of files",
+        "output_limit": f"more than 16 times {limits.output_kb} KiB of output",
+        "process_limit": f"more than {limits.processes} processes",
+    }

@@ -1,0 +1,368 @@
+"""Verdicts. The twin's programs are what a test says they are; `test_forgery` uses real ones."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.sandbox.twins import Gate, TwinPool, ended, in_turn, printed
+
+from rljob.sandbox.checkers import compare_text, compare_value
+from rljob.sandbox.judge import CheckerFault, check
+from rljob.sandbox.queue import Place
+from rljob.sandbox.service import Service
+from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Output, RunRequest, RunResult
+
+
+def asked(*tests: dict[str, Any], **more: Any) -> JudgeRequest:
+    return JudgeRequest.model_validate({"language": "python", "code": "submission", "tests": tests} | more)
+
+
+ONE = {"stdin": "1", "expected": "1"}
+TWO = {"stdin": "2", "expected": "2"}
+SIX = {"stdin": "6", "expected": "6"}
+WRONG = {"stdin": "5", "expected": "6"}
+
+
+async def judged(pool: TwinPool, request: JudgeRequest) -> JudgeResult:
+    return await Service(pool, capacity=10).judge(request, Place(1))
+
+
+def verdicts(result: JudgeResult) -> list[str]:
+    return [case.verdict for case in result.cases]
+
+
+@pytest.mark.asyncio
+async def test_a_submission_passes_if_every_output_is_the_expected_one() -> None:
+    result = await judged(TwinPool(), asked(ONE, TWO))
+    assert (result.verdict, result.passed, result.total, verdicts(result)) == ("passed", 2, 2, ["passed", "passed"])
+    assert result.reason == ""
+
+
+@pytest.mark.asyncio
+async def test_judging_stops_at_the_first_failure() -> None:
+    pool = TwinPool(slots=1)
+    result = await judged(pool, asked(ONE, WRONG, TWO))
+    assert (result.verdict, result.passed, result.total, verdicts(result)) == ("wrong_answer", 1, 3, ["passed", "wrong_answer"])
+    assert [run.stdin for run in pool.seen] == ["1", "5"]
+    assert result.reason == "test 1: word 1 is '5'"
+
+
+@pytest.mark.asyncio
+async def test_all_tests_run_if_that_is_asked_for() -> None:
+    result = await judged(TwinPool(slots=1), asked(ONE, WRONG, TWO, stop_at_first_failure=False))
+    assert (result.verdict, result.passed, verdicts(result)) == ("wrong_answer", 2, ["passed", "wrong_answer", "passed"])
+
+
+@pytest.mark.asyncio
+async def test_tests_use_idle_slots_and_the_verdict_is_that_of_the_first_in_order() -> None:
+    gate = Gate()
+    pool = TwinPool(gate, slots=3)
+    judging = asyncio.create_task(judged(pool, asked(ONE, WRONG, TWO, SIX)))
+    assert [await gate.begun.get() for _ in range(3)] == ["1", "5", "2"]
+    gate.let("2", "5")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    gate.let("1")
+    result = await judging
+    assert verdicts(result) == ["passed", "wrong_answer"]
+    assert "6" not in [run.stdin for run in pool.seen]
+
+
+@pytest.mark.asyncio
+async def test_what_runs_behind_a_failure_is_ended() -> None:
+    gate = Gate()
+    pool = TwinPool(gate, slots=2)
+    judging = asyncio.create_task(judged(pool, asked(WRONG, TWO)))
+    await gate.begun.get()
+    await gate.begun.get()
+    gate.let("5")
+    assert verdicts(await judging) == ["wrong_answer"]
+    assert (pool.cancelled, pool.running) == (1, 0)
+
+
+@pytest.mark.asyncio
+async def test_a_program_is_built_once_and_closed() -> None:
+    pool = TwinPool()
+    await judged(pool, asked(ONE, TWO, language="cpp"))
+    assert [program.closed for program in pool.programs] == [True]
+    assert len(pool.seen) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_compile_error_is_the_verdict_and_nothing_runs() -> None:
+    pool = TwinPool(compiles=lambda request: Output(status="compile_error", exit_code=1, stderr="main.cpp:1"))
+    result = await judged(pool, asked(ONE, language="cpp"))
+    assert (result.verdict, result.passed, result.total, result.cases) == ("compile_error", 0, 1, ())
+    assert result.compile is not None
+    assert result.compile.stderr == "main.cpp:1"
+    assert (pool.seen, pool.programs[0].closed) == ([], True)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", ["runtime_error", "time_limit", "wall_limit", "memory_limit", "output_limit", "disk_limit"])
+async def test_the_right_output_of_a_run_that_ended_badly_does_not_pass(status: str) -> None:
+    bad = printed("1", status=status)
+    assert verdicts(await judged(TwinPool(in_turn(bad)), asked(ONE))) == [status]
+
+
+@pytest.mark.asyncio
+async def test_the_right_output_with_another_exit_status_does_not_pass() -> None:
+    assert verdicts(await judged(TwinPool(in_turn(printed("1", exit_code=3))), asked(ONE))) == ["runtime_error"]
+
+
+@pytest.mark.asyncio
+async def test_the_kept_part_of_a_longer_output_does_not_pass() -> None:
+    assert verdicts(await judged(TwinPool(in_turn(printed("1", truncated=True))), asked(ONE))) == ["output_limit"]
+
+
+@pytest.mark.asyncio
+async def test_a_failure_of_ours_is_tried_again() -> None:
+    pool = TwinPool(in_turn(ended("sandbox_error"), ended("sandbox_error"), printed("1")))
+    assert verdicts(await judged(pool, asked(ONE))) == ["passed"]
+
+
+@pytest.mark.asyncio
+async def test_a_failure_of_ours_that_stays_is_the_verdict_even_if_an_earlier_test_failed() -> None:
+    broken = [ended("sandbox_error", "no slot")] * 3
+    request = asked(WRONG, TWO, ONE, stop_at_first_failure=False)
+    result = await judged(TwinPool(in_turn(printed("5"), *broken, printed("1")), slots=1), request)
+    assert verdicts(result) == ["wrong_answer", "sandbox_error", "passed"]
+    assert (result.verdict, result.reason) == ("sandbox_error", "test 1: no slot")
+
+
+@pytest.mark.asyncio
+async def test_a_compiler_that_could_not_be_run_is_tried_again() -> None:
+    said = [Output(status="sandbox_error"), Output(status="ok", exit_code=0)]
+    pool = TwinPool(compiles=lambda request: said.pop(0))
+    assert (await judged(pool, asked(ONE, language="cpp"))).verdict == "passed"
+    assert [program.closed for program in pool.programs] == [True, True]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("stops", [True, False])
+async def test_a_submission_that_takes_its_time_in_every_test_is_not_waited_for(stops: bool) -> None:
+    pool = TwinPool(in_turn(*(printed(str(n), wall_seconds=4.0) for n in range(4))), slots=1)
+    tests = [{"stdin": str(n), "expected": str(n)} for n in range(6)]
+    result = await judged(pool, asked(*tests, total_wall_seconds=10, stop_at_first_failure=stops))
+    assert verdicts(result) == ["passed"] * 3 + ["wall_limit"] * 3
+    assert (result.verdict, result.passed, len(pool.seen)) == ("wall_limit", 3, 3)
+    assert result.reason == "test 3: not begun: the tests before it took all of total_wall_seconds (10)"
+
+
+@pytest.mark.asyncio
+async def test_a_compiler_that_is_made_to_say_megabytes_is_cut_short() -> None:
+    pool = TwinPool(compiles=lambda request: Output(status="compile_error", exit_code=1, stderr="error " * 1_000_000))
+    result = await judged(pool, asked(ONE, language="cpp"))
+    assert len(result.model_dump_json()) < 20_000
+    assert result.compile is not None
+    assert result.compile.truncated
+
+
+# ---- what enters a run
+
+
+@pytest.mark.asyncio
+async def test_no_expected_output_enters_the_run_of_a_submission() -> None:
+    secret = "expected-8e1f"
+    pool = TwinPool(in_turn(printed(secret), printed(json.dumps(secret))))
+    await judged(pool, asked({"stdin": "in", "expected": secret}))
+    await judged(pool, asked({"call": {"function": "f", "arguments": ["in"], "expected": secret}}))
+    assert len(pool.seen) == 2
+    for request in (*pool.seen, *(program.request for program in pool.programs)):
+        assert secret not in request.model_dump_json()
+
+
+@pytest.mark.asyncio
+async def test_a_run_sees_its_own_test_and_no_other() -> None:
+    pool = TwinPool(slots=1)
+    await judged(pool, asked(*({"stdin": f"test-{i}-", "expected": f"test-{i}-"} for i in range(3))))
+    assert [request.stdin for request in pool.seen] == ["test-0-", "test-1-", "test-2-"]
+    for index, request in enumerate(pool.seen):
+        assert not any(f"test-{other}-" in request.model_dump_json() for other in range(3) if other != index)
+
+
+# ---- function calls
+
+
+def call(expected: Any, **more: Any) -> dict[str, Any]:
+    return {"call": {"function": "solve", "arguments": [1], "expected": expected} | more}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("value", [None, True, 0, 1.5, "", "text", [], [1, [2]], {}, {"a": [None]}])
+async def test_a_returned_value_passes_if_it_is_the_expected_one(value: Any) -> None:
+    result = await judged(TwinPool(in_turn(printed(json.dumps(value)))), asked(call(value)))
+    assert result.verdict == "passed"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("said", ["", "nonsense", "1 1", "1\n2", '{"accept": true}x', "NaN", "[" * 100_000, "9" * 100_000])
+async def test_what_is_not_one_json_value_is_no_answer(said: str) -> None:
+    assert (await judged(TwinPool(in_turn(printed(said))), asked(call(1)))).verdict in ("runtime_error", "wrong_answer")
+
+
+@pytest.mark.asyncio
+async def test_the_submission_is_a_file_beside_the_harness() -> None:
+    pool = TwinPool(in_turn(printed("1")))
+    await judged(pool, asked(call(1), files={"data.txt": "x"}))
+    assert pool.seen[0].files == {"submission.py": "submission", "data.txt": "x"}
+    assert json.loads(pool.seen[0].stdin) == {"function": "solve", "arguments": [1]}
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "same"),
+    [
+        (1, True, False),
+        (True, 1, False),
+        (0, False, False),
+        (None, False, False),
+        (0, None, False),
+        ("1", 1, False),
+        ([], None, False),
+        ([1, 2], [2, 1], False),
+        ([1, 2, 3], [1, 2], False),
+        ({"a": 1}, {"a": 1, "b": 2}, False),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
+        (1.0, 1, True),
+    ],
+)
+def test_values_are_compared_as_json(found: Any, wanted: Any, same: bool) -> None:
+    assert (compare_value(Checker(), found, wanted) == "") is same
+
+
+def test_exact_tells_integers_from_other_numbers_and_float_takes_what_is_near() -> None:
+    assert compare_value(Checker(kind="exact"), [1.0], [1]) != ""
+    assert compare_value(Checker(kind="float"), [1.0000001], [1]) == ""
+    assert compare_value(Checker(kind="float"), [1.1], [1]) != ""
+    assert compare_value(Checker(kind="float"), 10**400, 1) != ""
+
+
+# ---- text
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "expected", "same"),
+    [
+        ("tokens", "1  2\n3\n", "1 2 3", True),
+        ("tokens", "1 2", "1 2 3", False),
+        ("tokens", "1 2 3 4", "1 2 3", False),
+        ("tokens", "YES", "yes", False),
+        ("tokens", "", "", True),
+        ("tokens", "", "0", False),
+        ("tokens", "1\u00a02", "1 2", False),
+        ("tokens", "1.0", "1", False),
+        ("exact", "a  b\n", "a  b", True),
+        ("exact", "a b  \n\n", "a b", True),
+        ("exact", "a  b", "a b", False),
+        ("exact", " a", "a", False),
+        ("exact", "a\n\nb", "a\nb", False),
+        ("exact", "a\r\nb\r\n", "a\nb\n", True),
+        ("float", "0.3000000001 x", "0.3 x", True),
+        ("float", "3e-1", "0.3", True),
+        ("float", "0.31", "0.3", False),
+        ("float", "inf", "1", False),
+        ("float", "nan", "1", False),
+        ("float", "nan", "nan", True),
+        ("float", "1e999", "1e999", True),
+        ("float", "5", "1e999", False),
+        ("float", "1e999", "5", False),
+        ("float", "1_0", "10", False),
+        ("float", "\u0661", "1", False),
+    ],
+)
+def test_outputs_are_compared_as_the_checker_says(kind: str, output: str, expected: str, same: bool) -> None:
+    checker = Checker.model_validate({"kind": kind})
+    assert (compare_text(checker, output, expected) == "") is same
+
+
+@given(st.sampled_from(["exact", "tokens", "float"]), st.text(), st.text())
+def test_no_output_breaks_a_comparison(kind: str, output: str, expected: str) -> None:
+    checker = Checker.model_validate({"kind": kind})
+    compare_text(checker, output, expected)
+    assert compare_text(checker, output, output) == ""
+
+
+# ---- checker programs
+
+
+def with_program(pool_says: str, **more: Any) -> tuple[TwinPool, JudgeRequest]:
+    """The submission prints `out`, the checker program what is given."""
+
+    async def behave(request: RunRequest) -> RunResult:
+        return printed(pool_says) if request.code == "checker" else printed("out")
+
+    return TwinPool(behave), asked({"stdin": "in", "expected": "exp"} | more, checker={"kind": "program", "code": "checker"})
+
+
+@pytest.mark.asyncio
+async def test_a_checker_program_sees_input_output_and_expectation() -> None:
+    pool, request = with_program('{"accept": true}')
+    assert (await judged(pool, request)).verdict == "passed"
+    assert json.loads(pool.seen[1].stdin) == {"input": "in", "output": "out", "expected": "exp"}
+
+
+@pytest.mark.asyncio
+async def test_a_checker_program_rejects_with_its_reason() -> None:
+    pool, request = with_program('{"accept": false, "reason": "too long"}')
+    result = await judged(pool, request)
+    assert (result.verdict, result.cases[0].reason) == ("wrong_answer", "too long")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("said", ["", "true", '{"accept": 1}', '{"accept": "true"}', '{"accept": true} {"accept": true}', "[true]"])
+async def test_a_checker_program_that_says_anything_else_is_a_fault_of_the_request(said: str) -> None:
+    pool, request = with_program(said)
+    with pytest.raises(CheckerFault, match=r"^checker\.code: does not work with test 0"):
+        await judged(pool, request)
+
+
+@pytest.mark.asyncio
+async def test_an_output_on_which_a_good_checker_program_ends_is_wrong() -> None:
+    async def behave(request: RunRequest) -> RunResult:
+        if request.code != "checker":
+            return printed("not a number")
+        return printed('{"accept": true}') if json.loads(request.stdin)["output"] == "7" else ended("runtime_error")
+
+    result = await judged(TwinPool(behave), asked({"expected": "7"}, checker={"kind": "program", "code": "checker"}))
+    assert result.verdict == "wrong_answer"
+
+
+@pytest.mark.asyncio
+async def test_a_checker_program_that_could_not_be_run_is_a_failure_of_ours() -> None:
+    async def behave(request: RunRequest) -> RunResult:
+        return ended("sandbox_error", "no slot") if request.code == "checker" else printed("out")
+
+    result = await judged(TwinPool(behave), asked({"expected": "7"}, checker={"kind": "program", "code": "checker"}))
+    assert (result.verdict, result.reason) == ("sandbox_error", "test 0: the checker could not be run: no slot")
+
+
+# ---- requests that mean nothing
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (asked(), "tests: is empty; give at least one"),
+        (asked({"stdin": "1"}), "tests.0.expected: is missing; only the checker kind program judges without it"),
+        (asked(ONE, call(1)), "tests.1: all tests of a request either call a function or give stdin; split the request"),
+        (
+            asked(call(1) | {"expected": "1"}),
+            "tests.0: has a call, so that stdin and expected mean nothing; expected belongs into the call",
+        ),
+        (asked(call(1, function="a b")), "tests.0.call.function: is 'a b'; name a function, or Class.method"),
+        (asked(ONE, checker={"kind": "program"}), "checker.code: goes with checker.kind program, and with no other; the kind is program"),
+        (asked(ONE, checker={"code": "x"}), "checker.code: goes with checker.kind program, and with no other; the kind is tokens"),
+        (
+            asked(call(1), language="cpp"),
+            "language: is cpp, and functions are called in python and javascript only; give stdin and expected",
+        ),
+        (asked(call(1), files={"submission.py": ""}), "files: submission.py is where the submission itself goes; choose another name"),
+    ],
+)
+def test_a_request_that_means_nothing_is_refused_by_one_line(request_: JudgeRequest, message: str) -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the message is compared whole
+        check(request_)
+    assert str(refused.value) == message

@@ -1,0 +1,84 @@
+"""The verifier `code` and the real sandbox: from an answer's text to its reward."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from tests.reward.asked import Nobody, item
+from tests.sandbox.real import real_service
+
+from rljob.reward.judge import standard_judge
+from rljob.reward.outside import Outside
+from rljob.sandbox.app import create_app
+from rljob.wire.reward import ScoreResult
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SUM = {"tests": [{"stdin": "1 2", "expected": "3"}, {"stdin": "-1 1", "expected": "0"}]}
+ADD = {"tests": [{"call": {"function": "add", "arguments": [1, 2], "expected": 3}}]}
+IN_C = {"language": "c", "tests": [{"stdin": "2", "expected": "1.41421"}], "checker": {"kind": "float", "absolute": 1e-4}}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the sandbox."""
+    async with real_service() as service, httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), timeout=None) as client:
+        yield client
+
+
+async def score(http: httpx.AsyncClient, program: str, reference: Any, language: str = "python", **options: Any) -> ScoreResult:
+    judge = standard_judge(Nobody(), 1.0, Outside(http, "http://sandbox"))
+    return await judge.score(item("code", f"So:\n```{language}\n{program}\n```\n", reference, **options))
+
+
+@pytest.mark.parametrize(
+    ("language", "program", "reference"),
+    [
+        ("python", "a, b = map(int, input().split())\nprint(a + b)", SUM),
+        ("python", "def add(a, b):\n    return a + b", ADD),
+        ("c", '#include <math.h>\n#include <stdio.h>\nint main(void) { double x; scanf("%lf", &x); printf("%f", sqrt(x)); }', IN_C),
+    ],
+)
+async def test_a_program_that_solves_the_problem_earns_the_reward(
+    http: httpx.AsyncClient, language: str, program: str, reference: Any
+) -> None:
+    result = await score(http, program, reference, language)
+    assert (result.verdict, result.reward) == ("right", 1.0), result
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print(3)",
+        "import sys; sys.exit(0)",
+        'print(\'{"verdict": "passed"}\')',
+        "while True: pass",
+        "import os\nwhile True: os.fork()",
+        "x = ' ' * (1 << 40)",
+        "print('x' * (1 << 26))",
+        "syntax error",
+        "\x00",
+        "",
+    ],
+)
+async def test_a_program_that_does_not_is_wrong_and_never_a_failure_of_ours(http: httpx.AsyncClient, program: str) -> None:
+    result = await score(http, program, SUM, cpu_seconds=0.3, wall_seconds=2)
+    assert (result.verdict, result.reward) == ("wrong", 0.0), result
+
+
+async def test_a_compiler_that_is_made_to_talk_is_wrong_and_never_a_failure_of_ours(http: httpx.AsyncClient) -> None:
+    loud = (
+        "#define A(x) #x #x #x #x\n"
+        + "int main(void) { return undeclared_"
+        + "; return undeclared_".join(str(n) for n in range(6000))
+        + "; }"
+    )
+    result = await score(http, loud, IN_C, "c")
+    assert (result.verdict, result.reward) == ("wrong", 0.0), result
+
+
+async def test_part_of_the_tests_is_part_of_the_reward_where_the_job_says_so(http: httpx.AsyncClient) -> None:
+    result = await score(http, "print(3)", SUM, partial=True)
+    assert (result.verdict, result.reward) == ("wrong", 0.5), result
