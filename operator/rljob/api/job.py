@@ -99,6 +99,11 @@ class RLJobSpec(Part):
         t = self.trainer
         return self.world_size // (t.tensor_parallel * t.pipeline_parallel * t.context_parallel)
 
+    @property
+    def needs_sandbox(self) -> bool:
+        """Is there a code sandbox?"""
+        return self.sandbox.enabled or "code" in uses(self.reward.verifier, self.reward.options)
+
     @model_validator(mode="after")
     def _parallel_sizes_fit(self) -> "RLJobSpec":
         t, per_node = self.trainer, self.accelerator.per_node
@@ -136,8 +141,6 @@ class RLJobSpec(Part):
                 f"algorithm.stepsPerIteration ({self.algorithm.steps_per_iteration}) is more than promptsPerIteration "
                 f"({self.algorithm.prompts_per_iteration}): a step needs at least one prompt; lower stepsPerIteration"
             )
-        if "code" in uses(self.reward.verifier, self.reward.options) and not self.sandbox.enabled:
-            raise ValueError("reward.verifier code runs programs in the sandbox: set spec.sandbox.enabled: true")
         return self
 
 

@@ -22,7 +22,6 @@ CLUSTER = (
     "templates",
     "files",
     "credentials",
-    "sandbox.replicas",
     "rollout.replicas",
     "accelerator.sharing",
     "checkpoint.volume",
@@ -31,9 +30,19 @@ CLUSTER = (
 _RUN = ("iterations", "evaluation", "backoffLimit", "activeDeadlineSeconds", "checkpoint")
 """How long the loop runs and what it keeps: the master's alone."""
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
-    "master": (*CLUSTER, "reward.workers", "reward.timeoutSeconds"),
+    "master": (*CLUSTER, "sandbox.replicas", "reward.workers", "reward.timeoutSeconds"),
     "node": (*CLUSTER, *_RUN, "reward", "sandbox"),
-    "reward": (*CLUSTER, *_RUN, "reward.replicas", "switch", "accelerator", "trainer", "rollout.tensorParallel", "rollout.engine"),
+    "reward": (
+        *CLUSTER,
+        *_RUN,
+        "sandbox",
+        "reward.replicas",
+        "switch",
+        "accelerator",
+        "trainer",
+        "rollout.tensorParallel",
+        "rollout.engine",
+    ),
 }
 """Fields below `spec`, at most two levels deep, that a file leaves out. `node` is for worker and rollout pods."""
 

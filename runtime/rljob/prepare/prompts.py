@@ -122,7 +122,7 @@ def verifier_of(located: Located, source: DataSource, spec: RLJobSpec) -> tuple[
         raise ConfigurationError(f"{located.where}: no verifier {verifier!r}; {hint}")
     try:
         check(verifier, options, record.reference, frozenset(named(spec.reward.verifier, spec.reward.options)))
-        if "code" in uses(verifier, options) and not spec.sandbox.enabled:
+        if "code" in uses(verifier, options) and not spec.needs_sandbox:
             raise ValueError("programs run in the sandbox, which the job does not have; set spec.sandbox.enabled: true")
     except ValueError as error:
         raise ConfigurationError(f"{located.where}: verifier {verifier}: {error}") from None

@@ -128,6 +128,9 @@ class JudgeRequest(Message):
     files: dict[str, str] = Field(default_factory=dict)
     tests: tuple[Test, ...]
     stop_at_first_failure: bool = True
+    total_wall_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Of all tests together, waiting in the queue not counted; tests that have not begun by then count as `wall_limit`. Keep it below the
+    time for which you wait for the answer, or a program that sleeps turns into a failure of yours."""
     checker: Checker = Checker()
     limits: Limits = Limits()
     compile_limits: Limits = Limits(cpu_seconds=20, wall_seconds=30, memory_mb=1024, processes=64, disk_mb=256)
