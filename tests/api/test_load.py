@@ -86,11 +86,11 @@ def test_options_of_a_verifier_are_checked_with_the_job(reward: str, problem: st
     assert problems(f"  reward: {reward}\n") == [f"line 10: spec.{problem}"]
 
 
-def test_code_needs_the_sandbox() -> None:
-    assert not parse(GOOD + "  reward: {verifier: exact}\n").spec.needs_sandbox
-    assert parse(GOOD + "  reward: {verifier: exact}\n  sandbox: {enabled: true}\n").spec.needs_sandbox
-    assert parse(GOOD + "  reward: {verifier: code}\n").spec.needs_sandbox
-    assert parse(GOOD + "  reward: {verifier: weighted, options: {terms: [{verifier: code}]}}\n").spec.needs_sandbox
+def test_a_job_that_judges_programs_has_a_sandbox() -> None:
+    code = ("{verifier: code}", "{verifier: weighted, options: {terms: [{verifier: code}]}}")
+    assert all(parse(f"{GOOD}  reward: {reward}\n").spec.needs_sandbox for reward in code)
+    assert parse(GOOD + "  sandbox: {enabled: true}\n").spec.needs_sandbox
+    assert not parse(GOOD + "  reward: {verifier: math}\n").spec.needs_sandbox
 
 
 def test_every_verifier_has_options_that_are_described() -> None:

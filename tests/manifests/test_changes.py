@@ -124,9 +124,7 @@ def test_no_process_reads_a_field_that_its_file_leaves_out(audience: str) -> Non
     assert read == set(), "take them out of rljob.manifests.jobfile.LEFT_OUT"
 
 
-def test_every_file_of_a_job_is_a_valid_job() -> None:
-    """Also where one topic needs another: programs are judged in the sandbox."""
-    for reward in ("{verifier: code}", "{verifier: weighted, options: {terms: [{verifier: code}]}}"):
-        job = tiny(f"spec.reward={reward}", "spec.sandbox.enabled=true")
-        for _, text in job_files(job).values():
-            RLJob.model_validate_json(text)
+def test_preparation_knows_whether_there_is_a_sandbox() -> None:
+    """Records may name the verifier `code` where the job does not."""
+    files = job_files(tiny("spec.sandbox.enabled=true"))
+    assert RLJob.model_validate_json(files["master"][1]).spec.needs_sandbox

@@ -83,6 +83,7 @@ async def test_the_sandbox_is_asked_for_what_the_reference_says() -> None:
     assert str(request.url) == "http://sandbox:8082/v1/judge"
     assert (asked.language, asked.code) == ("cpp", "print(sum(map(int, input().split())))\n")
     assert (asked.limits.memory_mb, asked.limits.cpu_seconds, asked.stop_at_first_failure) == (64, 1.5, True)
+    assert (asked.total_wall_seconds, asked.deadline_seconds) == (40.0, 20.0)
     assert (asked.files, asked.checker.kind, len(asked.tests)) == ({"a.h": "x"}, "exact", 2)
 
 
@@ -115,15 +116,15 @@ async def test_trouble_of_the_sandbox_is_tried_again_and_then_a_failure(trouble:
     world = World(again, again, judged("passed", 2, 2))
     assert (await world.score(program())).verdict == "right"
     assert len(world.waits) == 2
-    world = World(*[again] * 4)
+    world = World(*[again] * 3)
     result = await world.score(program())
-    assert (result.verdict, result.reward, len(world.waits)) == ("failed", None, 3)
+    assert (result.verdict, result.reward, len(world.waits)) == ("failed", None, 2)
     assert result.reason.startswith("verifier code: http://sandbox:8082/v1/judge ")
 
 
 async def test_waits_double_are_spread_and_heed_the_service() -> None:
-    world = World(*[httpx.Response(503)] * 3, judged("passed", 2, 2))
-    await world.score(program())
+    world = World(*[httpx.Response(503)] * 3, httpx.Response(200, json={"reward": 1}))
+    await world.score(item("http", "a", url=URL, attempts=4))
     assert [0.5 <= wait / full <= 1.0 for wait, full in zip(world.waits, (0.25, 0.5, 1.0), strict=True)] == [True] * 3
     world = World(httpx.Response(429, headers={"retry-after": "5"}), judged("passed", 2, 2))
     await world.score(program())

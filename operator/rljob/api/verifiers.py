@@ -145,6 +145,8 @@ class CodeOptions(Options):
     """Processor time of one test."""
     wall_seconds: Annotated[float, Field(gt=0)] = 6.0
     """Time of one test."""
+    total_seconds: Annotated[float, Field(gt=0, le=200)] = 40.0
+    """Time of all tests together; those that have not begun by then are not passed."""
     memory_mb: Annotated[int, Field(ge=16)] = 256
     """Memory of one test, MiB."""
 

@@ -16,8 +16,8 @@ from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Limits, Test
 
 LONGEST_PROGRAM = 1 << 17
 """Characters."""
-_SECONDS, _ATTEMPTS = 60.0, 4
-"""For one call. The master waits 300 s for all that it asked at once."""
+_QUEUE, _ATTEMPTS = 20.0, 3
+"""Seconds in the sandbox's queue, and calls. The master waits 300 s for all that it asked at once."""
 
 
 class CodeReference(BaseModel):
@@ -55,8 +55,10 @@ async def _ask(item: ScoreItem, options: CodeOptions, outside: Outside) -> Judge
         return Judgement(False, "no closed ``` block in the answer")
     if len(program) > LONGEST_PROGRAM:
         return Judgement(False, "the program is too long")
-    body = _request(program, _reference(item.reference), options).model_dump_json()
-    result = await outside.ask(f"{outside.sandbox.rstrip('/')}/v1/judge", body, _read, _SECONDS, _ATTEMPTS)
+    request = _request(program, _reference(item.reference), options)
+    # Whatever a program does ends before this: else one that sleeps would be a failure of ours.
+    seconds = _QUEUE + request.compile_limits.wall_seconds + options.total_seconds + options.wall_seconds + _QUEUE
+    result = await outside.ask(f"{outside.sandbox.rstrip('/')}/v1/judge", request.model_dump_json(), _read, seconds, _ATTEMPTS)
     reason = "" if result.verdict == "passed" else f"{result.passed} of {result.total} tests; {result.verdict} {result.reason}".strip()
     return Judgement(result.verdict == "passed", reason[:300], result.passed / result.total if options.partial else None)
 
@@ -70,8 +72,8 @@ def _request(program: str, reference: CodeReference, options: CodeOptions) -> Ju
         stop_at_first_failure=not options.partial,
         checker=reference.checker,
         limits=Limits(cpu_seconds=options.cpu_seconds, wall_seconds=options.wall_seconds, memory_mb=options.memory_mb),
-        total_wall_seconds=_SECONDS / 2,  # else a program that sleeps in every test is no wrong answer, but a service that does not answer
-        deadline_seconds=_SECONDS,
+        total_wall_seconds=options.total_seconds,
+        deadline_seconds=_QUEUE,
     )
 
 
