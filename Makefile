@@ -4,7 +4,7 @@ EXAMPLE ?= smollm2
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help setup run test lint bench lock crd docs chart clean cluster cluster-down cluster-programs images
+.PHONY: help setup run test lint bench lock crd docs chart clean cluster cluster-down cluster-programs images gpu-check
 
 help:
 	@echo "make run [EXAMPLE=smollm2|arithmetic|tiny] [ARGS=--fresh]   train an example on this machine"
@@ -12,6 +12,7 @@ help:
 	@echo "make setup                                                  make .venv, so that .venv/bin/rljob works"
 	@echo "make bench                                                  run every benchmark"
 	@echo "make images [ARGS=\"--only master\"]                          build the container images"
+	@echo "make gpu-check                                              try the GPU path on a machine with one NVIDIA GPU"
 	@echo "make lint                                                   what of the tests takes seconds"
 	@echo "make cluster [ARGS=--nodes=2] / make cluster-down           a real Kubernetes on this machine, from source; needs root"
 	@echo "make lock / make crd                                        remake the lock file / the CustomResourceDefinition"
@@ -35,6 +36,9 @@ test: lint
 
 bench: setup
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+gpu-check:
+	@sh scripts/gpu-check.sh
 
 cluster: setup
 	@sh scripts/system.sh
@@ -64,4 +68,4 @@ chart: crd docs
 	$(BIN)/python -m charts.generate
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-gpu .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

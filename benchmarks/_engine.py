@@ -117,6 +117,13 @@ def export(file: TensorFile, tensors: dict[str, torch.Tensor], version: int, can
     return Manifest(version=version, dtype="F32", tensors=entries, checksum=manifest_checksum(entries), canary=canary)
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Zygote:
     """A zygote process and its engines, in blocking calls."""
 
@@ -130,9 +137,7 @@ class Zygote:
 
     def start(self, length: int) -> str:
         """Fork an engine; its address."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         argv = engine_argv(self._spec, prepared(length), self._folder, "127.0.0.1", port)
         start = {"argv": argv, "env": engine_environment(self._spec), "log": str(self._folder / "engine.log")}
         assert self.process.stdin is not None

@@ -1,6 +1,6 @@
 """Share of an iteration's wall time that is training compute or generation, on the main example.
 
-    python benchmarks/iteration_overhead.py [--iterations 3] [--workdir DIR] [--json]
+    python benchmarks/iteration_overhead.py [--iterations 4] [--workdir DIR] [--json]
 
 Runs the example for a few iterations without evaluations (or reads a finished job folder, `--workdir` of one that is there) and takes the
 phase times from its metrics.jsonl. Useful is what the rollout phase spends with requests in flight and what the trainer spends on batches.

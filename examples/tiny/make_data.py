@@ -35,6 +35,11 @@ def record(word: str, draw: random.Random | None) -> dict[str, str]:
     return made
 
 
+def fresh(seed: int, count: int) -> list[dict[str, str]]:
+    """Prompts that stand in neither file, chosen by `seed`: whoever has seen both has not seen these."""
+    return [record(word, None) for word in random.Random(seed).sample(words()[HELD_OUT + TRAIN :], count)]
+
+
 def main() -> None:
     """Write both files next to this script."""
     here, found, draw = Path(__file__).parent, words(), random.Random(SEED)

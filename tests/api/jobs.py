@@ -81,7 +81,7 @@ rollout:
   engine: {dtype: bfloat16, maxSequences: 64, kvCacheMemory: 2Gi, enforceEager: true, extraArgs: {max-num-batched-tokens: "2048"}}
 switch: {policy: sleep, deadlineSeconds: 60, memoryGate: {deadlineSeconds: 10.5, leakTolerance: 1Gi}}
 accelerator: {type: nvidia, perNode: 2, sharing: claim}
-reward: {verifier: math, options: {tolerance: 0.1}, replicas: 2, workers: 2, timeoutSeconds: 2.5}
+reward: {verifier: numeric, options: {tolerance: 0.1}, replicas: 2, workers: 2, timeoutSeconds: 2.5}
 sandbox: {enabled: true, replicas: 2}
 checkpoint: {keep: 3, keepEvery: 10, volume: my-claim}
 suspend: true

@@ -49,6 +49,9 @@ def named(text: str) -> set[str]:
 def agree(text: str, verdict: Verdict) -> None:
     """Both accept a job, and read the same; or both refuse it, and name a field in common."""
     job, refusal = local(text)
+    if refusal is not None and all(p.path.startswith("spec.reward.options") for p in refusal.problems):
+        # No schema can say which options a verifier has: the operator refuses them (InvalidSpec), and so does `rljob validate`.
+        return
     assert verdict.accepted == (refusal is None), f"{text}\nAPI server: {verdict.message or 'accepted'}\nrljob: {refusal or 'accepted'}"
     if refusal is None:
         stored = {name: verdict.stored[name] for name in ("apiVersion", "kind", "metadata", "spec")}
@@ -117,9 +120,9 @@ def test_fractions_are_read_alike_however_they_are_spelt(judge: Judge, scalar: s
     [
         "  iterations: 1\n  iterations: 2\n",
         "  rollout: {maxTokens: 1, maxTokens: 2}\n",
-        "  reward: {options: {1: a, true: b}}\n",
-        "  reward: {options: {x: .nan}}\n",
-        "  reward: {options: {x: null, y: 3.0, z: [1.0, 2]}}\n",
+        "  evaluation: {data: {reasoningGym: {dataset: a, parameters: {1: a, true: b}}}}\n",
+        "  evaluation: {data: {reasoningGym: {dataset: a, parameters: {x: .nan}}}}\n",
+        "  evaluation: {data: {reasoningGym: {dataset: a, parameters: {x: null, y: 3.0, z: [1.0, 2]}}}}\n",
         "  rollout: {engine: {extraArgs: {a: null}}}\n",
         "  rollout: {engine: {extraArgs: {1: a}}}\n",
         "  rollout: {engine: {extraArgs: {a: yes}}}\n",

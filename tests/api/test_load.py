@@ -1,11 +1,13 @@
 """What a person reads when a job file is wrong."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rljob.api import ConfigurationError
 from rljob.api.load import InvalidJob, load, parse
+from rljob.api.verifiers import OPTIONS, VerifierName
 
 GOOD = """\
 apiVersion: rljob.dev/v1alpha1
@@ -50,6 +52,54 @@ def problems(extra: str, text: str = GOOD) -> list[str]:
 )
 def test_a_wrong_field_is_named_with_its_line_its_value_and_the_remedy(extra: str, problem: str) -> None:
     assert problems(extra) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("reward", "problem"),
+    [
+        ("{verifier: math, options: {plaec: boxed}}", "reward.options.plaec: is no option of math; did you mean place?"),
+        ("{verifier: math, options: {tolerance: 1}}", "reward.options.tolerance: is no option of math; it has place"),
+        ("{verifier: numeric, options: {tolerance: -1}}", "reward.options.tolerance: is -1; it must be at least 0"),
+        ('{verifier: length, options: {zero_at: "3"}}', "reward.options.zero_at: is '3'; it must be a whole number; remove the quotes"),
+        ("{options: {place: boxed}}", "reward.options: are set, but spec.reward.verifier is not; name the verifier that they are for"),
+        (
+            "{verifier: regex, options: {pattern: '(a'}}",
+            "reward.options.pattern: '(a' is no regular expression: missing ), unterminated subpattern at position 0; "
+            "escape special characters with \\",
+        ),
+        (
+            "{verifier: weighted, options: {terms: [{verifier: math, options: {place: box}}]}}",
+            "reward.options.terms[0].options.place: is 'box'; it is one of whole, boxed, auto; did you mean boxed?",
+        ),
+        (
+            "{verifier: weighted, options: {terms: [{verifier: math, wieght: 2}]}}",
+            "reward.options.terms[0].wieght: is no option of a term; did you mean weight?",
+        ),
+        (
+            "{verifier: weighted, options: {terms: [{verifier: length}]}}",
+            "reward.options: no term decides whether an answer is right; set `decides: true` for one, or add a verifier",
+        ),
+        ("{verifier: http, options: {url: judge}}", "reward.options.url: is 'judge'; it must match ^https?://[^\\s/@]+(/\\S*)?$"),
+    ],
+)
+def test_options_of_a_verifier_are_checked_with_the_job(reward: str, problem: str) -> None:
+    assert problems(f"  reward: {reward}\n") == [f"line 10: spec.{problem}"]
+
+
+def test_code_needs_the_sandbox() -> None:
+    (problem,) = problems("  reward: {verifier: code}\n")
+    assert problem.endswith("reward.verifier code runs programs in the sandbox: set spec.sandbox.enabled: true")
+    assert parse(GOOD + "  reward: {verifier: code}\n  sandbox: {enabled: true}\n").spec.sandbox.enabled
+    (problem,) = problems("  reward: {verifier: weighted, options: {terms: [{verifier: code}]}}\n")
+    assert problem.endswith("set spec.sandbox.enabled: true")
+
+
+def test_every_verifier_has_options_that_are_described() -> None:
+    assert set(OPTIONS) == {name for choice in get_args(VerifierName) for name in (get_args(choice) or (choice,))}
+    undescribed = [
+        f"{name}.{field}" for name, model in OPTIONS.items() for field, info in model.model_fields.items() if not info.description
+    ]
+    assert undescribed == []
 
 
 def test_parallel_sizes_that_do_not_fit_are_explained() -> None:
@@ -113,8 +163,8 @@ def test_a_job_out_of_a_cluster_can_be_used_again() -> None:
     ],
 )  # fmt: skip
 def test_plain_words_are_what_kubectl_takes_them_for(word: str, value: object) -> None:
-    job = parse(f"{GOOD}  reward: {{options: {{x: {word}}}}}\n")
-    found = job.spec.reward.options["x"]
+    job = parse(f"{GOOD}  templates: {{master: {{x: {word}}}}}\n")
+    found = job.spec.templates.master["x"]
     assert (type(found), found) == (type(value), value)
 
 

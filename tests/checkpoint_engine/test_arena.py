@@ -57,6 +57,21 @@ def test_data_starts_on_a_page_and_neighbours_of_one_type_touch(tmp_path: Path) 
     assert all(file.offset(s.name) % s.dtype.itemsize == 0 for s in SPECS)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("shape", [(6, 3), (6,)])
+def test_rows_that_lie_in_groups_are_written_as_one_tensor(tmp_path: Path, shape: tuple[int, ...], on_disk: bool) -> None:
+    """As query, key and value do in Megatron: three groups of two rows, each with a third row between that belongs to another tensor."""
+    fused = torch.arange(9.0 * shape[-1]).view(9, *shape[1:]) if len(shape) > 1 else torch.arange(9.0)
+    grouped = fused.view(3, 3, *shape[1:])[:, :2]
+    assert not grouped.is_contiguous()
+    file = TensorFile.create(tmp_path / "arena", [TensorSpec("q", torch.float32, shape)], {}, on_disk)
+    checksum = file.write("q", grouped)
+    assert torch.equal(load_file(tmp_path / "arena")["q"], grouped.reshape(shape))
+    assert checksum == file.checksum("q") == file.write("q", grouped.reshape(shape))
+    with pytest.raises(ValueError, match=r"\[2, 2"):
+        file.write("q", grouped[:2])
+
+
 def test_a_new_version_is_written_in_place_and_open_readers_see_it(tmp_path: Path) -> None:
     fill(tmp_path / "arena", 1, seed=1)
     reader = TensorFile.open(tmp_path / "arena")

@@ -70,6 +70,12 @@ def test_a_wrong_job_gives_one_error_and_status_two(job_file: Path) -> None:
         assert done.stderr == f"error: {job_file}: line 8: spec.iteratons: is not a field; did you mean iterations?\n"
 
 
+def test_a_field_without_effect_is_said_before_anything_starts(job_file: Path) -> None:
+    job_file.write_text(JOB + "  algorithm: {tau: 0.1}\n")
+    for command in ("validate", "plan"):
+        assert "note: spec.algorithm.tau is 0.1, but has no effect" in rljob(command, job_file).stdout
+
+
 def test_the_plan_as_data_holds_references_and_estimates(job_file: Path) -> None:
     document = yaml.safe_load(rljob("plan", job_file, "--output", "yaml").stdout)
     assert document == json.loads(rljob("plan", job_file, "--output", "json").stdout)
@@ -91,6 +97,23 @@ def test_the_plan_says_what_has_no_effect_here(job_file: Path) -> None:
     out = rljob("plan", job_file, "--set", "spec.reward.replicas=2").stdout
     assert "note: spec.reward.replicas is 2, but `rljob run` starts one" in out
     assert json.loads(rljob("plan", job_file, "--set", "spec.reward.replicas=2", "-o", "json").stdout)["here"] != []
+
+
+def test_what_nothing_can_do_yet_is_valid_with_a_warning_noted_in_the_plan_and_refused_before_anything_starts(
+    job_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    line = (
+        "spec.trainer.pipelineParallel is 2, but only 1 is supported so far; set it to 1: split the model by trainer.tensorParallel instead"
+    )
+    job_file.write_text(JOB + "  trainer: {pipelineParallel: 2}\n  accelerator: {perNode: 2}\n")
+    done = rljob("validate", job_file)
+    assert (done.returncode, done.stdout) == (0, f"{job_file}: tiny is valid\n")
+    assert done.stderr == f"warning: {job_file}: {line}\n"
+    assert line in json.loads(rljob("plan", job_file, "-o", "json").stdout)["plan"]["notes"]
+    done = rljob("run", job_file, "--workdir", tmp_path / "job")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
+    assert not (tmp_path / "job").exists()
 
 
 def test_crd_and_explain_print() -> None:
@@ -141,6 +164,16 @@ def test_there_is_nothing_to_resume_in_a_new_folder(job_file: Path, tmp_path: Pa
     (job_file.parent / "train.jsonl").write_text("{}\n")
     done = rljob("run", job_file, "--workdir", tmp_path / "new", "--resume")
     assert (done.returncode, "holds nothing to resume; leave --resume out to start" in done.stderr) == (2, True)
+
+
+def test_fresh_on_a_folder_that_is_in_use_is_refused_and_removes_nothing(job_file: Path, folder: Path) -> None:
+    (job_file.parent / "train.jsonl").write_text("{}\n")
+    with JobFolder(folder).claim():
+        done = rljob("run", job_file, "--workdir", folder, "--fresh")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{folder} is in use by another `rljob run`" in done.stderr
+    assert (folder / "job.yaml").read_text() == JOB
+    assert (folder / "logs" / "worker-0.vllm.log").read_text() == "one\ntwo\n"
 
 
 def test_a_suspended_job_does_not_run(job_file: Path) -> None:

@@ -21,7 +21,7 @@ POD = Ref("Pod", "default", "p")
 
 
 @asynccontextmanager
-async def client(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[ApiServer]:
+async def client(handle: Callable[[web.Request], Awaitable[web.StreamResponse]], seconds: float = 20.0) -> AsyncIterator[ApiServer]:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handle)
     runner = web.AppRunner(app)
@@ -29,7 +29,7 @@ async def client(handle: Callable[[web.Request], Awaitable[web.StreamResponse]])
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     connection = Connection(kopf.ConnectionInfo(server=f"http://127.0.0.1:{runner.addresses[0][1]}"))
     try:
-        async with ApiServer(connection, Metrics(), random.Random(0)) as api:
+        async with ApiServer(connection, Metrics(), random.Random(0), seconds) as api:
             yield api
     finally:
         await runner.cleanup()
@@ -57,6 +57,67 @@ def test_what_passes_is_tried_again(first: int | None) -> None:
         async with client(handle) as api:
             assert (await api.get(POD))["metadata"]["name"] == "p"
         assert calls == ["GET", "GET"]
+
+    asyncio.run(story())
+
+
+class Slow:
+    """Answers only after the client's patience, the first few times; what was asked for is done nevertheless."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.calls = times, 0
+        self.made: list[str] = []
+        self.free = asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.calls += 1
+        answer = web.json_response({"metadata": {"name": "p"}})
+        if request.method == "POST":
+            name = (await request.json())["metadata"]["name"]
+            if name in self.made:
+                answer = failure(409, "AlreadyExists", f"{name} already exists")
+            else:
+                self.made.append(name)
+        if self.calls <= self.times:
+            await self.free.wait()
+        return answer
+
+
+def test_an_answer_that_does_not_come_in_time_is_asked_for_again() -> None:
+    async def story() -> None:
+        slow = Slow(2)
+        async with client(slow.answer, 0.2) as api:
+            assert (await api.get(POD))["metadata"]["name"] == "p"
+            assert slow.calls == 3
+            slow.free.set()
+
+    asyncio.run(story())
+
+
+def test_a_server_that_never_answers_in_time_is_left_to_the_callers_back_off() -> None:
+    async def story() -> None:
+        slow = Slow(100)
+        async with client(slow.answer, 0.1) as api:
+            with pytest.raises(ApiError, match="did not answer") as caught:
+                await api.get(POD)
+            slow.free.set()
+        assert caught.value.temporary
+
+    asyncio.run(story())
+
+
+def test_what_was_made_and_never_answered_for_is_not_made_twice() -> None:
+    """The second try tells that it is there: the caller looks at it then (`reconcile._take_in`)."""
+
+    async def story() -> None:
+        slow = Slow(1)
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}}
+        async with client(slow.answer, 0.2) as api:
+            with pytest.raises(ApiError) as caught:
+                await api.create(pod)
+            slow.free.set()
+        assert caught.value.conflict
+        assert slow.made == ["p"]
 
     asyncio.run(story())
 

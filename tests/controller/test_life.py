@@ -1,15 +1,17 @@
 """Lives of a job in a cluster: what exists, and what the status says."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
 from tests.controller.world import World, report, rljob
-from tests.master.virtual import run, until
+from tests.master.virtual import clock, run, until
 
 from rljob.controller.client import ApiError
 from rljob.controller.kinds import Ref
+from rljob.controller.trim import iso
+from rljob.manifests import Manifest
 
 
 def living(story: Callable[[World], Awaitable[None]], **world: Any) -> World:
@@ -45,6 +47,17 @@ def test_a_job_gets_its_objects_and_says_so() -> None:
         assert not world.holds("Reconciling")
         assert world.events().count("Started") == 1
         assert world.events().count("Running") == 1
+
+    living(story)
+
+
+def test_how_accelerators_are_shared_and_why_is_told_at_the_start() -> None:
+    async def story(world: World) -> None:
+        await started(world, accelerator={"type": "nvidia", "perNode": 1})
+        why = "the cluster (Kubernetes 1.36) has no DeviceClass gpu.nvidia.com, and one container can hold devices everywhere"
+        assert world.status()["sharing"] == {"mode": "single", "reason": why}
+        (told,) = (e["message"] for e in world.twin.of("Event").values() if e["reason"] == "Started")
+        assert told == f"made x-reward, x-master, x-worker-0; sidecars share their accelerators by `single`: {why}"
 
     living(story)
 
@@ -91,6 +104,84 @@ def test_a_lost_pod_is_made_anew(pod: str, how: str) -> None:
         await until(lambda: world.twin.of("Pod").get(pod, {"metadata": {"uid": old}})["metadata"]["uid"] != old)
         await until(lambda: world.holds("Ready"))
         assert {n: o["metadata"]["uid"] for n, o in world.twin.of("Pod").items() if n != pod} == others
+
+    living(story)
+
+
+@pytest.mark.parametrize("lag", [0.01, 3.0])
+@pytest.mark.parametrize(
+    "refusal",
+    [None, ApiError(409, "Conflict", "modified"), ApiError(429, "TooManyRequests", "slow", 1.0), ApiError(500, "InternalError", "etcd")],
+)
+def test_the_loss_of_a_pod_is_told_once_whatever_becomes_of_the_status(refusal: ApiError | None, lag: float) -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        await asyncio.sleep(20)
+        world.twin.lag = lag
+        refusals = [refusal] if refusal else []
+        world.twin.fault = lambda verb, kind: refusals.pop() if verb == "patch_status" and refusals else None
+        uid = world.twin.of("Pod")["x-worker-0"]["metadata"]["uid"]
+        world.pod_ended("x-worker-0", reason="Evicted")
+        await until(lambda: world.twin.of("Pod").get("x-worker-0", {"metadata": {"uid": uid}})["metadata"]["uid"] != uid)
+        await until(lambda: world.holds("Ready"))
+        await asyncio.sleep(30)
+        assert not refusals
+        assert [world.events().count(reason) for reason in ("Started", "PodLost", "PodMade", "Remade", "Repaired")] == [1, 1, 1, 0, 0]
+
+    living(story)
+
+
+def test_what_was_refused_is_told_when_it_is_done() -> None:
+    async def story(world: World) -> None:
+        busy = [ApiError(503, "ServiceUnavailable", "busy") for _ in range(5)]
+        busy_with = (("create", "Pod"), ("delete", "Pod"), ("patch_status", "RLJob"))
+        world.twin.fault = lambda verb, kind: busy.pop() if (verb, kind) in busy_with and busy else None
+        await started(world)
+        told = sorted(e["message"] for e in world.twin.of("Event").values() if e["reason"] in ("Started", "PodMade"))
+        assert sum(e.count("x-master") for e in told) == 1
+        assert sum(e.count("x-worker-0") for e in told) == 1
+        assert world.events().count("Started") == 1
+        await asyncio.sleep(20)
+        busy = [ApiError(503, "ServiceUnavailable", "busy")]
+        world.pod_ended("x-worker-0")
+        await until(lambda: "PodLost" in world.events())
+        await asyncio.sleep(20)
+        assert world.events().count("PodLost") == 1
+
+    living(story)
+
+
+def test_a_status_that_was_written_and_answered_with_a_conflict_is_told_of() -> None:
+    """The first try got through and its answer was lost; the second one finds the object changed."""
+
+    async def story(world: World) -> None:
+        await started(world)
+        patch, lost = world.twin.patch_status, [True]
+
+        async def twice(ref: Ref, status: Mapping[str, Any], version: str) -> Manifest:
+            answer = await patch(ref, status, version)
+            return await patch(ref, status, version) if lost and lost.pop() else answer
+
+        world.twin.patch_status = twice  # type: ignore[method-assign]
+        world.spec(suspend=True)
+        await until(lambda: world.holds("Suspended"))
+        await asyncio.sleep(10)
+        assert not lost
+        assert world.events().count("Suspended") == 1
+
+    living(story)
+
+
+def test_of_rewards_the_newest_are_kept() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(
+            500, rewards=[float(i) for i in range(500)], heldOut=[{"iteration": i, "accuracy": 0.5} for i in range(300)]
+        )
+        await started(world)
+        await until(lambda: "rewards" in world.status())
+        assert world.status()["rewards"] == [float(i) for i in range(300, 500)]
+        assert world.status()["rewardsBefore"] == 300
+        assert [h["iteration"] for h in world.status()["heldOut"]] == list(range(100, 300))
 
     living(story)
 
@@ -263,6 +354,10 @@ def test_a_child_edited_by_hand_is_repaired(kind: str, name: str, change: Callab
             return same and now["metadata"].get("labels") == labels and now["metadata"].get("ownerReferences") == owners
 
         await until(repaired)
+        await asyncio.sleep(30)
+        told = [e["message"] for e in world.twin.of("Event").values() if e["reason"] == "Repaired"]
+        assert told == [f"{kind} {name} was changed by hand and is as rendered again"]
+        assert [world.events().count(reason) for reason in ("Started", "PodMade", "PodLost")] == [1, 0, 0]
 
     living(story)
 
@@ -360,34 +455,96 @@ def test_a_pod_that_waits_without_a_word_is_explained_by_its_events() -> None:
         world.add(rljob())
         await until(lambda: "x-master" in world.pods())
         world.pod_waits("x-master", "ContainerCreating")
-        world.twin.add(
-            {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {"name": "e", "namespace": "default"},
-                "involvedObject": {"name": "x-master", "uid": world.twin.of("Pod")["x-master"]["metadata"]["uid"]},
-                "type": "Warning",
-                "reason": "FailedMount",
-                "message": 'secret "hf" not found',
-            }
-        )
+        tell(world, "x-master", "Normal", "Scheduled", "assigned")
+        tell(world, "x-master", "Warning", "FailedMount", 'secret "hf" not found')
         await until(lambda: "FailedMount" in world.condition("Ready").get("message", ""))
 
     living(story)
 
 
-def test_a_pod_without_a_node_is_a_condition_after_a_moment() -> None:
+def tell(world: World, pod: str, kind: str, reason: str, message: str) -> None:
+    """A kubelet's event about a pod."""
+    uid = world.twin.of("Pod")[pod]["metadata"]["uid"]
+    about = {"kind": "Pod", "name": pod, "uid": uid}
+    head = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": f"{pod}.{reason}.{clock():.0f}", "namespace": "default"}}
+    world.twin.add(head | {"involvedObject": about, "type": kind, "reason": reason, "message": message, "lastTimestamp": iso(clock())})
+
+
+def test_an_image_that_is_being_pulled_for_long_is_a_condition_and_no_event() -> None:
+    """A registry that is a black hole: the kubelet says nothing else until its dial has timed out."""
+
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-master"
+        world.add(rljob())
+        await until(lambda: "x-master" in world.pods())
+        begun = clock()
+        world.pod_waits("x-master", "ContainerCreating")
+        tell(world, "x-master", "Warning", "FailedScheduling", "0/1 nodes are available")
+        tell(world, "x-master", "Normal", "Scheduled", "assigned")
+        tell(world, "x-master", "Normal", "Pulling", 'Pulling image "nowhere/master:1"')
+        await until(lambda: world.condition("Ready").get("reason") == "PullingImage")
+        assert clock() - begun <= 20
+        message = world.condition("Ready")["message"]
+        assert f'pod x-master waits since {iso(begun)}: Pulling image "nowhere/master:1"' in message
+        assert world.holds("Reconciling")
+        writes = world.twin.requests.count(("patch_status", "RLJob"))
+        await asyncio.sleep(60)
+        assert world.twin.requests.count(("patch_status", "RLJob")) == writes
+        world.pod_waits("x-master", "ErrImagePull", "dial tcp: i/o timeout")
+        await until(lambda: world.condition("Ready").get("reason") == "ImagePullFailed")
+        world.starts = lambda pod: True
+        ready = [{"type": "Ready", "status": "True"}]
+        world.twin.set_status(Ref("Pod", "default", "x-master"), phase="Running", podIP="10.0.0.1", containerStatuses=[], conditions=ready)
+        await until(lambda: world.holds("Ready"))
+        assert "PullingImage" not in world.events()
+
+    living(story)
+
+
+def test_the_image_of_a_second_sidecar_is_waited_for_only_once_the_first_one_has_started() -> None:
     async def story(world: World) -> None:
         world.starts = lambda pod: pod["metadata"]["name"] != "x-worker-0"
         world.add(rljob())
         await until(lambda: "x-worker-0" in world.pods())
-        nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
+        scheduled = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": iso(clock())}]
+
+        def megatron(started: bool) -> None:
+            running = {"running": {"startedAt": iso(clock())}}
+            first = {"name": "megatron", "restartCount": 0, "image": "i", "started": started, "state": running}
+            second = {"name": "vllm", "restartCount": 0, "image": "i", "state": {"waiting": {"reason": "PodInitializing"}}}
+            world.twin.set_status(
+                Ref("Pod", "default", "x-worker-0"), phase="Pending", initContainerStatuses=[first, second], conditions=scheduled
+            )
+
+        megatron(started=False)
+        await asyncio.sleep(60)
+        assert world.condition("Ready")["reason"] == "PodsStarting"
+        megatron(started=True)
+        tell(world, "x-worker-0", "Normal", "Pulling", 'Pulling image "nowhere/rollout:1"')
+        await asyncio.sleep(20)
+        assert world.condition("Ready")["reason"] == "PullingImage"
+        tell(world, "x-worker-0", "Normal", "Pulled", "Successfully pulled")
+        await until(lambda: world.condition("Ready")["reason"] == "PodsStarting")
+
+    living(story)
+
+
+NO_LABEL = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector"
+
+
+@pytest.mark.parametrize("why", ["0/3 nodes are available: 3 Insufficient nvidia.com/gpu", NO_LABEL])
+def test_a_pod_without_a_node_is_a_condition_after_a_moment(why: str) -> None:
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-worker-0"
+        world.add(rljob())
+        await until(lambda: "x-worker-0" in world.pods())
+        nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
         world.twin.set_status(Ref("Pod", "default", "x-worker-0"), conditions=[nowhere])
         await asyncio.sleep(5)
         assert world.condition("Ready")["reason"] == "PodsStarting"
         await asyncio.sleep(20)
         assert world.condition("Ready")["reason"] == "Unschedulable"
-        assert "0/3 nodes are available" in world.condition("Ready")["message"]
+        assert f"pod x-worker-0 fits on no node: {why}; free, label or add such nodes" in world.condition("Ready")["message"]
 
     living(story)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tests.master.virtual import clock
 
-from rljob.controller.client import ApiError, Change, Listing
+from rljob.controller.client import ApiError, Applied, Change, Listing
 from rljob.controller.kinds import KINDS, Kind, Ref
 from rljob.controller.trim import iso
 from rljob.manifests import Manifest
@@ -154,7 +154,7 @@ class Twin:
                 raise ApiError(409, "AlreadyExists", f"{ref} already exists")
             return copy.deepcopy(self.add(manifest, FIELD_MANAGER))
 
-    async def apply(self, manifest: Manifest, uid: str) -> Manifest:
+    async def apply(self, manifest: Manifest, uid: str) -> Applied:
         ref = self._ref(manifest)
         async with self._call("apply", ref.kind):
             stored = self.objects.get(ref)
@@ -167,7 +167,7 @@ class Twin:
             for path, value in wanted.items():
                 put(new, path, value)
             self._update(ref, new, FIELD_MANAGER, frozenset(wanted))
-            return copy.deepcopy(self.objects[ref])
+            return Applied(copy.deepcopy(self.objects[ref]), _owned(stored) != _owned(self.objects[ref]))
 
     async def delete(self, ref: Ref, uid: str) -> None:
         async with self._call("delete", ref.kind):
@@ -196,10 +196,9 @@ class Twin:
             found = [copy.deepcopy(o) for r, o in self.objects.items() if r.kind == kind.kind and namespace in (None, r.namespace)]
             return Listing([o for o in found if selected(o, selector)], str(self._version))
 
-    async def warnings(self, namespace: str, pod: str) -> list[Manifest]:
+    async def events(self, namespace: str, uid: str) -> list[Manifest]:
         async with self._call("list", "Event"):
-            events = self.of("Event", namespace).values()
-            return [e for e in events if e["involvedObject"]["name"] == pod and e["type"] == "Warning"]
+            return [e for e in self.of("Event", namespace).values() if e["involvedObject"]["uid"] == uid]
 
     async def raw(self, path: str, once: bool = False) -> Manifest:
         async with self._call("get", path):

@@ -70,6 +70,7 @@ class World:
                 group.create_task(stream.run())
             for stream in operator.streams:
                 await stream.listed.wait()
+            await operator.look_around()
             group.create_task(operator.queue.run(4))
             group.create_task(operator.poller.run())
             group.create_task(operator.resync.run())

@@ -6,16 +6,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
 RLJOB = Path(sys.executable).parent / "rljob"
+EXAMPLE = ROOT / "examples" / "tiny"
+PROMPTS, SAMPLES = 24, 16
+"""Prompts an iteration of `small_job`, answers to each."""
 
 
 @dataclass(frozen=True)
@@ -125,29 +129,72 @@ def wait(condition: Callable[[], bool], what: str, timeout: float = 240, every: 
 
 def small_job(folder: Path, iterations: int) -> Path:
     """A job file in a folder: the tiny example with less of everything but iterations."""
-    example = ROOT / "examples" / "tiny"
-    job = yaml.safe_load((example / "rljob.yaml").read_text())
+    job = yaml.safe_load((EXAMPLE / "rljob.yaml").read_text())
     spec = job["spec"]
     job["metadata"]["name"] = "small"
     spec["iterations"] = iterations
     spec["warmStart"]["steps"] = 60
-    spec["algorithm"] |= {"promptsPerIteration": 24, "samplesPerPrompt": 16}
+    spec["algorithm"] |= {"promptsPerIteration": PROMPTS, "samplesPerPrompt": SAMPLES}
     spec["evaluation"]["data"]["limit"] = 32
     for source in (spec["data"]["train"], spec["evaluation"]["data"], spec["warmStart"].get("data", {})):
         if "path" in source:
-            source["path"] = str(example / source["path"])
+            source["path"] = str(EXAMPLE / source["path"])
     file = folder / "rljob.yaml"
     file.write_text(yaml.safe_dump(job))
     return file
 
 
 def assert_complete(folder: Path, iterations: int) -> None:
-    """As many iterations as asked for, every prompt drawn once and consumed once, versions without a gap."""
-    assert [line["iteration"] for line in metrics(folder)] == list(range(1, iterations + 1))
-    assert [line["version"] for line in metrics(folder)] == list(range(2, iterations + 2))  # version 1 is the warm start
+    """A `small_job` came to its end: every iteration, no prompt lost or doubled, versions without a gap, no process left."""
+    lines = metrics(folder)
+    assert [line["iteration"] for line in lines] == list(range(1, iterations + 1))
+    assert [line["version"] for line in lines] == list(range(2, iterations + 2))  # version 1 is the warm start
+    epoch = len((EXAMPLE / "train.jsonl").read_text().splitlines())
     with database(folder) as db:
-        consumed = Counter(ordinal for (ordinal,) in db.execute("select ordinal from groups where consumed is not null"))
-        drawn = [ordinal for (ordinal,) in db.execute("select ordinal from groups order by ordinal")]
-    assert set(consumed.values()) == {1}
-    assert drawn == list(range(drawn[0], drawn[0] + len(drawn)))
+        assert_every_prompt_is_accounted_for(db, lines, per_iteration=PROMPTS, samples=SAMPLES, epoch=epoch)
+        assert db.execute("SELECT count(*) FROM groups WHERE consumed IS NULL").fetchone() == (0,)
     assert processes(folder) == []
+
+
+def assert_every_prompt_is_accounted_for(
+    db: sqlite3.Connection, lines: Sequence[Mapping[str, Any]], *, per_iteration: int, samples: int, epoch: int
+) -> None:
+    """What was drawn is trained on once or still in the buffer, as state and metrics say; `test_jobfolder.py` shows what this finds.
+
+    Args:
+        lines: of metrics.jsonl.
+        samples: answers of each prompt.
+        epoch: prompts of the training set, which uniform sampling walks through without repetition.
+    """
+    groups: list[tuple[int, str, int, int | None]] = db.execute(
+        "SELECT ordinal, prompt, iteration, consumed FROM groups ORDER BY ordinal"
+    ).fetchall()
+    assert [ordinal for ordinal, *_ in groups] == list(range(len(groups)))
+    for start in range(0, len(groups), epoch):
+        prompts = [prompt for _, prompt, *_ in groups[start : start + epoch]]
+        assert len(set(prompts)) == len(prompts), "a prompt was drawn twice within an epoch"
+
+    made = {line["version"]: line for line in lines}
+    consumed = Counter(version for *_, version in groups if version is not None)
+    assert dict(consumed) == {version: line["groups"] for version, line in made.items()}
+    for version, line in made.items():
+        # Each iteration fills up to its number of prompts what the ones before left in the buffer.
+        drawn = sum(iteration <= line["iteration"] for _, _, iteration, _ in groups)
+        before = sum(count for v, count in consumed.items() if v < version)
+        assert drawn - before == per_iteration, f"iteration {line['iteration']} worked on {drawn - before} prompts"
+    assert max(iteration for _, _, iteration, _ in groups) == max(line["iteration"] for line in lines)
+
+    answers = dict(db.execute("SELECT group_id, count(*) FROM trajectories GROUP BY group_id"))
+    assert answers == {ordinal: samples for ordinal, *_ in groups}
+    judged = db.execute(
+        "SELECT consumed, count(reward), avg(reward), avg(is_right), avg(length) FROM trajectories JOIN groups ON ordinal = group_id "
+        "WHERE consumed IS NOT NULL AND finish IS NOT NULL GROUP BY consumed"
+    ).fetchall()
+    keys = ("version", "answers", "reward", "success_rate", "response_length")
+    for found, line in zip(judged, (made[version] for version in sorted(made)), strict=True):
+        assert found == pytest.approx(tuple(line[key] for key in keys))
+        assert line["answers"] == line["groups"] * samples
+    # Nothing half done stays: no task in progress, no piece of an answer that was trained on; the sampler knows each answer once.
+    assert db.execute("SELECT count(*) FROM batches").fetchone() == (0,)
+    assert db.execute("SELECT count(*) FROM pieces JOIN groups ON ordinal = group_id WHERE consumed IS NOT NULL").fetchone() == (0,)
+    assert db.execute("SELECT sum(samples) FROM statistics").fetchone() == (samples * sum(consumed.values()),)

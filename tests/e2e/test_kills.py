@@ -43,6 +43,7 @@ SCHEDULE = [
     Kill("trainer", "train"),
     Kill("agent", "checkpoint"),
     Kill("reward", "rollout"),
+    Kill("reward", "train"),
     Kill("engine", "stop-engine"),
     Kill("trainer", "onload"),
     Kill("trainer", "checkpoint"),
@@ -190,18 +191,21 @@ def test_every_process_may_be_killed(tmp_path: Path) -> None:
     assert [path for path in made if path.exists()] == []
 
 
-@pytest.mark.parametrize("step", ["rollout", "train"])
-def test_a_killed_supervisor_leaves_nothing_behind_and_the_job_goes_on(tmp_path: Path, step: str) -> None:
-    folder = tmp_path / "job"
-    job = small_job(tmp_path, 3)
+def test_a_killed_supervisor_leaves_nothing_behind_and_the_job_goes_on(tmp_path: Path) -> None:
+    """One job, whose supervisor dies in every phase."""
+    folder, iterations = tmp_path / "job", 8
+    job = small_job(tmp_path, iterations)
     supervisor = start(job, folder)
     try:
-        made = _strike(Kill("supervisor", step), folder, supervisor)
+        for step in ("rollout", "train", "checkpoint", "export"):
+            made = _strike(Kill("supervisor", step), folder, supervisor)
+            supervisor.wait(timeout=10)
+            wait(lambda made=made: processes(folder) == [] and not any(p.exists() for p in made), "the end of everything", timeout=30)  # type: ignore[misc]
+            supervisor = start(job, folder, "--resume")
+        watch(supervisor, folder, timeout=300)
     finally:
-        supervisor.kill()
-        supervisor.wait()
-    wait(lambda: processes(folder) == [] and not any(path.exists() for path in made), "the end of everything", timeout=30)
-    resumed = start(job, folder, "--resume")
-    watch(resumed, folder, timeout=300)
-    assert resumed.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
-    assert_complete(folder, 3)
+        if supervisor.poll() is None:
+            supervisor.kill()
+            supervisor.wait()
+    assert supervisor.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
+    assert_complete(folder, iterations)

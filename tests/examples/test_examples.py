@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from rljob.api import RLJob
+from rljob.api.verifiers import InstructionOptions
 from rljob.prepare.data_sources import load
 from rljob.prepare.preparation import Folders, make_splits
 from rljob.prepare.prompts import PromptTokenizer
-from rljob.reward.verifiers.instruction import InstructionOptions, broken
+from rljob.reward.verifiers.instruction import broken
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 JOBS = sorted(EXAMPLES.glob("*/rljob.yaml"))

@@ -1,14 +1,15 @@
-"""`python -m tests.local.fake_run FOLDER CODE`: what `rljob run` does, for a plan whose master is CODE."""
+"""`python -m tests.local.fake_run FOLDER CODE [resume|fresh]`: what `rljob run` does, for a plan whose master is CODE."""
 
 import sys
 from pathlib import Path
+from typing import Literal, cast
 
 from rich.console import Console
 from tests.local.fakes import JOB, SLEEP, container, master, plan_of
 
 from rljob.api import RLJobError
 from rljob.local.folder import JobFolder
-from rljob.local.run import Request, run_plan
+from rljob.local.run import Request, run_in
 from rljob.plan.types import Pod
 
 # A payload in a session of its own, with a file in shared memory, as a shim makes one.
@@ -19,18 +20,17 @@ PAYLOAD = (
 )
 
 
-def main(folder: Path, code: str) -> int:
+def main(folder: Path, code: str, mode: Literal["auto", "resume", "fresh"] = "auto") -> int:
     """Run it."""
     worker = Pod("worker", "worker-0", (container("agent", SLEEP),), sidecars=(container("shim", PAYLOAD, "always"),))
-    job_folder = JobFolder(folder)
+    request = Request(folder / "rljob.yaml", folder, mode=mode)
     try:
-        with job_folder.claim():
-            job_folder.write_job(JOB)
-            return run_plan(plan_of(master(code), worker), JOB, job_folder, Request(folder / "rljob.yaml", folder), Console(width=200))
+        return run_in(JobFolder(folder), plan_of(master(code), worker), JOB, request, Console(width=200))
     except RLJobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    wanted = cast(Literal["auto", "resume", "fresh"], sys.argv[3] if len(sys.argv) > 3 else "auto")
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], wanted))

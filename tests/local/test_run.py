@@ -19,8 +19,8 @@ FOREVER = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(0)); sig
 
 
 @contextmanager
-def running(folder: Path, code: str = FOREVER) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.local.fake_run", str(folder), code]
+def running(folder: Path, code: str = FOREVER, mode: str = "auto") -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.local.fake_run", str(folder), code, mode]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
         yield process
@@ -93,6 +93,42 @@ def test_a_second_run_on_the_folder_is_refused_and_the_first_goes_on(tmp_path: P
         assert f"is in use by another `rljob run` (process {current.pid}); stop it with `rljob stop" in out
         assert first.poll() is None
         assert of_run(current.run) != []
+
+
+def test_fresh_on_a_folder_that_is_in_use_is_refused_and_removes_nothing(tmp_path: Path) -> None:
+    with running(tmp_path / "job") as first:
+        current = all_up(tmp_path / "job")
+        (tmp_path / "job" / "state").mkdir()
+        before = sorted(p.relative_to(tmp_path) for p in (tmp_path / "job").rglob("*"))
+        with running(tmp_path / "job", mode="fresh") as second:
+            out, _ = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert f"is in use by another `rljob run` (process {current.pid}); stop it with `rljob stop" in out
+        assert sorted(p.relative_to(tmp_path) for p in (tmp_path / "job").rglob("*")) == before
+        assert first.poll() is None
+
+
+REMEMBERING = """
+import os, pathlib
+state = pathlib.Path(os.environ['WORK'], 'state')
+state.mkdir(exist_ok=True)
+with (state / 'starts').open('a') as file:
+    file.write('x')
+"""
+
+
+def test_a_run_goes_on_from_the_folder_unless_it_is_to_start_over(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    (folder / "notes.txt").parent.mkdir()
+    said = []
+    for mode in ("auto", "auto", "resume", "fresh"):
+        with running(folder, REMEMBERING, mode) as process:
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+        said.append((out.split()[0], (folder / "state" / "starts").read_text()))
+        (folder / "notes.txt").write_text("the user's own")
+    assert said == [("running", "x"), ("resuming", "xx"), ("resuming", "xxx"), ("running", "x")]
+    assert (folder / "notes.txt").read_text() == "the user's own"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

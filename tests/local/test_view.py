@@ -50,6 +50,14 @@ def test_the_screen_shows_progress_speed_reward_and_nodes() -> None:
         assert words in text
 
 
+def test_of_a_job_in_a_cluster_the_newest_iterations_are_known_and_keep_their_numbers() -> None:
+    before = STATUS.model_copy(update={"iterations": 900, "rewards": [0.1, 0.2], "rewards_before": 500, "timings": {}})
+    after = before.model_copy(update={"rewards": [0.3, 0.4], "rewards_before": 501})
+    assert changes(before, after) == ["iteration 503/900: mean reward 0.400"]
+    late = before.model_copy(update={"rewards": [0.5, 0.6], "rewards_before": 510})
+    assert [line.partition(":")[0] for line in changes(before, late)] == ["iteration 511/900", "iteration 512/900"]
+
+
 def test_lines_that_stay_are_iterations_evaluations_and_failures() -> None:
     after = STATUS.model_copy(
         update={

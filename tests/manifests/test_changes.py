@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from tests.manifests.jobs import ROOT, nvidia, objects, tiny
 
+from rljob.api import RLJob
 from rljob.manifests import Settings
-from rljob.manifests.jobfile import LEFT_OUT
+from rljob.manifests.jobfile import LEFT_OUT, job_files
 from rljob.manifests.settings import Images
 from rljob.manifests.types import ANNOTATION_HASH, Manifest
 
@@ -95,3 +96,11 @@ def test_no_process_reads_a_field_that_its_file_leaves_out(audience: str) -> Non
     chains = set().union(*(attributes(ROOT / "runtime" / "rljob" / package) for package in AUDIENCES[audience]))
     read = {path for path in LEFT_OUT[audience] if (snake(path) if "." in path else f"spec.{snake(path)}") in chains}
     assert read == set(), "take them out of rljob.manifests.jobfile.LEFT_OUT"
+
+
+def test_every_file_of_a_job_is_a_valid_job() -> None:
+    """Also where one topic needs another: programs are judged in the sandbox."""
+    for reward in ("{verifier: code}", "{verifier: weighted, options: {terms: [{verifier: code}]}}"):
+        job = tiny(f"spec.reward={reward}", "spec.sandbox.enabled=true")
+        for _, text in job_files(job).values():
+            RLJob.model_validate_json(text)

@@ -73,6 +73,18 @@ def test_the_operator_reaches_the_master_and_nothing_else() -> None:
     assert not flows(strict, OPERATOR, member("master"), 8080)
 
 
+def test_the_reward_pods_reach_others_only_if_the_job_names_a_judge_by_its_address() -> None:
+    judge = ("team", {"app": "judge"})
+    http = "{verifier: http, options: {url: 'http://judge.team:8000/'}}"
+    weighted = f"{{verifier: weighted, options: {{terms: [{{verifier: exact}}, {http}]}}}}"
+    assert not flows(TINY, member("reward"), judge, 8000)
+    for reward in (http, weighted):
+        manifests = objects(tiny(f"spec.reward={reward}"))
+        assert flows(manifests, member("reward"), judge, 8000)
+        assert not flows(manifests, member("reward"), member("master"), 8080)
+        assert not flows(manifests, judge, member("reward"), 8081)
+
+
 def test_two_jobs_do_not_hear_each_other() -> None:
     other = objects(tiny("metadata.name=other"))
     for source in ROLES:

@@ -383,3 +383,56 @@ def test_every_sampling_strategy_goes_on_with_the_same_prompts_after_a_crash(tmp
         return world
 
     assert run(lives()).trained_prompts() == reference.trained_prompts()
+
+
+class Unequal:
+    """Of the two answers to a prompt one has two tokens and the other four."""
+
+    def __init__(self) -> None:
+        self.short: set[int] = set()
+
+    def __call__(self, number: int, position: int) -> int:
+        if position == 1 and number not in self.short:
+            self.short.add(number)
+            return EOS
+        return EOS if position == 3 else 7
+
+
+def test_the_length_reward_reaches_the_batch_with_its_weight_after_its_warm_up(tmp_path: Path) -> None:
+    """The warm start makes version 1, so that whoever counts versions for iterations ends the warm-up too early."""
+    spec = job(iterations=3, warmStart={"steps": 1, "batchSize": 2}, algorithm={"lengthPenalty": {"weight": 0.2, "warmupIterations": 1}})
+    world = World(tmp_path, spec, inputs(warmstart=3), Unequal())
+    run(world.master())
+    found = {
+        version: {(int(g.prompt[0]) % 2 == 0, len(s.tokens), round(s.advantage, 6)) for g in batch.groups for s in g.samples}
+        for version, batch in world.nodes[0].batches.items()
+        if version > 1
+    }
+    right, wrong = {(True, 2, 0.1), (True, 4, -0.1)}, {(False, 2, 0.05), (False, 4, -0.05)}  # a wrong answer earns nothing by being short
+    drawn = {version: {n % 2 == 0 for n in numbers} for version, numbers in world.trained_prompts().items()}
+    assert found[2] == {(even, length, 0.0) for even in drawn[2] for length in (2, 4)}
+    for version in (3, 4):
+        assert found[version] == (right if True in drawn[version] else set()) | (wrong if False in drawn[version] else set())
+    assert found[3] | found[4] == right | wrong
+    # Right answers earn 0 on average, wrong ones a quarter of the weight less.
+    lines = world.metrics()
+    assert [line["total_reward"] - line["reward"] for line in lines] == pytest.approx(
+        [0.0, *(-0.05 * (1 - line["reward"]) for line in lines[1:])]
+    )
+
+
+def test_the_curriculum_opens_with_the_iterations(tmp_path: Path) -> None:
+    sampling = {"strategy": "curriculum", "curriculumIterations": 4}
+    world = World(tmp_path, job(iterations=4, algorithm={"sampling": sampling}), inputs())
+    run(world.master())
+    # A quarter more of the twelve prompts every time, and what was drawn least comes first.
+    assert world.trained_prompts() == {1: [0, 1, 2], 2: [3, 4, 5], 3: [6, 7, 8], 4: [9, 10, 11]}
+
+
+def test_prioritized_sampling_turns_to_the_prompts_that_fail(tmp_path: Path) -> None:
+    """Success rates reach the sampler: the twin calls all answers to even prompts right. A walk would draw each two or three times."""
+    world = World(tmp_path, job(iterations=10, algorithm={"sampling": {"strategy": "prioritized"}}), inputs())
+    run(world.master())
+    drawn = Counter(n for numbers in world.trained_prompts().values() for n in numbers)
+    assert {count for n, count in drawn.items() if n % 2 == 0} == {1}
+    assert all(drawn[n] > 1 for n in range(1, 12, 2))

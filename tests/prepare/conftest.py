@@ -1,7 +1,8 @@
 """What the tests of the preparation share; lets them import `tests.*`, their common parts."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ ROOT = str(Path(__file__).parents[2])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from tests.prepare.support import SCRATCH, Place, words  # noqa: E402 - needs the path above
+from tests.prepare.servers import QuietFolder, serving  # noqa: E402 - needs the path above
+from tests.prepare.support import SCRATCH, Place, words  # noqa: E402
 
 from rljob.api.sources import ScratchSource  # noqa: E402
 from rljob.prepare import scratch  # noqa: E402
@@ -37,3 +39,12 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return folder
 
     return make
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """An HTTP server of a folder: its address and the folder."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with serving(partial(QuietFolder, directory=str(folder))) as address:
+        yield address, folder

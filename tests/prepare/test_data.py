@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from rljob.api import ConfigurationError
 from rljob.api.sources import ReasoningGymSource
 from rljob.prepare.data_sources import generated
+from rljob.prepare.preparation import dropped
 
 ROOMY = {"source": {"scratch": {"hiddenSize": 64, "ffnSize": 96, "layers": 1, "heads": 2, "kvHeads": 1, "contextLength": 256}}}
 SUMS = {"dataset": "chain_sum", "size": 40, "parameters": {"min_terms": 2, "max_terms": 2}}
@@ -102,7 +103,16 @@ def test_held_out_questions_never_occur_in_training(place: Place) -> None:
     asked = {r.question for name in ("train", "warmstart") for r in place.split(name)}
     assert asked == {"word0", "word2", "word4"}
     assert (prepared.train, prepared.heldout, prepared.warmstart) == (3, 2, 3)
-    assert "data: dropped 2 training prompts whose question is held out" in place.said
+    (said,) = [line for line in place.said if "dropped" in line]
+    assert said.startswith(
+        "data: dropped 2 training prompts whose question is held out, 40% of all: what is trained on is no longer spread"
+    )
+    assert "use a smaller spec.evaluation.data" in said
+
+
+def test_a_few_dropped_prompts_are_counted_without_advice() -> None:
+    assert dropped(before=20, after=18) == "dropped 2 training prompts whose question is held out"
+    assert "15% of all" in dropped(before=20, after=17)
 
 
 def test_a_held_out_set_that_swallows_the_training_set_is_refused(place: Place) -> None:
@@ -116,8 +126,23 @@ def test_generated_splits_of_neighbouring_seeds_are_not_the_same_list_shifted() 
         return [row["prompt"] for _, row in generated(source, "spec.data.train")]
 
     first, second = questions(0), questions(1)
-    assert len(set(first)) == len(first)
     assert len(set(first) & set(second)) < 5
+
+
+def test_generated_questions_that_come_up_again_are_trained_on_again_but_measured_once(place: Place) -> None:
+    one_digit = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    few = SUMS | {"size": 400, "parameters": one_digit, "demonstration": "{answer}"}
+    place.prepare(
+        data={"train": {"reasoningGym": few}},
+        evaluation={"data": {"reasoningGym": few | {"size": 60, "seed": 7}}},
+        model=ROOMY,
+        rollout={"maxTokens": 4},
+    )
+    trained = [record.question for record in place.split("train")]
+    measured = [record.question for record in place.split("heldout")]
+    assert len(trained) > len(set(trained))
+    assert len(measured) == len(set(measured)) < 60
+    assert not set(trained) & set(measured)
 
 
 def test_a_generators_prompts_are_judged_by_its_own_scorer_and_demonstrate_by_template(place: Place) -> None:
@@ -166,6 +191,14 @@ def test_a_generator_that_cannot_be_used_is_refused(place: Place, source: dict[s
             "line 1: verifier instruction: option `maxwords`: .*options are mention",
         ),
         (['{"prompt": "a", "verifier": "instruction"}'], "line 1: verifier instruction: no instruction is set"),
+        (
+            ['{"prompt": "a", "verifier": "import", "options": {"path": "os:system"}}'],
+            "line 1: verifier import: 'import os:system' is not named in spec.reward of the job; only the job may name code",
+        ),
+        (
+            ['{"prompt": "a", "verifier": "code", "reference": {"tests": [{"stdin": "", "expected": "1"}]}}'],
+            "line 1: verifier code: programs run in the sandbox, which the job does not have; set spec.sandbox.enabled: true",
+        ),
         (['{"prompt": "a", "reference": "b"}'], "spec.warmStart needs records with a `demonstration`"),
     ],
 )

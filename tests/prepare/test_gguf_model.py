@@ -10,6 +10,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from safetensors.numpy import load_file
+from tests.prepare.support import Place
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
@@ -111,6 +112,16 @@ def test_the_converted_model_is_the_one_that_the_file_was_made_from(tmp_path: Pa
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokens = torch.tensor([[1, 5, 9, 20, 33]])
     assert torch.equal(loaded(tokens).logits, model.eval()(tokens).logits)
+
+
+def test_a_gguf_file_comes_from_an_address(place: Place, server: tuple[str, Path]) -> None:
+    weights = {name: value.numpy() for name, value in _model("llama").state_dict().items()}
+    address, served = server
+    _write(served / "small.gguf", "llama", weights)
+    prepared = place.prepare(model={"source": {"url": f"{address}/small.gguf?download=true"}}, warmStart=None)
+    assert (prepared.model_type, prepared.vocab_size, prepared.context_length) == ("llama", len(TOKENS), 64)
+    written = load_file(place.folders.model / "model.safetensors")
+    assert all(np.array_equal(written[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,7 @@
 
 import json
 import shutil
-import tarfile
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,25 +14,6 @@ from rljob.api import ConfigurationError
 from rljob.prepare.files import require_space
 
 Saved = Callable[..., Path]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """An HTTP server of a folder: its address and the folder."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_address[1]}", folder
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
 
 
 def test_a_scratch_model_loads_with_transformers_and_spells_every_character(place: Place) -> None:
@@ -75,38 +52,6 @@ def test_a_relative_path_starts_at_the_job_file(place: Place, saved_model: Saved
     shutil.copytree(saved_model(), place.folders.source / "here")
     place.prepare(model={"source": {"path": "here"}}, warmStart=None)
     assert (place.folders.model / "config.json").exists()
-
-
-def test_an_archive_is_downloaded_once_and_unpacked(place: Place, saved_model: Saved, server: tuple[str, Path]) -> None:
-    address, served = server
-    with tarfile.open(served / "model.tar.gz", "w:gz") as archive:
-        archive.add(saved_model(), "inner/model")
-    source = {"model": {"source": {"url": f"{address}/model.tar.gz"}}, "warmStart": None}
-    place.prepare(**source)
-    (served / "model.tar.gz").unlink()
-    shutil.rmtree(place.folders.model)
-    assert place.prepare(**source).train == 5
-
-
-def test_an_address_that_answers_with_an_error_is_named(place: Place, server: tuple[str, Path]) -> None:
-    with pytest.raises(ConfigurationError, match=r"nothing\.gguf answers 404; check the address"):
-        place.prepare(model={"source": {"url": f"{server[0]}/nothing.gguf"}}, warmStart=None)
-
-
-def test_an_address_that_cannot_be_reached_says_what_to_set(place: Place) -> None:
-    with pytest.raises(ConfigurationError, match=r"cannot be fetched .* set HTTPS_PROXY"):
-        place.prepare(model={"source": {"url": "http://127.0.0.1:9/model.gguf"}}, warmStart=None)
-
-
-def test_an_s3_address_without_the_package_names_it(place: Place) -> None:
-    with pytest.raises(ConfigurationError, match=r"needs the package s3fs"):
-        place.prepare(model={"source": {"url": "s3://bucket/model.gguf"}}, warmStart=None)
-
-
-def test_a_hub_that_cannot_be_reached_says_what_to_set(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigurationError, match=r"hub repository owner/model cannot be fetched .* HF_ENDPOINT"):
-        place.prepare(model={"source": {"hub": {"repo": "owner/model"}}}, warmStart=None)
 
 
 def test_a_file_inside_a_package_is_found_without_importing_it(place: Place, saved_model: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +139,14 @@ def test_heads_that_do_not_divide_name_the_sizes_that_work(
     job = {"model": {"source": {"path": str(folder)}}, "accelerator": {"perNode": 20}, "warmStart": None} | changes
     with pytest.raises(ConfigurationError, match=message):
         place.prepare(**job)
+
+
+def test_a_parallel_size_that_the_trainer_does_not_have_is_refused_before_anything_is_read(place: Place) -> None:
+    """In a cluster, where `rljob run` has not looked at the job, this is the first place."""
+    sizes = {"trainer": {"contextParallel": 2, "expertParallel": 4}, "accelerator": {"perNode": 2}}
+    with pytest.raises(ConfigurationError, match=r"^spec.trainer.contextParallel is 2, .*; also spec.trainer.expertParallel is 4, "):
+        place.prepare(model={"source": {"path": "nowhere"}}, warmStart=None, **sizes)
+    assert place.said == []
 
 
 def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path: Path) -> None:

@@ -1,29 +1,11 @@
 """The init container as a process: exit status and what it says."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.prepare.support import SCRATCH, words
-
-from rljob.api import RLJob
-
-
-def _run(tmp_path: Path, spec: dict[str, Any], **environment: str) -> subprocess.CompletedProcess[str]:
-    job = RLJob.model_validate({"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "a"}, "spec": spec})
-    (tmp_path / "job.json").write_text(job.model_dump_json(by_alias=True))
-    given = {
-        "RLJOB_JOB": str(tmp_path / "job.json"),
-        "RLJOB_SOURCE_DIR": str(tmp_path),
-        **{f"RLJOB_DIR_{name.upper()}": str(tmp_path / name) for name in ("model", "data", "cache")},
-    }
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RLJOB_")}
-    command = [sys.executable, "-m", "rljob.prepare"]
-    return subprocess.run(command, env=kept | given | environment, capture_output=True, text=True, timeout=120, check=False)
+from tests.prepare.support import SCRATCH, run_process, words
 
 
 @pytest.fixture
@@ -33,7 +15,7 @@ def job(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_good_job_ends_with_status_0_and_says_how_far_it_is(tmp_path: Path, job: dict[str, Any]) -> None:
-    done = _run(tmp_path, job)
+    done = run_process(tmp_path, job)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines()[0] == "prepare: model: new random weights"
     assert done.stderr.splitlines()[-1] == "prepare: data: 4 prompts, 0 held out, 4 demonstrations, at most 17 tokens"
@@ -41,7 +23,7 @@ def test_a_good_job_ends_with_status_0_and_says_how_far_it_is(tmp_path: Path, jo
 
 
 def test_bad_input_ends_with_status_2_and_one_line(tmp_path: Path, job: dict[str, Any]) -> None:
-    done = _run(tmp_path, job | {"data": {"train": {"path": "nothing.jsonl"}}})
+    done = run_process(tmp_path, job | {"data": {"train": {"path": "nothing.jsonl"}}})
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: spec.data.train.path: ")
     assert "Traceback" not in done.stderr
@@ -49,7 +31,7 @@ def test_bad_input_ends_with_status_2_and_one_line(tmp_path: Path, job: dict[str
 
 def test_a_file_in_the_way_is_explained(tmp_path: Path, job: dict[str, Any]) -> None:
     (tmp_path / "file").write_text("")
-    done = _run(tmp_path, job, RLJOB_DIR_MODEL=str(tmp_path / "file" / "model"))
+    done = run_process(tmp_path, job, RLJOB_DIR_MODEL=str(tmp_path / "file" / "model"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: preparing the job: a file is in the way at ")
     assert "Traceback" not in done.stderr

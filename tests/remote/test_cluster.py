@@ -1,5 +1,6 @@
 """`kubectl rljob` against a real API server. What an operator would write, the tests write."""
 
+import json
 import os
 import subprocess
 import sys
@@ -125,6 +126,21 @@ def test_status_is_one_screen_and_the_same_by_both_names(place: Place) -> None:
 def test_status_as_json_is_what_the_cluster_holds(place: Place) -> None:
     shown = place.run("kubectl", "rljob", "status", "sums", "-n", place.namespace, "-o", "yaml")
     assert yaml.safe_load(shown.stdout)["heldOut"] == STATUS["heldOut"]
+
+
+def test_the_plan_of_a_job_in_the_cluster_is_the_one_of_its_file(place: Place, tmp_path: Path) -> None:
+    shown = place.run("kubectl", "rljob", "plan", "sums", "-n", place.namespace, "-o", "json")
+    assert shown.returncode == 0, shown.stderr
+    assert [p["replicas"] for p in json.loads(shown.stdout)["plan"]["pods"] if p["role"] == "rollout"] == [1, 1]
+    assert place.run("rljob", "plan", "sums", "-n", place.namespace, "-o", "json").stdout == shown.stdout
+    file = tmp_path / "sums.yaml"
+    file.write_text(place.server.kubectl("get", "rljob/sums", "-o", "yaml", "-n", place.namespace))
+    same = json.loads(place.run("kubectl", "rljob", "plan", str(file), "-o", "json").stdout)
+    assert same["plan"]["pods"] == json.loads(shown.stdout)["plan"]["pods"]
+    missing = place.run("kubectl", "rljob", "plan", "sum", "-n", place.namespace)
+    assert (missing.returncode, "did you mean sums?" in missing.stderr) == (2, True)
+    refused = place.run("kubectl", "rljob", "plan", "sums", "--set", "spec.iterations=3", "-n", place.namespace)
+    assert (refused.returncode, "--set spec.iterations=3: is for files" in refused.stderr) == (2, True)
 
 
 def test_without_a_name_every_job_has_a_line(place: Place) -> None:

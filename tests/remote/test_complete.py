@@ -15,7 +15,8 @@ JOBS = ["sums", "sorting", "words"]
         (["status", "-n", "team-a", ""], (JOBS, 4)),
         (["logs", "sums", "w"], (["worker"], 4)),
         (["status", "sums", ""], ([], 4)),
-        (["plan", ""], ([], 0)),
+        (["plan", "s"], (["sums", "sorting"], 0)),
+        (["validate", ""], ([], 0)),
         ([], (["status", "watch", "logs", "scale", "suspend", "resume", "plan", "validate"], 4)),
     ],
 )

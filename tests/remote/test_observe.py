@@ -6,7 +6,7 @@ from tests.remote.twins import NOW, STATUS, MemoryCluster, cluster, container, j
 from rljob.api import ConfigurationError
 from rljob.remote.change import scale, suspend
 from rljob.remote.cluster import Json
-from rljob.remote.observe import find, pod_state, snapshot
+from rljob.remote.observe import find, pod_state, snapshot, typed
 
 
 def test_a_snapshot_holds_the_job_its_pods_in_their_order_and_its_events() -> None:
@@ -122,3 +122,10 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(ConfigurationError, match=r"sums has ended \(Succeeded\); there is nothing to suspend"):
         suspend(api, "sums", True)
     assert api.patches == []
+
+
+def test_a_job_of_the_cluster_is_read_as_a_file_is() -> None:
+    read = typed(cluster(files={"claim": "data"}), "sums")
+    assert (read.metadata.name, read.metadata.namespace, read.spec.iterations, read.spec.rollout.replicas) == ("sums", "team-a", 20, 2)
+    with pytest.raises(ConfigurationError, match=r"RLJob sums in namespace team-a.*moonshot"):
+        typed(cluster(moonshot=3), "sums")

@@ -52,6 +52,14 @@ def test_the_screen_is_the_one_that_was_looked_at(name: str, found: Snapshot) ->
     assert shown == golden.read_text()
 
 
+def test_how_accelerators_are_shared_stands_on_the_screen_where_there_are_any() -> None:
+    sharing = {"mode": "claim", "reason": "the cluster has the DeviceClass gpu.nvidia.com"}
+    shown = text(screen(seen(status=STATUS | {"sharing": sharing}), NOW))
+    assert "accelerators    shared by claim: the cluster has the DeviceClass gpu.nvidia.com\n" in shown
+    nothing = {"mode": "none", "reason": "accelerator.type is cpu: there are no devices to share"}
+    assert "accelerators" not in text(screen(seen(status=STATUS | {"sharing": nothing}), NOW))
+
+
 def test_the_screen_fits_a_narrow_terminal() -> None:
     shown = text(screen(snapshot(cluster(), "sums", NOW), NOW, "the cluster does not answer; trying again"), 60)
     assert max(len(line) for line in shown.splitlines()) <= 60

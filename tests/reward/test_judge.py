@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from rljob.api.verifiers import Options
 from rljob.reward.judge import Judge, standard_judge
 from rljob.reward.pool import WorkerPool
 from rljob.reward.registry import VERIFIERS
-from rljob.reward.verifier import Judgement, Options, Verifier
+from rljob.reward.verifier import Judgement, Verifier
 from rljob.wire.reward import ScoreItem
 
 pytestmark = pytest.mark.asyncio
@@ -71,6 +72,39 @@ async def test_an_answer_is_to_blame_only_if_the_reference_itself_can_be_judged(
     assert (result.verdict, workers.asked) == (verdict, asked)
     assert (result.reward is None) == (verdict == "failed")
     assert result.reason or verdict == "right"
+
+
+async def test_what_can_be_decided_at_once_needs_no_worker() -> None:
+    judge = standard_judge(Script([]), 1.0)
+    for answer, verdict in (("\\boxed{\\frac{2}{2}}", "right"), ("\\boxed{2}", "wrong"), ("\\boxed{9^{9^{9^{9}}}}", "wrong")):
+        assert (await judge.score(_item(answer=answer))).verdict == verdict
+
+
+async def test_the_same_answer_is_judged_once_but_a_failure_is_tried_again() -> None:
+    workers = Script([LOST, LOST, WRONG, RIGHT])
+    judge = standard_judge(workers, 1.0)
+    assert (await judge.score(_item(answer="x"))).verdict == "failed"
+    both = await asyncio.gather(judge.score(_item(answer="x")), judge.score(_item(answer="x")))
+    assert [r.verdict for r in (*both, await judge.score(_item(answer="x")))] == ["wrong"] * 3
+    assert (await judge.score(_item(answer="x", reference="2"))).verdict == "right"
+    assert workers.asked == ["x"] * 4
+
+
+async def test_who_goes_away_takes_the_judgement_from_nobody() -> None:
+    asked, free = asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
+            asked.set()
+            await free.wait()
+            return RIGHT
+
+    judge = standard_judge(Slow(), 1.0)
+    first, second = (asyncio.create_task(judge.score(_item(answer="x"))) for _ in range(2))
+    await asked.wait()
+    first.cancel()
+    free.set()
+    assert (await second).verdict == "right"
 
 
 async def test_a_verifier_that_raises_is_a_failure_and_no_reward() -> None:
@@ -145,7 +179,7 @@ async def test_no_answer_hangs_the_service_and_the_next_one_is_judged(pool: Work
 
 async def test_a_killed_worker_is_replaced_and_costs_no_answer(pool: WorkerPool) -> None:
     judge = standard_judge(pool, 10.0)
-    assert (await judge.score(_item())).verdict == "right"
+    await pool.start()
     process = pool.workers[0].process
     assert process is not None
     asked = asyncio.create_task(judge.score(_item(answer="\\boxed{\\int_0^1 \\sin(\\sin(x^x)) dx}")))
@@ -156,7 +190,7 @@ async def test_a_killed_worker_is_replaced_and_costs_no_answer(pool: WorkerPool)
 
 async def test_a_worker_that_cannot_live_is_a_failure(pool: WorkerPool) -> None:
     pool.workers[0].environment = {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"}
-    result = await standard_judge(pool, 1.0).score(_item())
+    result = await standard_judge(pool, 1.0).score(_item("\\boxed{\\int_0^1 x dx}"))
     assert (result.verdict, result.reason) == ("failed", "verifier math: the verifier's worker died")
 
 

@@ -80,6 +80,16 @@ def test_results_come_in_the_order_of_the_request(process: tuple[subprocess.Pope
     assert [r.reward for r in response.results] == [0.0, 1.0, 1.0, 0.0, None, 0.0, 1.0]
 
 
+def test_nobody_can_name_code_or_an_address_that_the_job_does_not(process: tuple[subprocess.Popen[bytes], str]) -> None:
+    response = _score(
+        process[1],
+        {"verifier": "import", "answer": "a", "options": {"path": "os:system"}},
+        {"verifier": "http", "answer": "a", "options": {"url": "http://169.254.169.254/"}},
+    )
+    assert [(r.verdict, r.reward) for r in response.results] == [("failed", None)] * 2
+    assert all("only the job may name code or an address" in r.reason for r in response.results)
+
+
 def _sum() -> dict[str, Any]:
     import reasoning_gym
 

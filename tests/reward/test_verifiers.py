@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rljob.api.verifiers import InstructionOptions
 from rljob.reward.registry import VERIFIERS, check, parse_options
+from rljob.reward.verifier import Verifier
 from rljob.reward.verifiers.extraction import last_boxed
-from rljob.reward.verifiers.instruction import InstructionOptions, broken
+from rljob.reward.verifiers.instruction import broken
 from rljob.wire.reward import ScoreItem
 
 
 def _right(verifier: str, answer: str, reference: Any, **options: Any) -> bool:
     item = ScoreItem(id="a", verifier=verifier, prompt="", answer=answer, reference=reference, finished=True)
     found = VERIFIERS[verifier]
+    assert isinstance(found, Verifier)
     return found.judge(item, parse_options(found, options)).right
 
 

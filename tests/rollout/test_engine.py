@@ -7,32 +7,28 @@ import re
 import select
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import httpx
 import pytest
 import torch
+from tests.rollout.engines import Zygote, ask, start_zygote
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from rljob.api import InfrastructureError, RLJob
+from rljob.api import InfrastructureError
+from rljob.checkpoint_engine.act import attest
 from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_checksum, tensor_entries
+from rljob.checkpoint_engine.clients import HttpEngine
+from rljob.checkpoint_engine.outcome import AttestationFailed
 from rljob.rollout.client import NO_WEIGHTS, EngineClient, SamplingParams, weight_label
-from rljob.rollout.engine import engine_argv, engine_environment, zygote_environment
 from rljob.rollout.zygote import session_members
-from rljob.wire.data import Prepared
 from rljob.wire.weights import Canary, Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-VOCABULARY = 192
 SHAPE = {
-    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "vocab_size": 192, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 2048, "eos_token_id": 2, "pad_token_id": 2, "bos_token_id": 1,
 }  # fmt: skip
 LLAMA = LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=False)
@@ -40,22 +36,6 @@ QWEN_TIED = Qwen2ForCausalLM, Qwen2Config(**SHAPE, tie_word_embeddings=True)
 MOE = (
     Qwen3MoeForCausalLM,
     Qwen3MoeConfig(**SHAPE, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, tie_word_embeddings=False),
-)
-PREPARED = Prepared(
-    model_type="llama", eos_token_ids=(2,), vocab_size=VOCABULARY, context_length=2048, max_length=1024,
-    parameters=1, train=1, heldout=0, warmstart=0, digest="",
-)  # fmt: skip
-JOB = RLJob.model_validate(
-    {
-        "apiVersion": "rljob.dev/v1alpha1",
-        "kind": "RLJob",
-        "metadata": {"name": "engine-test"},
-        "spec": {
-            "model": {"source": {"path": "model"}},
-            "data": {"train": {"path": "train.jsonl"}},
-            "rollout": {"engine": {"maxSequences": 8}},
-        },
-    }
 )
 PROMPT = [1, 17, 33, 65, 3, 99, 120, 5, 44, 44, 8, 150] * 4
 
@@ -134,65 +114,6 @@ def _fused_order(name: str) -> tuple[str, bool, int, str]:
     fused = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
     part = rest.split(".")[0]
     return layer, rest.endswith("bias"), fused.index(part) if part in fused else 9, rest
-
-
-@dataclass
-class Zygote:
-    """What the shim does with a zygote, in blocking calls."""
-
-    process: "subprocess.Popen[str]"
-    log: Path
-    engines: list[int] = field(default_factory=list)
-
-    @property
-    def pipes(self) -> tuple[IO[str], IO[str]]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        return self.process.stdin, self.process.stdout
-
-    def hear(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.pipes[1].readline())
-        return answer
-
-    def say(self, line: str) -> dict[str, Any]:
-        self.pipes[0].write(line + "\n")
-        self.pipes[0].flush()
-        return self.hear()
-
-    def start(self, model: Path) -> tuple[int, str]:
-        """Process id and address of a new engine, once it is healthy."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        argv = engine_argv(JOB, PREPARED, model, "127.0.0.1", port)
-        pid = int(self.say(json.dumps({"start": {"argv": argv, "env": engine_environment(JOB), "log": str(self.log)}}))["started"])
-        self.engines.append(pid)
-        url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 90
-        while not ask(url, EngineClient.healthy):
-            assert time.monotonic() < end, self.log.read_text()[-4000:]
-            assert session_members(pid), self.log.read_text()[-4000:]
-            select.select([], [], [], 0.05)
-        return pid, url
-
-
-def ask[T](url: str, question: Callable[[EngineClient], Awaitable[T]]) -> T:
-    async def asking() -> T:
-        async with httpx.AsyncClient() as http:
-            return await question(EngineClient(url, http))
-
-    return asyncio.run(asking())
-
-
-def start_zygote(folder: Path) -> Zygote:
-    environment = zygote_environment(JOB, {**os.environ, "OMP_NUM_THREADS": "1", "MARK": str(folder)})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rljob.rollout.zygote"], env=environment, text=True, cwd=folder,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "zygote.log").open("w"),
-    )  # fmt: skip
-    zygote = Zygote(process, folder / "engine.log")
-    assert zygote.hear().keys() == {"ready"}
-    return zygote
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +237,51 @@ def test_weights_that_are_not_what_they_should_be_are_refused_and_the_engine_goe
     again = policy.export()
     ask(engine, lambda e: e.load_weights(again, policy.arena))
     assert_same_policy(engine, policy, again)
+
+
+def relabelled(policy: Policy, engine: str, old: Manifest) -> Manifest:
+    """The engine keeps what it has and calls it the new version."""
+    ask(engine, lambda e: e.load_weights(old, policy.arena, share=True))
+    policy.step(0.01)
+    # Nothing is written into an arena that is served from: the new version is described, not made.
+    version, checksum = old.version + 1, "0" * 32
+    canary = old.canary.model_copy(update={"logprobs": tuple(policy.logprobs(list(old.canary.tokens)))})
+    ask(engine, lambda e: e._post("/update_weight_version", {"new_version": weight_label(version, checksum)}))
+    return old.model_copy(update={"version": version, "checksum": checksum, "canary": canary})
+
+
+def altered_under_the_engine(policy: Policy, engine: str, old: Manifest) -> Manifest:
+    """The arena is written after the engine has verified it, past the lock that forbids it."""
+    ask(engine, lambda e: e.load_weights(old, policy.arena, share=True))
+    TensorFile.open(policy.arena, writable=True).view("model.layers.1.mlp.down_proj.weight").mul_(1.02)
+    return old
+
+
+def as_it_should_be(policy: Policy, engine: str, old: Manifest) -> Manifest:
+    """The control: the same way without a lie."""
+    ask(engine, lambda e: e.load_weights(old, policy.arena, share=True))
+    return old
+
+
+@pytest.mark.parametrize("lie", [relabelled, altered_under_the_engine, as_it_should_be])
+def test_the_canary_refuses_an_engine_that_computes_with_other_weights_than_it_says(
+    engine: str, policy: Policy, lie: Callable[[Policy, str, Manifest], Manifest]
+) -> None:
+    """Version and checksum are right in every case: only what the engine computes gives it away."""
+    ask(engine, let_go)
+    old = policy.export()
+    canary = old.canary
+    short = Canary(tokens=canary.tokens[:8], logprobs=canary.logprobs[:7], tolerance=1e-4)  # as long and as strict as the trainer's
+    manifest = lie(policy, engine, old.model_copy(update={"canary": short}))
+    assert ask(engine, EngineClient.weight_version) == weight_label(manifest.version, manifest.checksum)
+    try:
+        if lie is as_it_should_be:
+            ask(engine, lambda e: attest(HttpEngine(e), manifest))
+        else:
+            with pytest.raises(AttestationFailed, match="it does not compute with the weights of version"):
+                ask(engine, lambda e: attest(HttpEngine(e), manifest))
+    finally:
+        ask(engine, let_go)
 
 
 def test_an_aborted_answer_comes_back_with_what_there_is(engine: str, policy: Policy) -> None:

@@ -78,13 +78,19 @@ def test_llama_3_frequency_scaling_is_that_of_transformers(
     assert (found - reference_logprobs(transformers_model(folder), data)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_gradients_of_packed_rows_are_those_of_separate_sequences(
-    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], reference_logprobs: Callable[..., torch.Tensor]
+    family: str,
+    make_model: Callable[..., Path],
+    replica: Any,
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    reference_logprobs: Callable[..., torch.Tensor],
 ) -> None:
     from rljob.trainer.training import per_sample
 
-    data = batch(groups=4, answers=5)
-    made, model = replica(llama, spec()), transformers_model(llama)
+    folder, data = make_model(family), batch(groups=4, answers=5)
+    made, model = replica(folder, spec()), transformers_model(folder)
     weight = torch.linspace(-1, 1, 20)
     torch.autograd.backward((reference_logprobs(model, data) * weight).sum())
     made.ddp.zero_grad_buffer()

@@ -154,28 +154,29 @@ def test_one_cycle_over_http(
     assert all(torch.equal(loaded[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items())
 
 
-@pytest.mark.parametrize(("tensor", "data"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("family", "tensor"), [("llama", 2), ("llama", 1), ("qwen2", 2)], ids=["tensors", "data", "tensors with biases"])
 def test_two_ranks_do_what_one_does(
+    family: str,
     tensor: int,
-    data: int,
     tmp_path: Path,
-    llama: Path,
+    make_model: Callable[..., Path],
     spec: Callable[..., RLJobSpec],
     batch: Callable[..., Batch],
     free_port: Callable[[], int],
 ) -> None:
+    model = make_model(family)
     algorithm = {"tau": 0.1, "stepsPerIteration": 2, "resetOptimizer": False}
     common = {"precision": "fp32", "microBatchTokens": 64, "optimizer": {"learningRate": 1e-3}}
     alone = spec(algorithm=algorithm, trainer=common)
     both = spec(algorithm=algorithm, trainer={**common, "tensorParallel": tensor}, accelerator={"perNode": 2})
     batches = [batch(version=1), batch(version=2, seed=1)]
-    with trainer(tmp_path / "one", llama, alone, free_port()) as (client, _):
-        client.do("load", version=0, path=str(llama))
+    with trainer(tmp_path / "one", model, alone, free_port()) as (client, _):
+        client.do("load", version=0, path=str(model))
         expected = [TrainMetrics.model_validate_json(client.train(b, steps=2).content) for b in batches]
         canary = client.export(2).canary
-    with trainer(tmp_path / "two", llama, both, free_port()) as (client, _):
-        client.do("load", version=0, path=str(llama))
-        original, exported = load_file(llama / "model.safetensors"), client.export(0)
+    with trainer(tmp_path / "two", model, both, free_port()) as (client, _):
+        client.do("load", version=0, path=str(model))
+        original, exported = load_file(model / "model.safetensors"), client.export(0)
         arena = load_file(client.shm / "arena")
         assert all(torch.equal(original[name], arena[name]) for name in original)
         found = [TrainMetrics.model_validate_json(client.train(batches[0], steps=2).content)]
@@ -192,7 +193,7 @@ def test_two_ranks_do_what_one_does(
         assert exported.checksum != two.checksum
         wrong = client.post("load", version=3, path=str(client.checkpoints / "version-000001"))
         assert wrong.status_code == 409, wrong.text
-    with trainer(tmp_path / "one", llama, alone, free_port()) as (client, _):  # another tensor parallel size takes over
+    with trainer(tmp_path / "one", model, alone, free_port()) as (client, _):  # another tensor parallel size takes over
         client.do("load", version=1, path=str(tmp_path / "two" / "checkpoints" / "version-000001"))
         resumed = TrainMetrics.model_validate_json(client.train(batches[1], steps=2).content)
         assert resumed.loss == pytest.approx(expected[1].loss, rel=1e-4)

@@ -1,5 +1,6 @@
 """Training steps, offload, checkpoints: what must be exact is exact."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -62,6 +63,81 @@ def test_one_step_is_the_step_that_plain_torch_takes(
         assert (mine - theirs).abs().max() < 2e-5, piece.name  # of a step of 1e-3
     assert metrics.loss == pytest.approx(loss.item(), rel=1e-4)
     assert metrics.grad_norm == pytest.approx(float(norm), rel=1e-4)
+
+
+def with_flat_parts(data: Batch) -> Batch:
+    """The same answers, but those to the first prompt and the first one to each have no advantage."""
+    return Batch(
+        data.version,
+        tuple(
+            Group(g.prompt, tuple(dataclasses.replace(s, advantage=s.advantage if i and j else 0.0) for j, s in enumerate(g.samples)))
+            for i, g in enumerate(data.groups)
+        ),
+    )
+
+
+def two_steps_of_plain_torch(
+    model: Any, data: Batch, dealt: list[list[int]], tau: float, logprobs: Callable[..., torch.Tensor]
+) -> tuple[list[float], float]:
+    """The paper's equation 3 by autograd, one optimizer step after the other; losses, and the last step's mean of (log-ratio)^2 / 2."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    advantages = torch.tensor([s.advantage for g in data.groups for s in g.samples])
+    start, losses, kl = logprobs(model, data).detach(), [], 0.0
+    for members in dealt:
+        ratio = (logprobs(model, data) - start)[members]
+        loss = (tau / 2 * ratio**2 - advantages[members] * (ratio + start[members])).mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        kl = float((ratio.detach() ** 2 / 2).mean())
+    return losses, kl
+
+
+def test_two_regularised_steps_are_those_of_plain_torch(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], reference_logprobs: Callable[..., torch.Tensor]
+) -> None:
+    """A factor that is a tenth off, or log-ratios taken against another policy than the first, would be seen: the control is."""
+    from transformers import AutoModelForCausalLM
+
+    from rljob.trainer.packing import answers_of, rl_steps
+
+    data, tau = with_flat_parts(batch(groups=6)), 1.0
+    job = spec(algorithm={"tau": tau, "stepsPerIteration": 2})
+    made = replica(llama, job)
+    metrics = run(made, job, data, steps=2)
+    dealt = [[a.index for part in step for a in part.answers] for step in rl_steps(answers_of(data), 2, (job.seed, data.version))]
+
+    def worst(factor: float) -> tuple[float, list[float], float]:
+        model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+        losses, kl = two_steps_of_plain_torch(model, data, dealt, tau * factor, reference_logprobs)
+        named, masters = dict(model.named_parameters()), made.masters()
+        pairs = [piece.of(masters[piece.parameter], named[piece.name]) for piece in made.pieces]
+        return max(float((mine - theirs).abs().max()) for mine, theirs in pairs), losses, kl
+
+    difference, losses, kl = worst(1.0)
+    assert difference < 4e-5  # of two steps of 1e-3
+    assert metrics.loss == pytest.approx(sum(losses) / 2, rel=1e-4)
+    assert metrics.kl == pytest.approx(kl, rel=1e-3)
+    assert worst(1.1)[0] > 3e-4
+
+
+def test_the_first_step_computes_only_what_has_a_gradient_and_later_ones_all_that_is_regularised(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    from rljob.trainer.training import plan_steps
+
+    data = with_flat_parts(batch(groups=6))
+    flat = {i for i, s in enumerate(s for g in data.groups for s in g.samples) if s.advantage == 0}
+    job = spec(algorithm={"tau": 0.1, "stepsPerIteration": 2})
+    first, second = plan_steps(replica(llama, job), job, task(steps=2), data)
+    computed = [{int(i) for row in step.rows for i in row.indices} for step in (first, second)]
+    assert len(flat) == 9
+    assert not computed[0] & flat
+    assert computed[1] & flat
+    assert first.samples + second.samples == 24
+    assert len(computed[1]) == second.samples
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -33,7 +33,8 @@ class AlgorithmSpec(Part):
     objective: Literal["mirror-descent"] = "mirror-descent"
     """The RL objective."""
     tau: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared log-ratio regulariser. 0 keeps the plain policy gradient with the mean reward as baseline."""
+    """Weight of the squared log-ratio regulariser. 0 keeps the plain policy gradient with the mean reward as baseline. Without effect while
+    `stepsPerIteration` is 1: it pulls towards the policy that an iteration starts from, which the first step has not left yet."""
     prompts_per_iteration: Positive = 16
     """Prompts (groups) in one iteration."""
     samples_per_prompt: Annotated[int, Field(ge=2, le=INT32)] = 8
@@ -99,11 +100,11 @@ class TrainerSpec(Part):
     tensor_parallel: Small = 1
     """Tensor parallel size."""
     pipeline_parallel: Small = 1
-    """Pipeline parallel size."""
+    """Pipeline parallel size. Only 1 is supported so far."""
     expert_parallel: Small = 1
-    """Expert parallel size (mixture-of-experts models)."""
+    """Expert parallel size (mixture-of-experts models). Only 1 is supported so far."""
     context_parallel: Small = 1
-    """Context parallel size (long sequences)."""
+    """Context parallel size (long sequences). Only 1 is supported so far."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of training; master weights are always fp32. `auto`: bf16 where the hardware has it (on CPU: AVX512-BF16 or AMX)."""
     micro_batch_tokens: Annotated[int, Field(ge=64, le=INT32)] = 2048

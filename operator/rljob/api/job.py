@@ -17,6 +17,7 @@ from rljob.api.platform import (
     TemplateOverrides,
 )
 from rljob.api.sources import DataSpec, ModelSpec
+from rljob.api.verifiers import uses
 
 GROUP = "rljob.dev"
 VERSION = "v1alpha1"
@@ -135,6 +136,8 @@ class RLJobSpec(Part):
                 f"algorithm.stepsPerIteration ({self.algorithm.steps_per_iteration}) is more than promptsPerIteration "
                 f"({self.algorithm.prompts_per_iteration}): a step needs at least one prompt; lower stepsPerIteration"
             )
+        if "code" in uses(self.reward.verifier, self.reward.options) and not self.sandbox.enabled:
+            raise ValueError("reward.verifier code runs programs in the sandbox: set spec.sandbox.enabled: true")
         return self
 
 

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rljob.api.base import Part, Positive, exactly_one
+from rljob.api.verifiers import VerifierName, fitting
 
 
 class MemoryGate(Part):
@@ -43,10 +44,10 @@ class AcceleratorSpec(Part):
 class RewardSpec(Part):
     """The reward service."""
 
-    verifier: Literal["exact", "numeric", "math", "reasoning-gym", "instruction"] | None = None
+    verifier: VerifierName | None = None
     """How answers are judged, unless a record says otherwise. Default: `reasoning-gym` for a generator's prompts, else `exact`."""
     options: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
-    """Options of that verifier."""
+    """Options of that verifier (docs/reward.md); a record's own are laid over them."""
     replicas: Positive = 1
     """Pods of the Deployment."""
     workers: Positive = 1
@@ -54,6 +55,13 @@ class RewardSpec(Part):
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Hard time limit of one judgement; a verifier that runs longer is killed and the answer counts as wrong only if the verifier's
     contract says so, else as an infrastructure failure."""
+
+    @field_validator("options")
+    @classmethod
+    def _options_fit(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if options and info.data.get("verifier", "") is None:
+            raise ValueError("are set, but spec.reward.verifier is not; name the verifier that they are for")
+        return fitting(info.data.get("verifier"), options)
 
 
 class SandboxSpec(Part):

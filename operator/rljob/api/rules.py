@@ -105,6 +105,10 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "algorithm.stepsPerIteration ({self.algorithm.stepsPerIteration}) is more than promptsPerIteration "
             "({self.algorithm.promptsPerIteration}): a step needs at least one prompt; lower stepsPerIteration",
         ),
+        Rule(
+            "!has(self.reward.verifier) || self.reward.verifier != 'code' || self.sandbox.enabled",
+            "reward.verifier code runs programs in the sandbox: set spec.sandbox.enabled: true",
+        ),
     ),
 }
 """Field to the rules that hold for it: the same checks as the models' validators."""

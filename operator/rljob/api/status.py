@@ -75,9 +75,11 @@ class JobStatus(Part):
     reward: float | None = None
     """Mean reward of the last finished iteration."""
     rewards: list[float] = Field(default_factory=list)
-    """Mean reward of every finished iteration."""
+    """Mean reward of every finished iteration; of an RLJob, the newest 200."""
+    rewards_before: int = 0
+    """Finished iterations before the first one of `rewards`."""
     held_out: list[HeldOutStatus] = Field(default_factory=list)
-    """Held-out evaluations so far."""
+    """Held-out evaluations so far; of an RLJob, the newest 200."""
     progress: ProgressStatus | None = None
     """Progress of the phase."""
     tokens_per_second: float = 0.0
@@ -94,3 +96,8 @@ class JobStatus(Part):
     """Unix time of the job's first start."""
     updated: float = 0.0
     """Unix time of this status."""
+
+    @property
+    def finished(self) -> int:
+        """Finished iterations."""
+        return self.rewards_before + len(self.rewards)

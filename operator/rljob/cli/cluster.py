@@ -19,6 +19,7 @@ from rljob.cli.output import Output
 
 if TYPE_CHECKING:
     # The kubernetes client takes a third of a second to import, and a machine without a cluster does not have it.
+    from rljob.api import RLJob
     from rljob.remote.cluster import Api
     from rljob.remote.logs import Wanted
     from rljob.remote.observe import Snapshot
@@ -162,6 +163,7 @@ kubectl rljob watch sums                    the same, live, until it has ended\n
 kubectl rljob logs sums                     all its logs, in the order of time\n
 kubectl rljob logs sums worker-0 -c vllm -f\n
 kubectl rljob plan rljob.yaml               what a job would run and need\n
+kubectl rljob plan sums                     the same of a job of the cluster\n
 kubectl rljob scale sums 4                  four rollout-only pods\n
 kubectl rljob suspend sums""",
     no_args_is_help=True,
@@ -262,6 +264,18 @@ def _suspend(where: Where, name: str, suspended: bool) -> None:
     changed = suspend(api, name, suspended)
     word = "suspended" if suspended else "resumed"
     print(f"{name}: {word}" if changed else f"{name}: is {'suspended' if suspended else 'not suspended'} already")
+
+
+def typed(where: Where, name: str) -> "RLJob":
+    """A job of the cluster as if it had been read from a file.
+
+    Raises:
+        ConfigurationError, InfrastructureError: there is none, or the cluster does not tell.
+    """
+    api = connect(where)
+    from rljob.remote.observe import typed as read
+
+    return read(api, name)
 
 
 def names(where: Where) -> list[str]:

@@ -13,7 +13,7 @@ from rljob.api import ConfigurationError, InfrastructureError
 from rljob.cli import cluster
 
 _NO_FILES, _FILES = 4, 0
-_OF_FILES = ("plan", "validate")
+_OF_FILES = "validate"
 _ROLES = ("master", "worker", "rollout", "reward")
 
 
@@ -24,10 +24,10 @@ def candidates(words: Sequence[str], jobs: Sequence[str]) -> tuple[list[str], in
     plain = _arguments(before)
     if not plain:
         return [c for c in commands if c.startswith(begun)], _NO_FILES
-    if plain[0] in _OF_FILES:
+    if plain[0] == _OF_FILES:
         return [], _FILES
     if len(plain) == 1:
-        return [j for j in jobs if j.startswith(begun)], _NO_FILES
+        return [j for j in jobs if j.startswith(begun)], _FILES if plain[0] == "plan" else _NO_FILES
     return [r for r in _ROLES if plain[0] == "logs" and len(plain) == 2 and r.startswith(begun)], _NO_FILES
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     """Entry point."""
     words = sys.argv[1:]
     jobs: list[str] = []
-    if len(_arguments(words[:-1])) == 1 and words[0] not in _OF_FILES:
+    if len(_arguments(words[:-1])) == 1 and words[0] != _OF_FILES:
         where = cluster.Where(_value(words, "-n", "--namespace"), _value(words, "--context"), None)
         try:
             jobs = cluster.names(where)

@@ -1,8 +1,10 @@
 """The commands. Each is a thin layer over a function that says what it does in its own package."""
 
 import json
+import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,12 +13,14 @@ import typer
 import yaml
 from rich.console import Console
 
-from rljob.api import ConfigurationError, RLJobError
+from rljob.api import ConfigurationError, RLJob, RLJobError
 from rljob.api.crd import crd_yaml
 from rljob.api.errors import EXIT_CONFIGURATION, explained
 from rljob.api.explain import explain
 from rljob.api.load import load
-from rljob.cli import cluster
+from rljob.api.notes import inert
+from rljob.api.unsupported import unsupported
+from rljob.cli import cluster, data
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
 from rljob.cli.output import Output
 from rljob.cli.render import rendered
@@ -62,6 +66,10 @@ def validate_command(
             print(f"error: {error}", file=sys.stderr)
         else:
             print(f"{file}: {job.metadata.name} is valid")
+            for note in inert(job.spec):
+                print(f"note: {note}")
+            for line in unsupported(job.spec):
+                print(f"warning: {file}: {line}", file=sys.stderr)
     if failed:
         raise typer.Exit(EXIT_CONFIGURATION)
 
@@ -82,28 +90,68 @@ def explain_command(field: Annotated[str, typer.Argument(help="Such as spec.roll
             print(f"{indent}    {line}")
 
 
+Env = Annotated[bool, typer.Option("--env", help="Show the environment of each container.")]
+Printed = Annotated[Output, typer.Option("--output", "-o", help="What to print.")]
+Planned = Annotated[
+    str, typer.Argument(metavar="FILE|NAME", help="An RLJob in YAML, or the name of one in the cluster.", show_default=False)
+]
+
+
 @app.command("plan")
 def plan_command(
-    file: File,
+    file: Planned,
     set_: Set = None,
-    output: Annotated[Output, typer.Option("--output", "-o", help="What to print.")] = Output.table,
-    env: Annotated[bool, typer.Option("--env", help="Show the environment of each container.")] = False,
+    output: Printed = Output.table,
+    env: Env = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Show what a job would run, with its memory and time, without starting anything."""
-    job = load(file, set_ or ())
-    folder = file.absolute().parent
-    shape = read_shape(job, folder)
-    sizes = estimate(job, shape, this_machine(), count_held_out(job, folder))
-    planned, here = replace(plan(job, shape), notes=sizes.notes), without_effect(job)
+    """Show what a job would run, with its memory and time, without starting anything: a file, or with -n, --context or --kubeconfig a job
+    of a cluster by its name."""
+    if (where := Where(namespace, context, kubeconfig)).given:
+        return _show_plan(_of_cluster(where, file, set_), None, output, env)
+    _show_plan(load(Path(file), set_ or ()), Path(file).absolute().parent, output, env)
+
+
+def kubectl_plan_command(
+    file: Planned,
+    set_: Set = None,
+    output: Printed = Output.table,
+    env: Env = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show what a job would run, with its memory and time, without starting anything: a file (with a dot or a slash in its name), or a
+    job of the cluster (without)."""
+    if "/" in file or "." in file:
+        return _show_plan(load(Path(file), set_ or ()), Path(file).absolute().parent, output, env)
+    _show_plan(_of_cluster(Where(namespace, context, kubeconfig), file, set_), None, output, env)
+
+
+def _of_cluster(where: Where, name: str, overrides: Sequence[str] | None) -> RLJob:
+    if overrides:
+        raise ConfigurationError(f"--set {overrides[0]}: is for files; write the job into one (kubectl get rljob {name} -o yaml)")
+    return cluster.typed(where, name)
+
+
+def _show_plan(job: RLJob, folder: Path | None, output: Output, env: bool) -> None:
+    """`folder`: of the job's file; None: the job is in a cluster, and so are its files."""
+    here = folder or Path(os.devnull)
+    shape = read_shape(job, here)
+    sizes = estimate(job, shape, this_machine(), count_held_out(job, here))
+    planned = replace(plan(job, shape), notes=(*unsupported(job.spec), *sizes.notes))
+    local = inert(job.spec) + (without_effect(job) if folder else [])
     match output:
         case Output.table:
             show(Console(), job, planned, sizes, env)
-            for note in here:
+            for note in local:
                 Console().print(f"[dim]note: {note}[/dim]", highlight=False, soft_wrap=True)
         case Output.yaml:
-            print(yaml.safe_dump(document(planned, sizes, here), sort_keys=False, allow_unicode=True, width=140), end="")
+            print(yaml.safe_dump(document(planned, sizes, local), sort_keys=False, allow_unicode=True, width=140), end="")
         case Output.json:
-            print(json.dumps(document(planned, sizes, here), indent=1, ensure_ascii=False))
+            print(json.dumps(document(planned, sizes, local), indent=1, ensure_ascii=False))
 
 
 @app.command("render")
@@ -209,7 +257,8 @@ def stop_command(
     print(f"{folder}: stopped" if stopped else f"{folder}: was not running")
 
 
-cluster.app.command("plan")(plan_command)
+app.add_typer(data.app, name="data")
+cluster.app.command("plan")(kubectl_plan_command)
 cluster.app.command("validate")(validate_command)
 
 

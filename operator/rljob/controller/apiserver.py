@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import aiohttp
 
-from rljob.controller.client import ApiError, Change, Listing
+from rljob.controller.client import ApiError, Applied, Change, Listing
 from rljob.controller.connection import Connection
 from rljob.controller.kinds import KINDS, Kind, Ref
 from rljob.controller.metrics import Metrics
@@ -60,6 +60,11 @@ def _error(code: int, body: bytes, retry_after: str | None) -> ApiError:
     return ApiError(code, status.get("reason") or f"Http{code}", message, seconds)
 
 
+def _content(manifest: Manifest) -> Manifest:
+    meta = {name: value for name, value in manifest["metadata"].items() if name not in ("resourceVersion", "generation", "managedFields")}
+    return {name: value for name, value in manifest.items() if name != "status"} | {"metadata": meta}
+
+
 @dataclass
 class ApiServer:
     """Implements `rljob.controller.client.Api`. To be used inside `async with`."""
@@ -67,6 +72,8 @@ class ApiServer:
     connection: Connection
     metrics: Metrics
     luck: random.Random = field(default_factory=random.Random)
+    seconds: float = _REQUEST_SECONDS
+    """For one request; a stream has another limit."""
     _session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "ApiServer":
@@ -74,7 +81,7 @@ class ApiServer:
         self._session = aiohttp.ClientSession(
             self.connection.info.server,
             connector=aiohttp.TCPConnector(limit=64, ssl=context if context is not None else False, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(total=_REQUEST_SECONDS, sock_connect=_CONNECT_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self.seconds, sock_connect=_CONNECT_SECONDS),
             headers={"User-Agent": "rljob-operator"},
             auto_decompress=True,
         )
@@ -93,16 +100,17 @@ class ApiServer:
         path = _of_manifest(manifest, named=False)
         return await self._request("POST", path, manifest["kind"], manifest, params={"fieldManager": FIELD_MANAGER})
 
-    async def apply(self, manifest: Manifest, uid: str) -> Manifest:
+    async def apply(self, manifest: Manifest, uid: str) -> Applied:
         """Server-side apply. What `create` made counts as updated, not as applied, and an apply takes away only what was applied: so the
         first apply to an object turns the one into the other (as `kubectl apply --server-side` does with what `kubectl apply` made)."""
         path, kind = _of_manifest(manifest, named=True), manifest["kind"]
-        await self._own_what_was_created(path, kind)
+        before = await self._own_what_was_created(path, kind)
         body = manifest | {"metadata": manifest["metadata"] | {"uid": uid}}
         params = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._request("PATCH", path, kind, body, params=params, content_type="application/apply-patch+yaml")
+        after = await self._request("PATCH", path, kind, body, params=params, content_type="application/apply-patch+yaml")
+        return Applied(after, _content(before) != _content(after))
 
-    async def _own_what_was_created(self, path: str, kind: str) -> None:
+    async def _own_what_was_created(self, path: str, kind: str) -> Manifest:
         there = await self._request("GET", path, kind)
         meta = there["metadata"]
         for index, entry in enumerate(meta.get("managedFields", ())):
@@ -118,7 +126,8 @@ class ApiServer:
                 except ApiError as error:
                     # A test that fails is 422 to the server; here it means that somebody was faster.
                     raise ApiError(409, "Conflict", str(error)) if error.code == 422 else error from error
-                return
+                break
+        return there
 
     async def delete(self, ref: Ref, uid: str) -> None:
         """Delete the object of that uid; its own children follow in the background."""
@@ -150,9 +159,9 @@ class ApiServer:
         meta = found.get("metadata", {})
         return Listing(found.get("items") or [], meta.get("resourceVersion", ""), meta.get("continue", ""))
 
-    async def warnings(self, namespace: str, pod: str) -> list[Manifest]:
-        """Warning events about a pod."""
-        params = {"fieldSelector": f"involvedObject.kind=Pod,involvedObject.name={pod},type=Warning", "limit": "20"}
+    async def events(self, namespace: str, uid: str) -> list[Manifest]:
+        """Events about an object."""
+        params = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
         found = await self._request("GET", _url(KINDS["Event"], namespace), "Event", params=params)
         items: list[Manifest] = found.get("items") or []
         return items

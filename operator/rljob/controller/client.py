@@ -39,6 +39,15 @@ class ApiError(InfrastructureError):
 
 
 @dataclass(frozen=True)
+class Applied:
+    """The answer to an apply."""
+
+    object: Manifest
+    changed: bool
+    """Its content is another one now, apart from who owns which field."""
+
+
+@dataclass(frozen=True)
 class Listing:
     """A part of a list."""
 
@@ -66,7 +75,7 @@ class Api(Protocol):
     async def create(self, manifest: Manifest) -> Manifest:
         """Make an object; 409 if one of that name exists."""
 
-    async def apply(self, manifest: Manifest, uid: str) -> Manifest:
+    async def apply(self, manifest: Manifest, uid: str) -> Applied:
         """Server-side apply over the object of that uid; 409 if it is gone or another one."""
 
     async def delete(self, ref: Ref, uid: str) -> None:
@@ -84,8 +93,8 @@ class Api(Protocol):
     def watch(self, kind: Kind, namespace: str | None, version: str, selector: str) -> AbstractAsyncContextManager[AsyncIterator[Change]]:
         """Changes since a version, and a bookmark about once a minute, until the server ends the stream."""
 
-    async def warnings(self, namespace: str, pod: str) -> list[Manifest]:
-        """Warning events about a pod."""
+    async def events(self, namespace: str, uid: str) -> list[Manifest]:
+        """Events about the object of that uid."""
 
     async def raw(self, path: str, once: bool = False) -> Manifest:
         """A document that is no object, such as `/version`; `once`: without another try."""

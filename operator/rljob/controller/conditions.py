@@ -92,7 +92,7 @@ def notices(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Notice]:
         return found
     if holds(new, "Ready") and not holds(old, "Ready"):
         found.append(Notice("Normal", "Running", ready.get("message", "")))
-    elif not holds(new, "Ready") and ready.get("reason") not in ("PodsStarting", "Queued", was.get("reason")):
+    elif not holds(new, "Ready") and ready.get("reason") not in ("PodsStarting", "Queued", "PullingImage", was.get("reason")):
         found.append(Notice("Warning", str(ready.get("reason")), _line(ready)))
     return found
 

@@ -14,6 +14,9 @@ LOST_SECONDS = 90.0
 """A pod that is still there so long after it should be gone is on a node that does not answer."""
 
 
+EDITED = "was changed by hand and is as rendered again"
+
+
 @dataclass(frozen=True)
 class Create:
     """Make an object of the plan."""
@@ -24,11 +27,12 @@ class Create:
 
 @dataclass(frozen=True)
 class Apply:
-    """Write an object of the plan over the one that is there."""
+    """Write an object of the plan over the one that is there; `why` is for people, empty if it is nothing they must hear of."""
 
     kind: str
     name: str
     uid: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _towards(want: Want, seen: Observed, now: float) -> Steps:
     if child.pod is not None and (child.pod.phase == "Failed" or (child.pod.phase == "Succeeded" and want.pod != "master")):
         return _replace(child, now)
     if orphan or (want.kind, want.name) in seen.drifted:
-        return Steps((Apply(want.kind, want.name, child.uid),))
+        return Steps((Apply(want.kind, want.name, child.uid, EDITED),))
     return Steps()
 
 

@@ -1,13 +1,13 @@
 """The whole of what the operator decides for one job: the world in, actions, status and notices out. Pure, and without memory."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rljob.api.status import JobStatus
 from rljob.controller.backoff import remember
 from rljob.controller.conditions import Notice, conditions, names
-from rljob.controller.converge import Action, Create, Delete, DeleteJob, steps
+from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, steps
 from rljob.controller.kinds import RUNNING
 from rljob.controller.trim import iso, unix
 from rljob.controller.verdict import Verdict, ends, judge, settling, trouble_of
@@ -20,7 +20,7 @@ FIELDS = {str(field.alias) for field in JobStatus.model_fields.values()}
 SMALL_TALK = {"phase", "progress", "tokensPerSecond", "engines", "nodes", "updated"}
 """Of those, what changes with every look; it alone is written only now and then."""
 SILENT_SECONDS = 15.0
-"""A pod that waits for so long without saying why is asked for its warning events."""
+"""A pod that waits for so long without saying why is asked for its events."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Decision:
     """The whole new status; None: write nothing."""
     again: float | None = None
     """Look again after so many seconds, if nothing happens before."""
-    notices: tuple[Notice, ...] = ()
-    """About the actions; those about the status follow from it."""
+    making: tuple[str, str] = ("", "")
+    """Reason of the event about pods that are made, and what it says beside their names; no reason: another event tells of it."""
     silent: tuple[str, ...] = ()
-    """Pods whose warning events would tell why they wait."""
+    """Pods whose events would tell why they wait."""
 
 
 def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decision:
@@ -57,14 +57,14 @@ def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decisi
     waits = [step.again for step in found] + [
         ttl,
         _deadline(desired, verdict, status, now),
-        SILENT_SECONDS if silent else None,
+        *(max(0.1, since + SILENT_SECONDS - now) if since + SILENT_SECONDS > now else SILENT_SECONDS for since in silent.values()),
         settling(seen, now),
     ]
     return Decision(
         actions,
         status,
         min((wait for wait in waits if wait is not None), default=None),
-        tuple(_notices(actions, seen, verdict)),
+        _making(desired, seen, verdict),
         tuple(name for name, since in silent.items() if now - since >= SILENT_SECONDS),
     )
 
@@ -98,17 +98,29 @@ def _silent(seen: Observed, verdict: Verdict, now: float) -> dict[str, float]:
     return {name: since for name, since in pods.items() if since is not None}
 
 
-def _notices(actions: tuple[Action, ...], seen: Observed, verdict: Verdict) -> list[Notice]:
-    created = [action.name for action in actions if isinstance(action, Create) and action.kind in ("Pod", "Deployment")]
-    found: list[Notice] = []
-    if created and not seen.status.get("startTime"):
-        found.append(Notice("Normal", "Started", f"made {names(created)}"))
-    elif created and not verdict.retried:
-        found.append(Notice("Normal", "PodMade", f"made {names(created)}"))
-    for action in actions:
-        if isinstance(action, Delete) and action.why:
-            tone = "PodLost" if action.alarming else "Remade"
-            found.append(Notice("Warning" if action.alarming else "Normal", tone, f"{action.kind} {action.name}: {action.why}"))
+def _making(desired: Desired, seen: Observed, verdict: Verdict) -> tuple[str, str]:
+    begun = any(child.kind in ("Pod", "Deployment") and child.owner == seen.uid for child in seen.children.values())
+    if begun or seen.status.get("startTime"):
+        return ("", "") if verdict.retried else ("PodMade", "")
+    mode, reason = desired.sharing
+    return "Started", "" if mode == "none" else f"; sidecars share their accelerators by `{mode}`: {reason}"
+
+
+def notices_of(done: Sequence[Action], making: tuple[str, str]) -> list[Notice]:
+    """What people should hear of actions that took effect. What follows from the status is said by `conditions.notices`."""
+    created = [action.name for action in done if isinstance(action, Create) and action.kind in ("Pod", "Deployment")]
+    reason, more = making
+    found = [Notice("Normal", reason, f"made {names(created)}{more}")] if created and reason else []
+    for action in done:
+        match action:
+            case Delete(kind, name, why=why, alarming=True):
+                found.append(Notice("Warning", "PodLost", f"{kind} {name}: {why}"))
+            case Delete(kind, name, why=why) if why:
+                found.append(Notice("Normal", "Remade", f"{kind} {name}: {why}"))
+            case Apply(kind, name, why=why) if why:
+                found.append(Notice("Normal", "Repaired", f"{kind} {name} {why}"))
+            case _:
+                pass
     return found
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rljob.api import GROUP, KIND, VERSION, ConfigurationError, RLJob
 from rljob.api.load import describe
 from rljob.controller.world import Desired, Job, Terms, Trouble, Want
-from rljob.manifests import Cluster, Manifest, Owner, Settings, choose_sharing, render
+from rljob.manifests import Cluster, Manifest, Owner, Settings, SharingChoice, choose_sharing, render
 from rljob.manifests.names import selector
 from rljob.manifests.types import ANNOTATION_HASH, LABEL_POD, LABEL_ROLE
 from rljob.plan import plan
@@ -68,18 +68,30 @@ class Renderer:
     _known: dict[str, tuple[int, Cluster, Desired]] = field(default_factory=dict)
     _manifests: OrderedDict[tuple[str, int], dict[tuple[str, str], Manifest]] = field(default_factory=OrderedDict)
 
-    def desired(self, job: Job) -> Desired:
-        """What the spec comes to."""
+    def desired(self, job: Job, running: bool) -> Desired:
+        """What the spec comes to. As long as the job has pods (`running`), how they share accelerators stays, whatever the cluster offers
+        by now."""
         known = self._known.get(job.uid)
-        if known is None or known[:2] != (job.generation, self.cluster):
-            self._known[job.uid] = known = (job.generation, self.cluster, self._desired(job))
+        stands = running and known is not None and known[2].refusal is None
+        if known is None or known[0] != job.generation or not (stands or known[1] == self.cluster):
+            desired = self._desired(job, self._chosen(job) if running else None)
+            self._known[job.uid] = known = (job.generation, self.cluster, desired)
         return known[2]
+
+    def _chosen(self, job: Job) -> SharingChoice | None:
+        """How the job's pods share accelerators: as they were rendered last, or, after a restart, as the status has it."""
+        known = self._known.get(job.uid)
+        if known is not None and known[2].refusal is None:
+            return SharingChoice(*known[2].sharing)
+        written = json.loads(job.status).get("sharing") or {}
+        return SharingChoice(written["mode"], written.get("reason", "")) if "mode" in written else None
 
     def manifest(self, job: Job, kind: str, name: str) -> Manifest:
         """One object of the plan."""
         at = (job.uid, job.generation)
         if at not in self._manifests:
-            self._render(job, parse(job))
+            known = self._known.get(job.uid)
+            self._render(job, parse(job), SharingChoice(*known[2].sharing) if known is not None else None)
         return self._manifests[at][kind, name]
 
     def forget(self, uid: str) -> None:
@@ -88,22 +100,22 @@ class Renderer:
         for at in [at for at in self._manifests if at[0] == uid]:
             del self._manifests[at]
 
-    def _render(self, job: Job, parsed: RLJob) -> tuple[Manifest, ...]:
+    def _render(self, job: Job, parsed: RLJob, sharing: SharingChoice | None) -> tuple[Manifest, ...]:
         owner = Owner(job.key.name, job.key.namespace, job.uid)
-        found = render(parsed, plan(parsed), owner, self.settings, self.cluster)
+        found = render(parsed, plan(parsed), owner, self.settings, self.cluster, sharing)
         self._manifests[job.uid, job.generation] = {(m["kind"], m["metadata"]["name"]): m for m in found}
         while len(self._manifests) > self.kept:
             self._manifests.popitem(last=False)
         return found
 
-    def _desired(self, job: Job) -> Desired:
+    def _desired(self, job: Job, chosen: SharingChoice | None) -> Desired:
         try:
             parsed = parse(job)
         except ValidationError as error:
             return Desired(refusal=refusal(error, self.version))
         try:
-            sharing = choose_sharing(parsed, self.settings, self.cluster)
-            manifests = self._render(job, parsed)
+            sharing = choose_sharing(parsed, self.settings, self.cluster, chosen)
+            manifests = self._render(job, parsed, sharing)
         except ConfigurationError as error:
             return Desired(terms=terms_of(parsed), refusal=Trouble("InvalidSpec", str(error)))
         return Desired(

@@ -76,8 +76,10 @@ class Leader:
                 kept = False
             if kept:
                 renewed = loop.time()
-            elif self._holder not in ("", self.me) or loop.time() - renewed >= self.seconds * 2 / 3:
-                raise LeaseLost(f"{self.ref}: lost to {self._holder or 'nobody yet'}; this operator stops")
+            elif self._holder not in ("", self.me):
+                raise LeaseLost(f"{self.ref}: lost to {self._holder}; this operator stops")
+            elif (silent := loop.time() - renewed) >= self.seconds * 2 / 3:
+                raise LeaseLost(f"{self.ref}: could not be renewed for {silent:.1f} s, so another may take it; this operator stops")
 
     async def release(self) -> None:
         """Give it back at a clean end, so that the next one need not wait."""

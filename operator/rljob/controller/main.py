@@ -100,7 +100,7 @@ class Operator:
         self.leading = True
         self.metrics.leading.set(1)
         await self._check_crd()
-        self.renderer.cluster = await discover(self.api)
+        self.renderer.cluster = await discover(self.api, self.renderer.cluster)
         async with asyncio.TaskGroup() as group:
             started = time.monotonic()
             tasks = [group.create_task(stream.run(), name=f"stream of {stream.kind.plural}") for stream in self.streams]
@@ -133,11 +133,12 @@ class Operator:
             await asyncio.sleep(15)
             if time.monotonic() - looked > CLUSTER_SECONDS:
                 looked = time.monotonic()
-                await self._discover()
+                await self.look_around()
 
-    async def _discover(self) -> None:
+    async def look_around(self) -> None:
+        """What the cluster offers may have changed; jobs that it concerns are looked at."""
         try:
-            found = await discover(self.api)
+            found = await discover(self.api, self.renderer.cluster)
         except ApiError as error:
             log.warning("what the cluster offers is not known anew: %s", error)
             return

@@ -24,6 +24,9 @@ AT_ONCE = 16
 LONGEST_SECONDS = 60.0
 """Between two looks at a master that does not answer."""
 
+KEPT = 200
+"""Of what a master reports for every iteration, so many are kept: no object may be over 1.5 MB, and each write sends all."""
+
 Fetch = Callable[["Target"], Awaitable[dict[str, Any]]]
 
 
@@ -129,13 +132,24 @@ class Poller:
 
     def _take(self, followed: _Followed, report: dict[str, Any]) -> None:
         before, now = followed.report, asyncio.get_running_loop().time()
-        followed.report = report
+        followed.report = report = shortened(report)
         news = before is None or any(
             report.get(n) != before.get(n) for n in report.keys() | before.keys() if n not in SMALL_TALK - {"phase"}
         )
         if news or now - followed.told > max(30.0, 10 * self.interval):
             followed.told = now
             self.tell(followed.target.key)
+
+
+def shortened(report: dict[str, Any]) -> dict[str, Any]:
+    """A report with the newest of what grows with each iteration."""
+    rewards, held_out = report.get("rewards") or [], report.get("heldOut") or []
+    short = dict(report)
+    if len(rewards) > KEPT:
+        short |= {"rewards": rewards[-KEPT:], "rewardsBefore": report.get("rewardsBefore", 0) + len(rewards) - KEPT}
+    if len(held_out) > KEPT:
+        short["heldOut"] = held_out[-KEPT:]
+    return short
 
 
 def by_address(session: aiohttp.ClientSession) -> Fetch:

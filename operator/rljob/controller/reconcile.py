@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from zlib import crc32
@@ -11,12 +11,12 @@ from rljob.api import GROUP, KIND, VERSION
 from rljob.controller.cache import Cache
 from rljob.controller.client import Api, ApiError
 from rljob.controller.conditions import Notice, notices
-from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob
-from rljob.controller.decide import Decision, decide, difference, merge_patch
+from rljob.controller.converge import EDITED, Action, Apply, Create, Delete, DeleteJob
+from rljob.controller.decide import Decision, Status, decide, difference, merge_patch, notices_of
 from rljob.controller.desired import Renderer
 from rljob.controller.kinds import Key, Ref
 from rljob.controller.log import log
-from rljob.controller.trim import iso, refusal_reason, short
+from rljob.controller.trim import iso, refusal_reason, short, silence_of
 from rljob.controller.world import Job, Observed, Trouble
 from rljob.manifests.types import ANNOTATION_HASH
 
@@ -44,11 +44,13 @@ class Memory:
     refused: dict[tuple[str, str], Trouble] = field(default_factory=dict)
     refusals: int = 0
     """Looks in a row in which the API server refused something."""
-    warnings: dict[str, str] = field(default_factory=dict)
+    silences: dict[str, Trouble] = field(default_factory=dict)
     verified: bool = False
     """The children were compared with what the status remembers of them."""
     written: float = 0.0
     """Time of the last status write."""
+    removed: set[str] = field(default_factory=set)
+    """uids that were deleted; the stream has not shown it yet."""
 
 
 @dataclass
@@ -80,13 +82,16 @@ class Reconciler:
         stale = memory.refused.keys() - {_target(job, action) for action in first.actions}
         for at in stale:
             del memory.refused[at]
-        failure = await self._act(job, first, memory)
+        done, failure = await self._act(job, first, memory)
+        # At once, and not after the status write: a conflict there decides anew, for a world in which this is done and told of nowhere.
+        for notice in notices_of(done, first.making):
+            await self._tell(job, notice)
         memory.verified = memory.verified or failure is None
         await self._listen(job, first, memory)
         # What was done shows in the cache: the status tells of the world after it.
         second = self._decide(job, memory) if first.actions or first.silent or stale else first
         self._follow(job, second)
-        again = await self._write(job, second, first.notices, memory)
+        again = await self._write(job, second, memory)
         if failure is not None:
             raise failure
         waits = [again, second.again, self._retry(memory)]
@@ -101,8 +106,8 @@ class Reconciler:
         self.progress.leave(key)
 
     def _decide(self, job: Job, memory: Memory) -> Decision:
-        desired = self.renderer.desired(job)
         children = self.cache.children(job.key)
+        desired = self.renderer.desired(job, any(child.kind == "Pod" and child.owner == job.uid for child in children.values()))
         status = json.loads(job.status)
         drifted = self.cache.drifted(job.key)
         fingerprint = self.cache.fingerprint(job.key, job.uid)
@@ -120,47 +125,59 @@ class Reconciler:
             fingerprint=fingerprint,
             troubles={f"{kind} {name}": trouble for (kind, name), trouble in memory.refused.items()},
             report=self.progress.report(job.key),
-            warnings=memory.warnings,
+            silences=memory.silences,
         )
         return decide(desired, seen, self.clock(), self.version)
 
-    async def _act(self, job: Job, decision: Decision, memory: Memory) -> ApiError | None:
-        """Do everything that can be done; what pods need before pods. Answers the first failure that time may cure."""
+    async def _act(self, job: Job, decision: Decision, memory: Memory) -> tuple[list[Action], ApiError | None]:
+        """Do everything that can be done; what pods need before pods. Answers what took effect, and the first failure that may pass."""
         pods = [a for a in decision.actions if not isinstance(a, DeleteJob) and a.kind == "Pod"]
         others = [a for a in decision.actions if a not in pods]
         failures: list[ApiError] = []
+        done: list[Action] = []
         for group in (others, pods):
             results = await asyncio.gather(*(self._do(job, action, memory) for action in group))
-            failures += [error for error in results if error is not None]
+            failures += [result for result in results if isinstance(result, ApiError)]
+            done += [result for result in results if result is not None and not isinstance(result, ApiError)]
         memory.refusals = memory.refusals + 1 if memory.refused else 0
-        if decision.actions:
-            log.info("%s: %s", job.key, _summary(decision.actions))
-        return failures[0] if failures else None
+        if done:
+            log.info("%s: %s", job.key, _summary(done))
+        return done, failures[0] if failures else None
 
-    async def _do(self, job: Job, action: Action, memory: Memory) -> ApiError | None:
+    async def _do(self, job: Job, action: Action, memory: Memory) -> Action | ApiError | None:
+        """What took effect, if anything did; a failure that time may cure."""
         at = _target(job, action)
+        done: Action | None
         try:
             match action:
                 case Create():
-                    await self._create(job, action)
+                    done = await self._create(job, action)
                 case Apply():
-                    await self._apply(job, action)
+                    done = action if await self._apply(job, action) else None
                 case Delete():
-                    await self.api.delete(self._ref(job, action.kind, action.name), action.uid)
+                    done = await self._delete(job, action, memory)
                 case DeleteJob():
                     await self.api.delete(Ref(KIND, job.key.namespace, job.key.name), action.uid)
+                    done = action
         except ApiError as error:
             if error.temporary or error.missing or error.conflict:
                 return error
             memory.refused[at] = _refused(at, error)
             return None
         memory.refused.pop(at, None)
-        return None
+        return done
 
     def _ref(self, job: Job, kind: str, name: str) -> Ref:
         return Ref(kind, job.key.namespace, name)
 
-    async def _create(self, job: Job, action: Create) -> None:
+    async def _delete(self, job: Job, action: Delete, memory: Memory) -> Delete | None:
+        await self.api.delete(self._ref(job, action.kind, action.name), action.uid)
+        memory.removed &= {child.uid for child in self.cache.children(job.key).values()}
+        again = action.uid in memory.removed
+        memory.removed.add(action.uid)
+        return None if again else action
+
+    async def _create(self, job: Job, action: Create) -> Action | None:
         manifest = self.renderer.manifest(job, action.kind, action.name)
         try:
             self.cache.put_child(action.kind, await self.api.create(manifest), written=True)
@@ -168,23 +185,27 @@ class Reconciler:
             if not error.conflict:
                 raise
             # It exists: made a moment ago by a try whose answer was lost, or by another operator, or it lost its labels, or it is not ours.
-            await self._take_in(job, action)
+            return await self._take_in(job, action)
+        return action
 
-    async def _take_in(self, job: Job, action: Create) -> None:
+    async def _take_in(self, job: Job, action: Create) -> Action | None:
         there = await self.api.get(self._ref(job, action.kind, action.name))
         meta = there["metadata"]
         ours = any(owner.get("uid") == job.uid for owner in meta.get("ownerReferences", ()))
         if ours and "deletionTimestamp" not in meta:
-            await self._apply(job, Apply(action.kind, action.name, meta["uid"]))
-        elif self.cache.put_child(action.kind, there) is None and (action.kind, action.name) not in self.cache.children(job.key):
+            repair = Apply(action.kind, action.name, meta["uid"], EDITED)
+            return repair if await self._apply(job, repair) else action
+        if self.cache.put_child(action.kind, there) is None and (action.kind, action.name) not in self.cache.children(job.key):
             why = "is being deleted; it is made again when it is gone" if ours else "exists and does not belong to this RLJob"
             remedy = "" if ours else "; delete it, or give the RLJob another name"
             raise ApiError(422, "NameTaken", f"it {why}{remedy}")
+        return None
 
-    async def _apply(self, job: Job, action: Apply) -> None:
+    async def _apply(self, job: Job, action: Apply) -> bool:
+        """Answers whether that changed anything."""
         manifest = self.renderer.manifest(job, action.kind, action.name)
         try:
-            self.cache.put_child(action.kind, await self.api.apply(manifest, action.uid), written=True)
+            applied = await self.api.apply(manifest, action.uid)
         except ApiError as error:
             if error.missing or error.conflict:
                 await self._look_again(job, action)
@@ -195,8 +216,10 @@ class Reconciler:
             spoilt = known is not None and known.hash == manifest["metadata"]["annotations"][ANNOTATION_HASH]
             if error.code == 422 and action.kind != "PersistentVolumeClaim" and (spoilt or _is_fixed(error)):
                 await self.api.delete(self._ref(job, action.kind, action.name), action.uid)
-                return
+                return True
             raise
+        self.cache.put_child(action.kind, applied.object, written=True)
+        return applied.changed
 
     async def _look_again(self, job: Job, action: Apply) -> None:
         """The cache has an object that is gone, or an old version of it."""
@@ -213,19 +236,12 @@ class Reconciler:
 
     async def _listen(self, job: Job, decision: Decision, memory: Memory) -> None:
         """Ask why pods wait that do not say so themselves."""
-        memory.warnings = {pod: text for pod, text in memory.warnings.items() if pod in decision.silent}
+        memory.silences.clear()
         for pod in decision.silent:
             child = self.cache.children(job.key).get(("Pod", pod))
-            said = await self.api.warnings(job.key.namespace, pod)
-            # Only pods that have their node are asked about: that they once had none is over.
-            events = [
-                event
-                for event in said
-                if child is not None and event["involvedObject"].get("uid") == child.uid and event.get("reason") != "FailedScheduling"
-            ]
-            if events:
-                newest = max(events, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
-                memory.warnings[pod] = short(f"{newest.get('reason')}: {newest.get('message')}")
+            said = await self.api.events(job.key.namespace, child.uid) if child is not None else []
+            if (trouble := silence_of(pod, said)) is not None:
+                memory.silences[pod] = trouble
 
     def _follow(self, job: Job, decision: Decision) -> None:
         for child in self.cache.children(job.key).values():
@@ -245,34 +261,37 @@ class Reconciler:
         """A thousand jobs must not fill the API server with what changes by itself."""
         return max(15.0, 0.2 * len(self.cache.jobs))
 
-    async def _write(self, job: Job, decision: Decision, more: tuple[Notice, ...], memory: Memory) -> float | None:
+    async def _write(self, job: Job, decision: Decision, memory: Memory) -> float | None:
         """Write the status if it has changed, then tell people."""
-        said = list(more)
-        if decision.status is not None:
-            old = json.loads(job.status)
-            kind = difference(old, decision.status)
-            wait = memory.written + self._small_talk_seconds() - self.clock()
-            if kind == "small talk" and wait > 0:
-                return wait
-            if kind != "none":
-                said += notices(old, decision.status)
-                await self._patch(job, merge_patch(old, decision.status))
-                memory.written = self.clock()
-        for notice in said:
-            await self._tell(job, notice)
+        if decision.status is None:
+            return None
+        old = json.loads(job.status)
+        kind = difference(old, decision.status)
+        wait = memory.written + self._small_talk_seconds() - self.clock()
+        if kind == "small talk" and wait > 0:
+            return wait
+        if kind != "none":
+            await self._patch(job, old, decision.status)
+            memory.written = self.clock()
+            for notice in notices(old, decision.status):
+                await self._tell(job, notice)
         return None
 
-    async def _patch(self, job: Job, patch: dict[str, Any]) -> None:
+    async def _patch(self, job: Job, old: Status, new: Status) -> None:
         ref = Ref(KIND, job.key.namespace, job.key.name)
         try:
-            self.cache.put_job(await self.api.patch_status(ref, patch, job.version))
+            self.cache.put_job(await self.api.patch_status(ref, merge_patch(old, new), job.version))
         except ApiError as error:
             if error.missing:
                 self.cache.drop_job(job.key, job.uid)
                 return
             if error.conflict:
-                # Somebody wrote to the job meanwhile: what was decided for the old one is decided anew for this one.
-                self.cache.put_job(await self.api.get(ref))
+                # Somebody wrote to the job meanwhile: what was decided for the old one is decided anew for this one. Unless it was this
+                # patch: a first try that got through, and its answer did not.
+                there = await self.api.get(ref)
+                self.cache.put_job(there)
+                if difference(there.get("status") or {}, new) == "none":
+                    return
             raise
 
     async def _tell(self, job: Job, notice: Notice) -> None:
@@ -328,7 +347,7 @@ def _refused(at: tuple[str, str], error: ApiError) -> Trouble:
     return Trouble(reason, f"{kind} {name} cannot be made: {short(str(error))}{remedy}")
 
 
-def _summary(actions: tuple[Action, ...]) -> str:
+def _summary(actions: Sequence[Action]) -> str:
     words = []
     for kind, verb in ((Create, "made"), (Apply, "applied"), (Delete, "removed"), (DeleteJob, "removed")):
         found = [f"{a.kind} {a.name}" if not isinstance(a, DeleteJob) else "the RLJob" for a in actions if isinstance(a, kind)]

@@ -19,17 +19,25 @@ def places(namespaces: list[str]) -> list[str | None]:
     return [*namespaces] or [None]
 
 
-async def discover(api: Api) -> Cluster:
-    """What rendering must know of the cluster."""
+async def discover(api: Api, last: Cluster) -> Cluster:
+    """What rendering must know of the cluster. `last`: what was known; its DeviceClasses stay where they may not be listed."""
     version = await api.raw("/version")
     numbers = tuple(int(re.sub(r"\D.*", "", str(version.get(part) or "0")) or 0) for part in ("major", "minor"))
     try:
-        classes = (await api.list_objects(DEVICE_CLASS._replace(whole=False), None)).items
+        items = (await api.list_objects(DEVICE_CLASS._replace(whole=False), None)).items
+        classes = frozenset(item["metadata"]["name"] for item in items)
     except ApiError as error:
+        # 404: the cluster does not serve the kind. 403 says nothing about what there is.
         if error.code not in (403, 404):
             raise
-        classes = []
-    return Cluster((numbers[0], numbers[1]), frozenset(item["metadata"]["name"] for item in classes))
+        if error.code == 403:
+            log.warning("DeviceClasses may not be listed, so what is known of them stays (%s): %s", _known(last), error)
+        classes = last.device_classes if error.code == 403 else frozenset()
+    return Cluster((numbers[0], numbers[1]), classes)
+
+
+def _known(cluster: Cluster) -> str:
+    return ", ".join(sorted(cluster.device_classes)) or "none"
 
 
 @dataclass

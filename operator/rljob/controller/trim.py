@@ -1,7 +1,7 @@
 """From an object as the API server sends it to what is kept of it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from zlib import crc32
@@ -115,7 +115,7 @@ def _pod(raw: Manifest) -> PodState:
     begun = any(
         name in c.get(where, {}) for c in _containers(status) for where in ("state", "lastState") for name in ("running", "terminated")
     )
-    silent = phase == "Pending" and placed.get("status") == "True" and trouble is None and not begun
+    silent = phase == "Pending" and placed.get("status") == "True" and trouble is None
     return PodState(
         plan_name=labels.get(LABEL_POD, ""),
         role=labels.get(LABEL_ROLE, ""),
@@ -130,8 +130,49 @@ def _pod(raw: Manifest) -> PodState:
         restarts=tuple((c["name"], c["restartCount"]) for c in _containers(status) if c.get("restartCount")),
         trouble=trouble,
         begun=begun,
-        pending_since=unix(placed.get("lastTransitionTime")) if silent else None,
+        pending_since=_pending_since(raw, unix(placed.get("lastTransitionTime"))) if silent else None,
     )
+
+
+def _pending_since(raw: Manifest, placed: float) -> float | None:
+    """Since when, at the earliest, a pod waits for its next container (for mounts, its sandbox, an image); None if one is at work.
+
+    Containers start one after the other: an init container must have ended, a sidecar its startup probe passed.
+    """
+    sidecars = {c["name"] for c in raw.get("spec", {}).get("initContainers", ()) if c.get("restartPolicy") == "Always"}
+    since = placed
+    for container in raw.get("status", {}).get("initContainerStatuses", ()):
+        state = container.get("state", {})
+        if "terminated" in state:
+            since = max(since, unix(state["terminated"].get("finishedAt")))
+        elif "running" in state and container["name"] in sidecars and container.get("started"):
+            since = max(since, unix(state["running"].get("startedAt")))
+        elif "running" in state:
+            return None
+        else:
+            break
+    return since
+
+
+def silence_of(pod: str, events: Iterable[Manifest]) -> Trouble | None:
+    """Why a pod waits, from its events; None if they do not tell."""
+    # Only pods that have their node are asked about: that they once had none is over.
+    told = [event for event in events if event.get("reason") != "FailedScheduling"]
+    # Of one second, what comes later in a pod's life counts.
+    newest = max(told, key=lambda event: (_told_at(event), {"Scheduled": 0, "Pulling": 1}.get(event.get("reason", ""), 2)), default=None)
+    if newest is not None and newest.get("reason") == "Pulling":
+        since, what = iso(_told_at(newest)), short(newest.get("message", ""))
+        return Trouble(
+            "PullingImage",
+            f"pod {pod} waits since {since}: {what}; a large image takes minutes, and a registry that does not answer looks the same for "
+            "some: check its name and the way to it",
+        )
+    warned = max((event for event in told if event.get("type") == "Warning"), key=_told_at, default=None)
+    return Trouble("ContainerCannotStart", f"pod {pod}: {short(f'{warned.get("reason")}: {warned.get("message")}')}") if warned else None
+
+
+def _told_at(event: Mapping[str, Any]) -> float:
+    return unix(event.get("lastTimestamp") or event.get("eventTime"))
 
 
 def _exits(status: Mapping[str, Any]) -> Iterator[Exit]:
@@ -160,7 +201,7 @@ def _pod_trouble(raw: Manifest) -> Trouble | None:
     if placed.get("status") == "False":
         if placed.get("reason") == "SchedulingGated":
             return Trouble("Queued", f"pod {name} waits until its queue admits it")
-        remedy = "free or add such nodes, or ask for less (spec.accelerator, spec.templates)"
+        remedy = "free, label or add such nodes, or ask for less (spec.accelerator, spec.templates)"
         return Trouble("Unschedulable", f"pod {name} fits on no node: {short(placed.get('message', ''))}; {remedy}")
     for container in _containers(raw.get("status", {})):
         waiting = container.get("state", {}).get("waiting", {})

@@ -177,6 +177,6 @@ def trouble_of(desired: Desired, seen: Observed, now: float) -> Trouble | None:
         if child.state is not None and child.state.trouble is not None and _unsettled(child, now) <= 0:
             return child.state.trouble
     for _, (kind, name), child in found:
-        if kind == "Pod" and child.pod is not None and child.pod.pending_since is not None and name in seen.warnings:
-            return Trouble("ContainerCannotStart", f"pod {name}: {seen.warnings[name]}")
+        if kind == "Pod" and child.pod is not None and child.pod.pending_since is not None and name in seen.silences:
+            return seen.silences[name]
     return None

@@ -53,7 +53,7 @@ class PodState:
     begun: bool = False
     """A container of it runs or has run; a pod is pending until its init containers are done."""
     pending_since: float | None = None
-    """Since when it waits without saying why (mounts, sandbox)."""
+    """Since when it waits for its next container without saying why (mounts, sandbox, image)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,5 +161,5 @@ class Observed:
     """Objects that the API server refused, by `Kind name`."""
     report: Mapping[str, Any] | None = None
     """What the master last said (JobStatus)."""
-    warnings: Mapping[str, str] = field(default_factory=dict)
-    """Latest warning event of pods that wait without a reason, by pod name."""
+    silences: Mapping[str, Trouble] = field(default_factory=dict)
+    """What events tell of pods that wait without saying why themselves, by pod name."""

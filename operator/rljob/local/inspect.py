@@ -47,7 +47,7 @@ def _of_status(status: JobStatus, running: bool) -> list[tuple[str, str]]:
     phase = status.phase if running or ended else f"{status.phase}, when it was stopped"
     rows = [
         ("phase", phase),
-        ("iterations", f"{len(status.rewards)} of {status.iterations} done"),
+        ("iterations", f"{status.finished} of {status.iterations} done"),
         ("policy version", str(status.policy_version)),
     ]
     if running and status.progress is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rljob.api import RLJob
 from rljob.api.sources import DataSource
+from rljob.api.unsupported import unsupported
 from rljob.plan import Estimate
 from rljob.plan.shape import locate
 
@@ -86,7 +87,7 @@ def _loads(library: str) -> bool:
 
 def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
     """Everything that keeps the job from running here; each one line with the remedy."""
-    found = []
+    found = unsupported(job.spec)
     if facts.libraries_missing:
         packages = " ".join(LIBRARIES[name] for name in facts.libraries_missing)
         found.append(f"vLLM needs {', '.join(facts.libraries_missing)}; install with: apt-get install {packages}")
@@ -132,6 +133,16 @@ def without_effect(job: RLJob) -> list[str]:
         found.append(
             f"spec.reward.replicas is {spec.reward.replicas}, but `rljob run` starts one: copies would only share its cores; "
             "raise spec.reward.workers for more verifiers at once"
+        )
+    if spec.rollout.replicas > 0:
+        found.append(
+            f"spec.rollout.replicas is {spec.rollout.replicas}, but weights do not reach rollout pods yet: they answer no prompt and only "
+            "take memory here; set it to 0"
+        )
+    if spec.trainer.nodes > 1:
+        found.append(
+            f"spec.trainer.nodes is {spec.trainer.nodes}, but one machine is one node, and more than one is not supported yet; set it to 1 "
+            "and spec.accelerator.perNode to the number of trainer processes"
         )
     roles = [name for name, override in spec.templates if override]
     if roles:

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from rich.console import Console
 
 from rljob.api import ConfigurationError, InfrastructureError, RLJob
 from rljob.api.load import load
+from rljob.api.notes import inert
 from rljob.local import preflight, view
 from rljob.local.decide import Limits
 from rljob.local.display import Display, choose
@@ -63,6 +64,17 @@ def run(request: Request, console: Console) -> int:
     facts = preflight.gather(job, folder.root, source)
     if found := preflight.problems(job, sizes, facts):
         raise ConfigurationError(found[0] if len(found) == 1 else "this cannot run here:\n  " + "\n  ".join(found))
+    notes = (*preflight.warnings(sizes, facts), *inert(job.spec), *preflight.without_effect(job))
+    return run_in(folder, plan(job, shape), job, request, console, notes)
+
+
+def run_in(folder: JobFolder, planned: Plan, job: RLJob, request: Request, console: Console, notes: Sequence[str] = ()) -> int:
+    """Run a plan in a job folder: take the folder over as `request` says, or refuse. Returns the exit status of the command.
+
+    Raises:
+        ConfigurationError: the folder is in use, holds another job, or nothing to resume.
+        InfrastructureError: the job failed.
+    """
     with folder.claim():
         resumed = _take_over(folder, job, request)
         done = folder.status()
@@ -73,9 +85,9 @@ def run(request: Request, console: Console) -> int:
         folder.write_job(job)
         say = f"resuming {job.metadata.name} in {folder.root}" if resumed else f"running {job.metadata.name} in {folder.root}"
         console.print(say, highlight=False, soft_wrap=True)
-        for warning in (*preflight.warnings(sizes, facts), *preflight.without_effect(job)):
-            console.print(f"[yellow]note:[/yellow] {warning}", highlight=False, soft_wrap=True)
-        return run_plan(plan(job, shape), job, folder, request, console)
+        for note in notes:
+            console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
+        return run_plan(planned, job, folder, request, console)
 
 
 def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
@@ -198,7 +210,7 @@ def _conclude(
         return 0
     if outcome.kind == "stopped":
         status = folder.status()
-        done = f" after {len(status.rewards)} of {status.iterations} iterations" if status else ""
+        done = f" after {status.finished} of {status.iterations} iterations" if status else ""
         console.print(f"stopped cleanly{done}; go on with: {_again(request)}", highlight=False, markup=False, soft_wrap=True)
         return 128 + (stopped_by or signal.SIGTERM)
     _show_log(outcome, console)

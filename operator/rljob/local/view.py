@@ -54,8 +54,8 @@ def percent(share: float) -> str:
 def changes(before: JobStatus | None, after: JobStatus) -> list[str]:
     """What is worth a line that stays: finished iterations, evaluations, failures, and each new phase before the first iteration."""
     lines = []
-    known = len(before.rewards) if before else 0
-    for index in range(known, len(after.rewards)):
+    known = before.finished if before else 0
+    for index in range(max(0, known - after.rewards_before), len(after.rewards)):
         lines.append(_iteration_line(after, index))
     evaluated = {h.iteration for h in before.held_out} if before else set()
     for held_out in after.held_out:
@@ -70,7 +70,7 @@ def changes(before: JobStatus | None, after: JobStatus) -> list[str]:
 
 
 def _iteration_line(status: JobStatus, index: int) -> str:
-    line = f"iteration {index + 1}/{status.iterations}: mean reward {status.rewards[index]:.3f}"
+    line = f"iteration {status.rewards_before + index + 1}/{status.iterations}: mean reward {status.rewards[index]:.3f}"
     if index + 1 == len(status.rewards) and status.timings:
         parts = sorted(status.timings.items(), key=lambda item: -item[1])
         line += f" ({', '.join(f'{name} {span(seconds)}' for name, seconds in parts[:4] if seconds >= 0.05)})"

@@ -22,7 +22,7 @@ CLUSTER = (
     "templates",
     "files",
     "credentials",
-    "sandbox",
+    "sandbox.replicas",
     "rollout.replicas",
     "accelerator.sharing",
     "checkpoint.volume",
@@ -32,7 +32,7 @@ _RUN = ("iterations", "evaluation", "backoffLimit", "activeDeadlineSeconds", "ch
 """How long the loop runs and what it keeps: the master's alone."""
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "master": (*CLUSTER, "reward.workers", "reward.timeoutSeconds"),
-    "node": (*CLUSTER, *_RUN, "reward"),
+    "node": (*CLUSTER, *_RUN, "reward", "sandbox"),
     "reward": (*CLUSTER, *_RUN, "reward.replicas", "switch", "accelerator", "trainer", "rollout.tensorParallel", "rollout.engine"),
 }
 """Fields below `spec`, at most two levels deep, that a file leaves out. `node` is for worker and rollout pods."""

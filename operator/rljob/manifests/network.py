@@ -3,6 +3,7 @@
     operator ─► master ─► worker, rollout (engine)     worker, rollout ─► master
                 master ─► reward                        worker, rollout ◄─► each other (collectives, weights)
                 prepare ─► anywhere, if the job downloads something
+                reward ─► anywhere, if the job names a judge of the user's own by its address
 
 A pod's node may always reach it (probes, `kubectl port-forward`). What else a site needs, such as a Prometheus that reads the master's
 `/metrics`, is a policy of its own: policies add up.
@@ -11,6 +12,7 @@ A pod's node may always reach it (probes, `kubectl port-forward`). What else a s
 from collections.abc import Sequence
 
 from rljob.api import RLJob
+from rljob.api.verifiers import uses
 from rljob.manifests.context import Context
 from rljob.manifests.environment import port_number
 from rljob.manifests.names import child, match, metadata
@@ -45,7 +47,7 @@ def network_policies(context: Context) -> list[Manifest]:
             [{"from": [alone], "ports": engine}, {"from": [nodes]}],
             [_DNS, {"to": [alone], "ports": master}, {"to": [nodes]}],
         ),
-        _policy(context, "reward", ["reward"], [{"from": [alone], "ports": reward}], []),
+        _policy(context, "reward", ["reward"], [{"from": [alone], "ports": reward}], _judges(context.job)),
     ]
 
 
@@ -55,6 +57,14 @@ def downloads(job: RLJob) -> bool:
     data = [spec.data.train, spec.evaluation and spec.evaluation.data, spec.warm_start and spec.warm_start.data]
     source = spec.model.source
     return bool(source.hub or source.url or any(d.hub for d in data if d))
+
+
+def _judges(job: RLJob) -> list[Manifest]:
+    """Where the reward service asks others: a judge can be a Service of any namespace, which no block of addresses covers."""
+    if "http" not in uses(job.spec.reward.verifier, job.spec.reward.options):
+        return []
+    everywhere = [{"namespaceSelector": {}, "podSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
+    return [_DNS, {"to": everywhere}]
 
 
 def _port(context: Context, service: str) -> list[Manifest]:

@@ -18,18 +18,20 @@ from rljob.manifests.network import network_policies
 from rljob.manifests.pods import pod_manifest
 from rljob.manifests.settings import Settings
 from rljob.manifests.sharing import choose_sharing, devices_of
-from rljob.manifests.types import ANNOTATION_HASH, Cluster, Manifest, Owner
+from rljob.manifests.types import ANNOTATION_HASH, Cluster, Manifest, Owner, SharingChoice
 from rljob.plan import Plan
 
 
-def render(job: RLJob, plan: Plan, owner: Owner, settings: Settings, cluster: Cluster) -> tuple[Manifest, ...]:
-    """A plan as Kubernetes objects, each with labels, its owner and its hash.
+def render(
+    job: RLJob, plan: Plan, owner: Owner, settings: Settings, cluster: Cluster, chosen: SharingChoice | None = None
+) -> tuple[Manifest, ...]:
+    """A plan as Kubernetes objects, each with labels, its owner and its hash. `chosen`: how its pods share accelerators, if there are any.
 
     Raises:
         ConfigurationError: the job cannot run in this cluster as it is written; the message names field, value and remedy.
     """
     check_files(job)
-    sharing = choose_sharing(job, settings, cluster)
+    sharing = choose_sharing(job, settings, cluster, chosen)
     asked = None if sharing.mode == "none" else devices_of(job, settings)
     context = Context(job, plan, owner, settings, sharing, job_files(job), asked)
     return tuple(stamped(manifest) for manifest in _objects(context))

@@ -1,8 +1,12 @@
 """How the sidecars of a pod come to the same accelerators."""
 
+from typing import get_args
+
 from rljob.api import ConfigurationError, RLJob
-from rljob.manifests.settings import Devices, Settings
+from rljob.manifests.settings import Devices, Settings, Sharing
 from rljob.manifests.types import Cluster, SharingChoice
+
+SHARING = frozenset(get_args(Sharing))
 
 
 def devices_of(job: RLJob, settings: Settings) -> Devices:
@@ -20,8 +24,9 @@ def devices_of(job: RLJob, settings: Settings) -> Devices:
     return settings.devices[kind]
 
 
-def choose_sharing(job: RLJob, settings: Settings, cluster: Cluster) -> SharingChoice:
-    """Decide how accelerators are shared: as the job says, or the first way that the cluster offers.
+def choose_sharing(job: RLJob, settings: Settings, cluster: Cluster, chosen: SharingChoice | None = None) -> SharingChoice:
+    """Decide how accelerators are shared: as the job says, or the first way that the cluster offers. `chosen`: how the job's pods share
+    them; what the cluster offers by now is then not asked, for another choice would end pods that run.
 
     Raises:
         ConfigurationError: the cluster cannot do what the job says, or the operator does not know the accelerator.
@@ -30,6 +35,8 @@ def choose_sharing(job: RLJob, settings: Settings, cluster: Cluster) -> SharingC
     if accelerator.type == "cpu":
         return SharingChoice("none", "accelerator.type is cpu: there are no devices to share")
     devices = devices_of(job, settings)
+    if chosen is not None and chosen.mode in SHARING and accelerator.sharing in ("auto", chosen.mode):
+        return chosen
     offered = devices.device_class in cluster.device_classes
     version = ".".join(map(str, cluster.version))
     if accelerator.sharing == "claim" and not offered:

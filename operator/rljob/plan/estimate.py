@@ -120,7 +120,8 @@ def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Es
         "checkpoint-engine": Memory((("interpreter", _PYTHON),)),
         "megatron": Memory((("interpreter", job.spec.accelerator.per_node * _TORCH),)),
         "vllm": Memory((("zygote", _ZYGOTE), ("engine", _ENGINE))),
-        "reward": Memory((("interpreter", (1 + job.spec.reward.workers) * _PYTHON),)),
+        # One more for answers that take long.
+        "reward": Memory((("interpreter", (2 + job.spec.reward.workers) * _PYTHON),)),
     }
     a, r = job.spec.algorithm, job.spec.rollout
     answers = int(a.prompts_per_iteration * a.samples_per_prompt * r.max_tokens * ANSWER_SHARE)

@@ -50,8 +50,8 @@ def _of_pod(seen: Snapshot, pod: PodState) -> str:
         return f"{pod.short}: the image cannot be pulled; check `images` and `imagePullSecrets` of the operator's settings"
     if pod.state == "Unschedulable":
         return (
-            f"{pod.short}: no node has room; lower what the job asks for (rljob plan FILE shows it), add nodes, or add tolerations "
-            "in spec.templates"
+            f"{pod.short}: no node has room; lower what the job asks for (kubectl rljob plan {seen.name}{_in(seen)} shows it), add or "
+            "label nodes, or change nodeSelector and tolerations in spec.templates"
         )
     if "OOMKilled" in pod.message or pod.state == "OOMKilled":
         return f"{pod.short}: out of memory; raise its limit in spec.templates.{pod.role or 'ROLE'}"

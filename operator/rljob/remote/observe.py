@@ -1,6 +1,7 @@
 """What a cluster says of one job, as one value: the RLJob, its pods and its events."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rljob.api import GROUP, VERSION, ConfigurationError
+from rljob.api import GROUP, VERSION, ConfigurationError, RLJob
+from rljob.api.load import parse
 from rljob.api.status import JobStatus
 from rljob.manifests.types import LABEL_JOB, LABEL_POD, LABEL_ROLE
 from rljob.remote.cluster import Api, Json, NotFound
@@ -101,6 +103,8 @@ class Snapshot:
     pods: tuple[PodState, ...]
     events: tuple[Event, ...]
     """Newest last."""
+    sharing: str = ""
+    """How the sidecars share accelerators, and why; empty where there are none."""
 
     @property
     def finished(self) -> bool:
@@ -140,6 +144,18 @@ def _no_kind(api: Api) -> ConfigurationError:
     return ConfigurationError(
         f"the cluster does not know RLJobs ({api.where}): install the operator's chart, or `rljob crd | kubectl apply --server-side -f -`"
     )
+
+
+def typed(api: Api, name: str) -> RLJob:
+    """The RLJob as if it had been read from a file.
+
+    Raises:
+        ConfigurationError: there is none, or a newer version wrote it.
+    """
+    found = find(api, name)
+    # As the operator reads it: the rest of the metadata is the cluster's.
+    found |= {"metadata": {part: found["metadata"][part] for part in ("name", "namespace")}}
+    return parse(json.dumps(found), f"RLJob {name} in namespace {api.namespace}")
 
 
 def listed(api: Api, everywhere: bool = False) -> list[Json]:
@@ -226,7 +242,13 @@ def build(job: Json, pods: Sequence[PodState], events: Sequence[Event], now: dat
         ready_replicas=int(rollout.get("readyReplicas", 0)),
         pods=tuple(pods),
         events=tuple(events),
+        sharing=_sharing(said.get("sharing", {})),
     )
+
+
+def _sharing(said: Mapping[str, Any]) -> str:
+    mode, reason = said.get("mode", "none"), said.get("reason", "")
+    return "" if mode == "none" else f"{mode}: {reason}" if reason else str(mode)
 
 
 _PHASES = ("Preparing", "WarmStart", "Rollout", "Training", "Evaluating", "Finishing", "Succeeded", "Failed")

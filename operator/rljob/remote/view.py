@@ -39,7 +39,7 @@ def screen(seen: Snapshot, now: datetime, note: str = "") -> RenderableType:
 def _head(seen: Snapshot) -> Text:
     status = seen.status
     phase = seen.phase or "not seen by an operator yet"
-    counted = f"iteration {min(max(status.iteration, len(status.rewards)), status.iterations)}/{status.iterations}"
+    counted = f"iteration {min(max(status.iteration, status.finished), status.iterations)}/{status.iterations}"
     return Text.assemble(
         (seen.name, "bold"), (f"  {seen.namespace}", "dim"), "  ", (phase, _PHASE_STYLE.get(phase, "bold cyan")),
         f"  {counted}  ", (f"policy version {status.policy_version}", "dim"), "  ", (f"age {clock(seen.age)}", "dim"),
@@ -68,6 +68,8 @@ def _figures(seen: Snapshot) -> RenderableType:
     if (seen.replicas or seen.ready_replicas) and not seen.finished and not seen.suspended:
         wrong = seen.ready_replicas != seen.replicas
         grid.add_row("rollout pods", Text(f"{seen.ready_replicas} of {seen.replicas} ready", style="yellow" if wrong else ""))
+    if seen.sharing and not seen.finished:
+        grid.add_row("accelerators", Text(f"shared by {seen.sharing}"))
     return grid
 
 

@@ -171,34 +171,43 @@ class TensorFile:
         return self._bytes[offset : offset + spec.nbytes].view(spec.dtype).view(spec.shape)
 
     def write(self, name: str, source: torch.Tensor) -> str:
-        """Copy `source` (same shape; converted to the file's element type) into the file and return the checksum of what was written.
+        """Copy `source` (converted to the file's element type) into the file and return the checksum of what was written.
 
         Copying and hashing go chunk by chunk, so that the bytes are read from memory once. Both leave the interpreter lock.
+
+        Args:
+            source: same shape as the tensor, or its first dimension in two: rows that lie in groups, with something else between them.
 
         Raises:
             InfrastructureError: an engine holds the file.
         """
         self._refuse_if_held()
         offset, spec = self._places[name]
-        if tuple(source.shape) != spec.shape:
+        if spec.shape not in (tuple(source.shape), (math.prod(source.shape[:2]), *source.shape[2:])):
             raise ValueError(f"tensor {name} has shape {list(source.shape)}, {self.path} holds {list(spec.shape)}")
-        flat = source.detach().contiguous().view(-1)
-        if self._on_disk:
-            return self._write_out(offset, flat.to("cpu", spec.dtype))
-        target = self.view(name).view(-1)
-        copy = _memmove if flat.device.type == "cpu" and flat.dtype == spec.dtype else torch.Tensor.copy_
-        step = CHUNK // spec.dtype.itemsize if flat.device.type == "cpu" else max(1, flat.numel())
         digest = xxhash.xxh3_128()
+        for block in _blocks(source.detach()):
+            flat = block.view(-1)
+            if self._on_disk:
+                self._write_out(offset, flat.to("cpu", spec.dtype), digest)
+            else:
+                self._copy(offset, flat, spec.dtype, digest)
+            offset += flat.numel() * spec.dtype.itemsize
+        return str(digest.hexdigest())
+
+    def _copy(self, offset: int, flat: torch.Tensor, dtype: torch.dtype, digest: xxhash.xxh3_128) -> None:
+        """Write through the mapping at `offset`, and hash what stands there."""
+        target = self._bytes[offset : offset + flat.numel() * dtype.itemsize].view(dtype)
+        copy = _memmove if flat.device.type == "cpu" and flat.dtype == dtype else torch.Tensor.copy_
+        step = CHUNK // dtype.itemsize if flat.device.type == "cpu" else max(1, flat.numel())
         with memoryview(self._map) as memory:
             for start in range(0, flat.numel(), step):
                 end = min(start + step, flat.numel())
                 copy(target[start:end], flat[start:end])
-                digest.update(memory[offset + start * spec.dtype.itemsize : offset + end * spec.dtype.itemsize])
-        return str(digest.hexdigest())
+                digest.update(memory[offset + start * dtype.itemsize : offset + end * dtype.itemsize])
 
-    def _write_out(self, offset: int, flat: torch.Tensor) -> str:
-        """`write` through write(2); the checksum of what was handed over."""
-        digest = xxhash.xxh3_128()
+    def _write_out(self, offset: int, flat: torch.Tensor, digest: xxhash.xxh3_128) -> None:
+        """Write through write(2) at `offset`, and hash what was handed over."""
         # Not through numpy: torch never again resizes a storage that numpy has seen, and the trainer's are resized when they are offloaded.
         contents = memoryview((ctypes.c_ubyte * flat.nbytes).from_address(flat.data_ptr())).cast("B")
         for start in range(0, len(contents), CHUNK):
@@ -210,7 +219,6 @@ class TensorFile:
                 except OSError as error:
                     raise InfrastructureError(f"cannot write {self.path}: {error.strerror}") from error
                 offset, chunk = offset + written, chunk[written:]
-        return str(digest.hexdigest())
 
     def write_all(self, tensors: Mapping[str, torch.Tensor], threads: int | None = None) -> dict[str, str]:
         """`write` of many tensors in threads: two reach the memory's bandwidth, one does not."""
@@ -278,6 +286,14 @@ class TensorFile:
 
 def _threads() -> int:
     return min(8, len(os.sched_getaffinity(0)))
+
+
+def _blocks(source: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The tensor as contiguous tensors one after the other, on CPU without a copy where its groups of rows are whole: torch's own copy
+    works in threads that wait for each other, which takes ten times as long whenever another process is on their cores."""
+    if not source.is_contiguous() and source.device.type == "cpu" and source.dim() > 1 and source[0].is_contiguous():
+        return source.unbind(0)
+    return (source.contiguous(),)
 
 
 def _memmove(target: torch.Tensor, source: torch.Tensor) -> None:

@@ -17,19 +17,21 @@ SEED_STRIDE = 1_000_003
 """reasoning-gym draws item i from seed + i, so neighbouring seeds give the same list shifted by one. More than the largest size."""
 
 
-def load(source: DataSource, field: str, base: Path, cache: Path) -> list[Located]:
+def load(source: DataSource, field: str, base: Path, cache: Path, *, distinct: bool = False) -> list[Located]:
     """All records of a source, each checked.
 
     Args:
         field: where the source stands in the job, for messages, such as `spec.data.train`.
         base: folder that a relative `path` starts from.
         cache: folder for downloads.
+        distinct: of a generator's prompts, each question once: for what is measured on. What is trained on keeps those that come up again,
+            because the easy ones of a generator are few: each once, 2 % of the training prompts of 1- and 2-digit sums had one digit.
 
     Raises:
         ConfigurationError: the source is missing, empty, or holds a malformed record.
     """
     check_columns(source.columns, field)
-    rows = _rows(source, field, base, cache)
+    rows = _rows(source, field, base, cache, distinct)
     records = [Located(where, parse(row, where, source.columns)) for where, row in islice(rows, source.limit)]
     if not records:
         raise ConfigurationError(f"{field} holds no records; a data set needs at least one")
@@ -37,9 +39,9 @@ def load(source: DataSource, field: str, base: Path, cache: Path) -> list[Locate
     return records
 
 
-def _rows(source: DataSource, field: str, base: Path, cache: Path) -> Iterator[tuple[str, Any]]:
+def _rows(source: DataSource, field: str, base: Path, cache: Path, distinct: bool) -> Iterator[tuple[str, Any]]:
     if source.reasoning_gym is not None:
-        return generated(source.reasoning_gym, field)
+        return generated(source.reasoning_gym, field, distinct)
     if source.hub is not None:
         return _file(hub_data_file(source.hub.repo, source.hub.revision, source.hub.file, cache), f"{field}.hub.file")
     assert source.path is not None  # DataSource has exactly one
@@ -82,8 +84,8 @@ def _parquet(path: Path, field: str) -> Iterator[tuple[str, Any]]:
         raise ConfigurationError(f"{field}: {path} is not a readable Parquet file ({error})") from error
 
 
-def generated(source: ReasoningGymSource, field: str) -> Iterator[tuple[str, Any]]:
-    """Prompts of a generator, each question once.
+def generated(source: ReasoningGymSource, field: str, distinct: bool = False) -> Iterator[tuple[str, Any]]:
+    """Prompts of a generator, as often as it draws them or (`distinct`) each question once.
 
     The record's reference is the whole entry, which the data set's own scorer needs.
 
@@ -108,7 +110,7 @@ def generated(source: ReasoningGymSource, field: str) -> Iterator[tuple[str, Any
         entry = stored(dataset[index])
         if not asked:
             _refuse_unscorable(dataset, entry, field, source.dataset)
-        if entry["question"] in asked:
+        if distinct and entry["question"] in asked:
             continue
         asked.add(entry["question"])
         yield f"{source.dataset} item {index}", _generated_row(source, index, entry)

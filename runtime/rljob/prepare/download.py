@@ -5,14 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import httpx
 from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
 
 from rljob.api import ConfigurationError
+from rljob.prepare import s3
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _TIMEOUT = httpx.Timeout(30.0)
+_TRANSPORT: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+"""What the HTTP library under huggingface_hub raises; which library that is differs between its releases."""
 
 
 def hub_snapshot(repo: str, revision: str, cache: Path) -> Path:
@@ -22,7 +24,7 @@ def hub_snapshot(repo: str, revision: str, cache: Path) -> Path:
         ConfigurationError: no such repository, no access, or the hub cannot be reached.
     """
     return Path(
-        _from_hub(repo, revision, lambda: snapshot_download(repo, revision=revision, cache_dir=cache / "hub", allow_patterns=MODEL_FILES))
+        from_hub(repo, revision, lambda: snapshot_download(repo, revision=revision, cache_dir=cache / "hub", allow_patterns=MODEL_FILES))
     )
 
 
@@ -33,32 +35,41 @@ def hub_data_file(repo: str, revision: str, file: str, cache: Path) -> Path:
         ConfigurationError: no such repository or file, no access, or the hub cannot be reached.
     """
     return Path(
-        _from_hub(
+        from_hub(
             repo, revision, lambda: hf_hub_download(repo, file, repo_type="dataset", revision=revision, cache_dir=cache / "hub")
         )
     )  # fmt: skip
 
 
-def _from_hub(repo: str, revision: str, download: Callable[[], Any]) -> Any:
+def from_hub(repo: str, revision: str, download: Callable[[], Any]) -> Any:
+    """What `download` gives, its refusals as messages for people.
+
+    Raises:
+        ConfigurationError: no such repository, revision or file, no access, or the hub cannot be reached.
+    """
     try:
         return download()
     except errors.GatedRepoError as error:
-        raise ConfigurationError(f"hub repository {repo} is gated: accept its terms, then set HF_TOKEN") from error
+        terms = f"accept its terms at {constants.ENDPOINT}, then set HF_TOKEN to a token of that account"
+        raise ConfigurationError(f"hub repository {repo} is gated: {terms}") from error
     except errors.RepositoryNotFoundError as error:
         raise ConfigurationError(f"hub repository {repo} does not exist or is private: check the name, or set HF_TOKEN") from error
     except errors.RevisionNotFoundError as error:
         raise ConfigurationError(f"hub repository {repo} has no revision {revision!r}; leave `revision` out for the main branch") from error
-    except errors.EntryNotFoundError as error:
-        if not isinstance(error, errors.LocalEntryNotFoundError):
-            raise ConfigurationError(f"hub repository {repo}: {_first_line(error)}; check `file`") from error
-        raise _unreachable(repo, error) from error
-    except (httpx.HTTPError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
+    except errors.RemoteEntryNotFoundError as error:
+        raise ConfigurationError(f"hub repository {repo} does not hold the file; check `file`") from error
+    except (_TRANSPORT, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _unreachable(repo, error) from error
 
 
 def _unreachable(repo: str, error: Exception) -> ConfigurationError:
+    """The library looks for a local copy when the hub refuses, and reports that; the refusal is then the cause."""
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if status in (401, 403):
+        return ConfigurationError(f"hub repository {repo} is not for this token ({status}); check HF_TOKEN and its permissions")
     return ConfigurationError(
-        f"hub repository {repo} cannot be fetched from {constants.ENDPOINT} ({_first_line(error)}); set HF_ENDPOINT to a mirror or "
+        f"hub repository {repo} cannot be fetched from {constants.ENDPOINT} ({_first_line(cause)}); set HF_ENDPOINT to a mirror or "
         "HTTPS_PROXY, unset HF_HUB_OFFLINE, or use a `path` source"
     )
 
@@ -94,20 +105,9 @@ def _fetch_http(url: str, out: Path) -> None:
 
 
 def _fetch_s3(url: str, out: Path) -> None:
-    try:
-        files = fsspec.filesystem("s3")
-    except ImportError:
-        raise ConfigurationError(
-            f"{url} needs the package s3fs in the prepare image: `pip install s3fs`, or use an https address"
-        ) from None
-    try:
-        files.get_file(url, str(out))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{url} does not exist; check bucket and key") from error
-    except OSError as error:  # s3fs translates every answer of the service into an OSError
-        raise ConfigurationError(
-            f"{url} cannot be fetched ({_first_line(error)}); set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL"
-        ) from error
+    with out.open("wb") as file:
+        for chunk in s3.chunks(url):
+            file.write(chunk)
 
 
 def _first_line(error: Exception) -> str:

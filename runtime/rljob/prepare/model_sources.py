@@ -1,14 +1,14 @@
 """Where the starting weights come from: each source ends in a folder with config.json or in a `.gguf` file."""
 
 import importlib.util
-import tarfile
-import zipfile
+import shutil
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 
 from rljob.api import ConfigurationError
 from rljob.api.sources import HubSource, ModelSource, PackageSource
+from rljob.prepare.archives import SUFFIXES, unpack
 from rljob.prepare.download import fetch_url, hub_snapshot
 
 
@@ -62,36 +62,29 @@ def _from_package(package: PackageSource) -> Path:
 
 def _from_url(url: str, cache: Path) -> Path:
     name = url.split("?", 1)[0].rsplit("/", 1)[-1]
-    if not name.endswith((".gguf", ".tar", ".tar.gz", ".tgz", ".zip")):
+    if not name.endswith((".gguf", *SUFFIXES)):
         raise ConfigurationError(f"spec.model.source.url: {url} names neither a .gguf file nor a .tar, .tar.gz, .tgz or .zip archive")
     folder = cache / "url" / sha256(url.encode()).hexdigest()[:16]
-    file = folder / name
+    file, unpacked = folder / name, folder / "unpacked"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         fetch_url(url, file)
-    return file if file.suffix == ".gguf" else _model_folder(_unpacked(file), url)
-
-
-def _unpacked(archive: Path) -> Path:
-    out = archive.parent / "unpacked"
-    if out.exists():
-        return out
-    partial = archive.parent / "unpacked.partial"
-    try:
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as opened:
-                opened.extractall(partial)
-        else:
-            with tarfile.open(archive) as opened_tar:
-                opened_tar.extractall(partial, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile) as error:
-        archive.unlink()
-        raise ConfigurationError(f"spec.model.source.url: {archive.name} is not a readable archive ({error}); check the address") from error
-    return partial.rename(out)
-
-
-def _model_folder(unpacked: Path, url: str) -> Path:
+    if file.suffix == ".gguf":
+        return _checked_gguf(file, url)
+    if not unpacked.exists():
+        unpack(file, unpacked)
     found = sorted(unpacked.rglob("config.json"), key=lambda p: len(p.parts))
     if not found:
+        shutil.rmtree(folder)  # so that a better archive at the same address is fetched
         raise ConfigurationError(f"spec.model.source.url: the archive at {url} holds no config.json; pack a Hugging Face model folder")
     return found[0].parent
+
+
+def _checked_gguf(file: Path, url: str) -> Path:
+    """What is no GGUF file at all, such as the page of a login, is not kept."""
+    with file.open("rb") as opened:
+        magic = opened.read(4)
+    if magic != b"GGUF":
+        file.unlink()
+        raise ConfigurationError(f"spec.model.source.url: what {url} answers is no GGUF file (it begins with {magic!r}); check the address")
+    return file

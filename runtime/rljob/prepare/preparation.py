@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 from rljob.api import ConfigurationError, RLJobSpec
 from rljob.api.sources import DataSource, ModelSource
+from rljob.api.unsupported import unsupported
 from rljob.prepare import scratch
 from rljob.prepare.data_sources import load
 from rljob.prepare.files import clear_folder, explained, filled_folder, require_space, write_atomically
@@ -43,8 +44,10 @@ def prepare(spec: RLJobSpec, folders: Folders, say: Say) -> Prepared:
     """Make the model folder and the prompts; what is already there for the same job stays.
 
     Raises:
-        ConfigurationError: model or data cannot be used as they are.
+        ConfigurationError: model or data cannot be used as they are, or the job asks for what nothing can do yet.
     """
+    if lines := unsupported(spec):
+        raise ConfigurationError("; also ".join(lines))
     with explained("preparing the job"):
         model = prepare_model(spec, folders, say)
         return prepare_data(spec, folders, model, say)
@@ -134,16 +137,16 @@ def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say)
 def make_splits(spec: RLJobSpec, folders: Folders, tokens: PromptTokenizer, say: Say) -> dict[str, list[PromptRecord]]:
     """The three files by name. Nothing that is trained on stands in `heldout`."""
 
-    def read(source: DataSource, field: str) -> list[Located]:
+    def read(source: DataSource, field: str, distinct: bool = False) -> list[Located]:
         say(f"data: reading {field}")
-        return load(source, field, folders.source, folders.cache)
+        return load(source, field, folders.source, folders.cache, distinct=distinct)
 
     held_source = spec.evaluation.data if spec.evaluation else None
-    heldout = read(held_source, "spec.evaluation.data") if held_source else []
+    heldout = read(held_source, "spec.evaluation.data", distinct=True) if held_source else []
     read_train = read(spec.data.train, "spec.data.train")
     train = without_heldout(read_train, heldout)
     if len(train) < len(read_train):
-        say(f"data: dropped {len(read_train) - len(train)} training prompts whose question is held out")
+        say(f"data: {dropped(len(read_train), len(train))}")
     splits = {
         "train": prompt_records(train, "train", spec.data.train, spec, tokens),
         "heldout": prompt_records(heldout, "heldout", held_source, spec, tokens) if held_source else [],
@@ -157,6 +160,21 @@ def make_splits(spec: RLJobSpec, folders: Folders, tokens: PromptTokenizer, say:
     for name, records_made in splits.items():
         _refuse_duplicates(name, records_made)
     return splits
+
+
+_MANY = 0.1
+"""Share of the training prompts from which on it matters that they are missing."""
+
+
+def dropped(before: int, after: int) -> str:
+    """What to say of training prompts that are left out because their question is held out."""
+    said = f"dropped {before - after} training prompts whose question is held out"
+    if before - after <= _MANY * before:
+        return said
+    return (
+        f"{said}, {(before - after) / before:.0%} of all: what is trained on is no longer spread as its source is, and common questions "
+        "are missing; use a smaller spec.evaluation.data, or parameters with which a generator repeats itself less"
+    )
 
 
 def _demonstrations(records: Sequence[Located], field: str) -> list[Located]:

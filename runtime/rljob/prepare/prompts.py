@@ -8,6 +8,7 @@ from typing import Any
 
 from rljob.api import ConfigurationError, RLJobSpec
 from rljob.api.sources import DataSource
+from rljob.api.verifiers import named, uses
 from rljob.prepare.records import Located
 from rljob.reward.registry import VERIFIERS, check
 from rljob.wire.data import PromptRecord
@@ -109,7 +110,7 @@ def verifier_of(located: Located, source: DataSource, spec: RLJobSpec) -> tuple[
     """Who judges the answers to a record, and how: the record's own choice, else the job's, else by the kind of source.
 
     Raises:
-        ConfigurationError: there is no such verifier, or it cannot use these options or this reference.
+        ConfigurationError: there is no such verifier, or it cannot use these options or this reference, or needs what the job lacks.
     """
     record = located.record
     default = spec.reward.verifier or ("reasoning-gym" if source.reasoning_gym is not None else "exact")
@@ -120,7 +121,9 @@ def verifier_of(located: Located, source: DataSource, spec: RLJobSpec) -> tuple[
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(VERIFIERS)}"
         raise ConfigurationError(f"{located.where}: no verifier {verifier!r}; {hint}")
     try:
-        check(verifier, options, record.reference)
+        check(verifier, options, record.reference, frozenset(named(spec.reward.verifier, spec.reward.options)))
+        if "code" in uses(verifier, options) and not spec.sandbox.enabled:
+            raise ValueError("programs run in the sandbox, which the job does not have; set spec.sandbox.enabled: true")
     except ValueError as error:
         raise ConfigurationError(f"{located.where}: verifier {verifier}: {error}") from None
     return verifier, options

@@ -7,6 +7,7 @@ import uvicorn
 
 from rljob.api import ConfigurationError
 from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.api.verifiers import named
 from rljob.reward.app import create_app
 from rljob.reward.pool import WorkerPool
 from rljob.wire.environment import Environment
@@ -17,7 +18,8 @@ def main(environment: Environment) -> None:
     reward = environment.job.spec.reward
     host, port = environment.listen("reward")
     pool = WorkerPool(reward.workers, dict(os.environ))
-    app = create_app(pool, reward.timeout_seconds, warm=True)
+    targets = frozenset(named(reward.verifier, reward.options))
+    app = create_app(pool, reward.timeout_seconds, warm=True, sandbox=environment.sandbox, named=targets)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
 
 

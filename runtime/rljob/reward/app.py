@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -12,20 +13,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rljob.reward.judge import standard_judge
+from rljob.reward.outside import Outside
 from rljob.reward.pool import WorkerPool
 from rljob.reward.registry import VERIFIERS
 from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
 
 
-def create_app(pool: WorkerPool, seconds: float, warm: bool) -> Starlette:
+def create_app(pool: WorkerPool, seconds: float, warm: bool, sandbox: str | None = None, named: frozenset[str] = frozenset()) -> Starlette:
     """The service.
 
     Args:
         pool: workers for killable verifiers; stopped with the service.
         seconds: hard limit of one judgement.
         warm: start the workers before the first question.
+        sandbox: base address of the code sandbox.
+        named: code and addresses that the job names; nobody can use others (`rljob.api.verifiers.named`).
     """
-    judge = standard_judge(pool, seconds)
+    # Time limits are those of each call; a proxy of the environment is for downloads.
+    http = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=256), trust_env=False)
+    judge = standard_judge(pool, seconds, Outside(http, sandbox), named)
     metrics = _Metrics()
 
     async def score(request: Request) -> Response:
@@ -48,7 +54,8 @@ def create_app(pool: WorkerPool, seconds: float, warm: bool) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         if warm:
             await pool.start()
-        yield
+        async with http:
+            yield
         await pool.stop()
 
     routes = [

@@ -1,4 +1,8 @@
-"""Worker processes for verifiers that can hang: at most so many judgements at a time, a dead worker is replaced."""
+"""Worker processes for verifiers that can hang: at most so many judgements at a time, a dead worker is replaced.
+
+An answer that takes long must not keep the others waiting: what is not judged within a moment leaves the line and starts again in a lane
+of its own, whose process gives way to all others.
+"""
 
 import asyncio
 import json
@@ -13,6 +17,8 @@ from rljob.wire.reward import ScoreItem
 
 _GRACE = 60.0
 """Seconds on top of a judgement's limit for imports and references, which the worker does outside that limit."""
+MOMENT = 0.2
+"""Seconds of a first try; honest answers take a tenth of that. The limit of a judgement counts anew in the slow lane."""
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HOME", "TMPDIR")
 """Environment variables that workers inherit."""
 
@@ -22,6 +28,7 @@ class WorkerProcess:
     """One `rljob.reward.worker`, started at the first use and again after its death."""
 
     environment: Mapping[str, str]
+    niceness: int = 0
     process: asyncio.subprocess.Process | None = None
 
     async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
@@ -64,6 +71,7 @@ class WorkerProcess:
             "-m",
             "rljob.reward.worker",
             str(os.getpid()),
+            str(self.niceness),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=dict(self.environment),
@@ -81,28 +89,38 @@ async def _read(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 @dataclass
 class WorkerPool:
-    """A fixed number of workers, each with one judgement at a time."""
+    """A fixed number of workers, each with one judgement at a time, and one more for slow ones, started when it is needed."""
 
     size: int
     environment: Mapping[str, str]
     workers: list[WorkerProcess] = field(init=False)
-    _idle: asyncio.Queue[WorkerProcess] = field(init=False)
+    slow: WorkerProcess = field(init=False)
+    _idle: list[WorkerProcess] = field(init=False)
+    _turns: asyncio.Semaphore = field(init=False)
+    """First come, first served; a queue would let a newcomer overtake who was just woken."""
+    _lane: asyncio.Lock = field(init=False)
 
     def __post_init__(self) -> None:
         # Nothing secret reaches code that reads answers; RLJOB_* say which run a process belongs to.
         kept = {k: v for k, v in self.environment.items() if k in _KEPT or k.startswith("RLJOB_")}
-        self.workers = [WorkerProcess(kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}) for _ in range(self.size)]
-        self._idle = asyncio.Queue()
-        for worker in self.workers:
-            self._idle.put_nowait(worker)
+        kept |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self.workers = [WorkerProcess(kept) for _ in range(self.size)]
+        self.slow = WorkerProcess(kept, niceness=15)
+        self._idle = list(self.workers)
+        self._turns, self._lane = asyncio.Semaphore(self.size), asyncio.Lock()
 
     async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
-        """What a worker says of this item; waits for a free one."""
-        worker = await self._idle.get()
-        try:
-            return await worker.ask(item, seconds)
-        finally:
-            self._idle.put_nowait(worker)
+        """What a worker says of this item; waits for a free one. Not judged within the limit: `timeout`."""
+        async with self._turns:
+            worker = self._idle.pop()
+            try:
+                said = await worker.ask(item, min(seconds, MOMENT))
+            finally:
+                self._idle.append(worker)
+        if said["outcome"] != "timeout" or seconds <= MOMENT:
+            return said
+        async with self._lane:
+            return await self.slow.ask(item, seconds)
 
     async def start(self) -> None:
         """Start all workers."""
@@ -110,4 +128,4 @@ class WorkerPool:
 
     async def stop(self) -> None:
         """Kill all workers."""
-        await asyncio.gather(*(worker.stop() for worker in self.workers))
+        await asyncio.gather(*(worker.stop() for worker in (*self.workers, self.slow)))

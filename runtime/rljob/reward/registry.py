@@ -1,18 +1,49 @@
-"""All verifiers by name. A new one is one file in `verifiers/` and one line here."""
+"""All verifiers by name. A new one is one file in `verifiers/`, its options in `rljob.api.verifiers`, and one line here."""
 
+from collections.abc import Mapping, Set
 from typing import Any
 
 from pydantic import ValidationError
 
-from rljob.reward.verifier import Options, Verifier
-from rljob.reward.verifiers import exact, instruction, math, numeric, reasoning_gym
+from rljob.api.verifiers import Options, named
+from rljob.reward.verifier import AnyVerifier, CombinedVerifier
+from rljob.reward.verifiers import (
+    choice,
+    code,
+    exact,
+    http,
+    imported,
+    instruction,
+    length,
+    math,
+    numeric,
+    reasoning_gym,
+    regex,
+    repetition,
+    weighted,
+)
 
-VERIFIERS: dict[str, Verifier] = {
-    v.name: v for v in (exact.VERIFIER, numeric.VERIFIER, math.VERIFIER, reasoning_gym.VERIFIER, instruction.VERIFIER)
+VERIFIERS: dict[str, AnyVerifier] = {
+    m.VERIFIER.name: m.VERIFIER
+    for m in (
+        exact,
+        numeric,
+        math,
+        choice,
+        regex,
+        instruction,
+        reasoning_gym,
+        code,
+        length,
+        repetition,
+        weighted,
+        imported,
+        http,
+    )
 }
 
 
-def parse_options(verifier: Verifier, options: dict[str, Any]) -> Options:
+def parse_options(verifier: AnyVerifier, options: dict[str, Any]) -> Options:
     """Typed options.
 
     Raises:
@@ -29,12 +60,31 @@ def parse_options(verifier: Verifier, options: dict[str, Any]) -> Options:
         raise ValueError(f"option `{field}`: {message}{hint}" if field else message) from None
 
 
-def check(name: str, options: dict[str, Any], reference: Any) -> None:
-    """Whether a verifier could judge answers to such a record.
+def check(name: str, options: dict[str, Any], reference: Any, allowed: Set[str] = frozenset()) -> None:
+    """Whether a verifier could judge answers to such a record. `allowed` is what the job itself names (`rljob.api.verifiers.named`).
 
     Raises:
         KeyError: there is no verifier of this name.
         ValueError: it cannot use these options or this reference.
     """
     verifier = VERIFIERS[name]
-    verifier.check_reference(reference, parse_options(verifier, options))
+    parsed = parse_options(verifier, options)
+    check_named(name, options, allowed)
+    verifier.check_reference(reference, parsed)
+    if isinstance(verifier, CombinedVerifier):
+        for term in verifier.terms(parsed):
+            check(term.verifier, term.options, reference, allowed)
+
+
+def check_named(name: str, options: Mapping[str, Any], allowed: Set[str]) -> None:
+    """Data is written by many and read by few: it must not choose whose code runs, nor which address is called.
+
+    Args:
+        options: that have been parsed.
+
+    Raises:
+        ValueError: the options name code or an address that the job does not.
+    """
+    for target in named(name, options):
+        if target not in allowed:
+            raise ValueError(f"{target!r:.200} is not named in spec.reward of the job; only the job may name code or an address, no record")

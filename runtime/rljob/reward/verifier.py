@@ -1,18 +1,12 @@
-"""What a verifier is: typed options, a check of the reference, and a judgement."""
+"""What a verifier is: typed options (rljob.api.verifiers), a check of the reference, and a judgement."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from rljob.api.verifiers import Options, Term
+from rljob.reward.outside import Outside
 from rljob.wire.reward import ScoreItem
-
-
-class Options(BaseModel):
-    """Options of one verifier. Closed: a misspelt option is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
@@ -21,7 +15,14 @@ class Judgement:
 
     right: bool
     reason: str = ""
-    """One line: why it is wrong."""
+    """One line: why it is wrong, or what the reward is made of."""
+    reward: float | None = None
+    """From 0 to 1. Default: 1 if right, else 0."""
+
+    @property
+    def earned(self) -> float:
+        """The reward."""
+        return float(self.right) if self.reward is None else self.reward
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,33 @@ class Verifier:
     """Does, and keeps, what depends on the reference alone; runs in the long-lived worker, outside the time limit of the judgement."""
     probe: Callable[[ScoreItem], str | None] = lambda item: None
     """An answer that must be accepted; None if there is none to be had."""
+    probe_is_right: bool = True
+    """False: it is enough that the probe can be judged at all."""
+    quick: Callable[[ScoreItem, Any], Judgement | None] = lambda item, options: None
+    """Judges at once, in bounded time and without libraries, what can be judged so; None leaves it to `judge`."""
+    same: Callable[[ScoreItem, Any], Hashable] = lambda item, options: None
+    """Equal for items that get the same judgement, which is then made once; None: each is judged for itself."""
+
+
+@dataclass(frozen=True)
+class RemoteVerifier:
+    """Judges by asking another service. `ask` raises `NoAnswerError` for every failure that is not the answer's."""
+
+    name: str
+    options: type[Options]
+    ask: Callable[[ScoreItem, Any, Outside], Awaitable[Judgement]]
+    check_reference: Callable[[Any, Any], None] = lambda reference, options: None
+
+
+@dataclass(frozen=True)
+class CombinedVerifier:
+    """Judges by others' judgements of the same answer. If one of them fails, so does it."""
+
+    name: str
+    options: type[Options]
+    terms: Callable[[Any], Sequence[Term]]
+    combine: Callable[[Any, Sequence[Judgement]], Judgement]
+    check_reference: Callable[[Any, Any], None] = lambda reference, options: None
+
+
+AnyVerifier = Verifier | RemoteVerifier | CombinedVerifier

@@ -18,6 +18,7 @@ import time
 from typing import Any, BinaryIO
 
 from rljob.reward.registry import VERIFIERS, parse_options
+from rljob.reward.verifier import Verifier
 from rljob.wire.reward import ScoreItem
 
 EXTRA_MEMORY = 1 << 30
@@ -34,7 +35,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
 
 def handle(item: ScoreItem, seconds: float) -> dict[str, Any]:
     """One judgement: `judged`, `raised`, `timeout` or `died`, or `unready` if not even the reference could be read."""
-    verifier = VERIFIERS[item.verifier]
+    verifier = _killable(item.verifier)
     try:
         options = parse_options(verifier, item.options)
         verifier.warm(item, options)
@@ -52,15 +53,22 @@ def handle(item: ScoreItem, seconds: float) -> dict[str, Any]:
         os.close(reader)
 
 
+def _killable(name: str) -> Verifier:
+    verifier = VERIFIERS[name]
+    assert isinstance(verifier, Verifier), f"{name} does not run in a worker"
+    return verifier
+
+
 def _be_child(item: ScoreItem, writer: int) -> None:
     die_with_parent()
     mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + EXTRA_MEMORY, mapped + EXTRA_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    verifier = VERIFIERS[item.verifier]
+    verifier = _killable(item.verifier)
     try:
-        judgement = verifier.judge(item, parse_options(verifier, item.options))
-        said: dict[str, Any] = {"outcome": "judged", "right": judgement.right, "reason": judgement.reason[:_LONGEST_REASON]}
+        found = verifier.judge(item, parse_options(verifier, item.options))
+        said: dict[str, Any] = {"outcome": "judged", "right": found.right, "reason": found.reason[:_LONGEST_REASON]}
+        said |= {} if found.reward is None else {"reward": found.reward}
     except BaseException as error:  # noqa: BLE001 - process boundary: the child has nobody to raise to
         said = {"outcome": "raised", "reason": _reason(error)}
     os.write(writer, json.dumps(said).encode())
@@ -111,10 +119,11 @@ def frame(message: Any) -> bytes:
 
 
 def main() -> None:
-    """`python -m rljob.reward.worker PARENT`"""
+    """`python -m rljob.reward.worker PARENT NICENESS`"""
     die_with_parent()
     if os.getppid() != int(sys.argv[1]):
         return  # the parent ended before the kernel was told to watch it
+    os.nice(int(sys.argv[2]))
     # Libraries that print must not garble the frames.
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

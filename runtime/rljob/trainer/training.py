@@ -117,10 +117,11 @@ def plan_steps(replica: Replica, spec: RLJobSpec, task: TrainTask, batch: Batch)
         warm = _warm_start(spec)
         dealt = sft_steps(parts, task.steps)
         rates = [warmed_up(warm.learning_rate, i, warm.warmup_steps) for i in range(task.steps)]
-    everything = task.kind == "sft" or spec.algorithm.tau > 0
+    # In the first step the regulariser's gradient is exactly 0: the policy is the one that it pulls towards.
+    everything = [task.kind == "sft" or (spec.algorithm.tau > 0 and number > 0) for number in range(task.steps)]
     return [
-        Step(_rows(replica, needed(members, everything), spec), sum(len(p.answers) for p in members), rate)
-        for members, rate in zip(dealt, rates, strict=True)
+        Step(_rows(replica, needed(members, whole), spec), sum(len(p.answers) for p in members), rate)
+        for members, whole, rate in zip(dealt, everything, rates, strict=True)
     ]
 
 

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from rljob.trainer.ranks import Ranks
 from rljob.wire.weights import Canary, Manifest
 
 CANARY_LENGTH = 8
-"""Tokens; fits any engine (`rljob.rollout.engine.SHORTEST`). Every weight but other tokens' embeddings has a part in the first log-prob
-already; with 8 the proof costs little more than reading the weights once."""
+"""Tokens; fits any engine (`rljob.rollout.engine.SHORTEST`). Every weight but other tokens' embeddings has a part in the second log-prob
+already (the first has a single position to attend to); with 8 the proof costs little more than reading the weights once."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
 """Largest mean difference per canary token, by the engine's precision. fp32 engines differ by some 1e-6; in bf16 the log-probability of an
 unlikely token alone is rounded by about 0.06. The checksum tells versions apart that are closer than that."""
@@ -87,7 +88,7 @@ def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], nam
             target = file.view(name(piece.name))[piece.region]
             target.copy_(mine.reshape(target.shape))
     replica.device.synchronize()
-    return file.write_all({name(piece.name): mine.reshape(piece.shape) for piece, mine in own.items() if piece.whole})
+    return file.write_all({name(piece.name): mine for piece, mine in own.items() if piece.whole})
 
 
 def _to_write(replica: Replica) -> Iterator[Any]:
@@ -120,9 +121,11 @@ class Arena:
 def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: int, dtype: torch.dtype, node: str) -> Manifest | None:
     """Write the arena and describe it; rank 0 returns the manifest, the others None."""
     file = arena.file(replica, ranks, path, layout(replica, dtype))
-    with ranks.together():
-        checksums = write(file, replica, replica.masters())
-    proof = canary(replica, dtype)
+    masters = replica.masters()  # before the canary's pass, which puts them in the policy's place
+    with _beside(replica, lambda: canary(replica, dtype)) as computed:
+        with ranks.together():
+            checksums = write(file, replica, masters)
+        proof = computed()
     if not ranks.leads:
         return None
     checksums |= file.checksums(n for n in file.names() if n not in checksums)
@@ -130,6 +133,17 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
     identity = manifest_checksum(entries)
     file.set_metadata({"version": str(version), "checksum": identity})
     return Manifest(version=version, dtype=NAMES[dtype], tensors=entries, checksum=identity, canary=proof)
+
+
+@contextmanager
+def _beside(replica: Replica, work: Callable[[], Canary]) -> Iterator[Callable[[], Canary]]:
+    """Do `work` while what is inside goes on, and give a call that waits for its result. On CPU, where the canary takes one core: on an
+    accelerator it would get in the way of the copies, and is done when it is asked for."""
+    if not replica.device.unified:
+        yield work
+        return
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(work).result
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -48,6 +48,11 @@ class Environment:
         """Base address of a service: `master` or `reward`."""
         return self._get(f"RLJOB_URL_{service.upper()}")
 
+    @property
+    def sandbox(self) -> str | None:
+        """Base address of the code sandbox; None if the job has none."""
+        return self.variables.get("RLJOB_URL_SANDBOX")
+
     def listen(self, port: str) -> tuple[str, int]:
         """Host and port to listen on: `master`, `reward`, `engine`."""
         host, _, number = self._get(f"RLJOB_LISTEN_{port.upper()}").rpartition(":")

@@ -1,6 +1,9 @@
-"""Between the master and the reward service: `POST {reward}/v1/score` with ScoreRequest, answered with ScoreResponse."""
+"""Between the master and the reward service: `POST {reward}/v1/score` with ScoreRequest, answered with ScoreResponse.
 
-from typing import Any, Literal
+Between the reward service and a user's own (the verifier `http`): `POST {url}` with Question, answered with Reply.
+"""
+
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -27,7 +30,7 @@ class ScoreResult(Message):
     verdict: Literal["right", "wrong", "failed"]
     """`failed` is an infrastructure failure: there is no reward, the caller tries again."""
     reward: float | None
-    """None exactly if the verdict is `failed`."""
+    """From 0 to 1; None exactly if the verdict is `failed`. Graded verifiers also give something between, whatever the verdict."""
     reason: str = ""
     seconds: float = 0.0
 
@@ -38,3 +41,24 @@ class ScoreRequest(Message):
 
 class ScoreResponse(Message):
     results: tuple[ScoreResult, ...]
+
+
+class Question(Message):
+    """One answer, for a user's own service."""
+
+    id: str
+    """Not unique: the same answer is asked about again if the service failed."""
+    prompt: str
+    answer: str
+    reference: Any = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    """As they stand in the job or the record."""
+
+
+class Reply(Message):
+    """What a user's own service makes of it. Any other reply counts as a failure of the service."""
+
+    reward: Annotated[float, Field(ge=0, le=1)]
+    right: bool | None = None
+    """Default: whether the reward is 1."""
+    reason: str = ""

@@ -2,15 +2,9 @@
 
 from typing import Any
 
-from rljob.reward.verifier import Judgement, Options, Verifier
+from rljob.api.verifiers import ExactOptions
+from rljob.reward.verifier import Judgement, Verifier
 from rljob.wire.reward import ScoreItem
-
-
-class ExactOptions(Options):
-    """Options of `exact`."""
-
-    ignore_case: bool = False
-    """`Yes` equals `yes`."""
 
 
 def _check_reference(reference: Any, options: ExactOptions) -> None:

@@ -1,9 +1,6 @@
 """Which part of an answer is the result. Linear in the answer's length, whatever it holds."""
 
-from typing import Literal
-
-Place = Literal["whole", "boxed", "auto"]
-"""`whole`: all of it. `boxed`: what stands in the last `\\boxed{…}`. `auto`: the latter if there is one, else the former."""
+from rljob.api.verifiers import Place
 
 _BOX = "\\boxed{"
 

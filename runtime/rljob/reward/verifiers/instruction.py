@@ -1,45 +1,13 @@
 """Instructions that a program can check: lengths, sentences, commas, words that must occur."""
 
 import re
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from rljob.reward.verifier import Judgement, Options, Verifier
+from rljob.api.verifiers import InstructionOptions
+from rljob.reward.verifier import Judgement, Verifier
 from rljob.wire.reward import ScoreItem
 
 _SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)")
-
-
-class InstructionOptions(Options):
-    """What must hold of the answer: everything that is set. An answer that did not end by itself is always wrong."""
-
-    mention: list[str] = Field(default_factory=list)
-    """Words of which at least one must occur (forms of the topic); case does not count, a longer word with this beginning does."""
-    min_words: Annotated[int, Field(ge=1)] = 1
-    """Fewest words."""
-    max_words: Annotated[int, Field(ge=1)] | None = None
-    """Most words."""
-    sentences: Annotated[int, Field(ge=1)] | None = None
-    """Exact number of sentences; the last one must end with a full stop, question or exclamation mark."""
-    no_commas: bool = False
-    """No comma anywhere."""
-    avoid: list[str] = Field(default_factory=list)
-    """Words that must not occur."""
-    begin: str | None = None
-    """The answer begins with this text."""
-    end: str | None = None
-    """The answer ends with this text."""
-    lowercase: bool = False
-    """No capital letter."""
-    uppercase: bool = False
-    """No small letter."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> "InstructionOptions":
-        if self.max_words is not None and self.max_words < self.min_words:
-            raise ValueError(f"max_words ({self.max_words}) is less than min_words ({self.min_words}); no answer could be right")
-        return self
 
 
 def _judge(item: ScoreItem, options: InstructionOptions) -> Judgement:

@@ -3,31 +3,17 @@
 import re
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from rljob.reward.verifier import Judgement, Options, Verifier
-from rljob.reward.verifiers.extraction import Place, extract
+from rljob.api.verifiers import NumericOptions
+from rljob.reward.verifier import Judgement, Verifier
+from rljob.reward.verifiers.extraction import extract
 from rljob.wire.reward import ScoreItem
 
 _DIGITS = 64
 """Numbers with more characters are not compared: no reference has as many, and huge exponents take for ever."""
 _EXPONENT = 400
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?")
-
-
-class NumericOptions(Options):
-    """Options of `numeric`."""
-
-    place: Place = "auto"
-    """Where in the answer to look: `boxed`, `whole`, or `auto` (boxed if there is a box)."""
-    pick: Literal["only", "last"] = "last"
-    """`only`: nothing but the number may stand there. `last`: the last number of several."""
-    tolerance: Annotated[float, Field(ge=0)] = 0.0
-    """Largest absolute difference that still counts."""
-    relative_tolerance: Annotated[float, Field(ge=0)] = 0.0
-    """Largest difference as a share of the reference."""
 
 
 def _check_reference(reference: Any, options: NumericOptions) -> None:

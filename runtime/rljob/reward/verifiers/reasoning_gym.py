@@ -6,22 +6,12 @@ answer as code or search without bounds, which is why each judgement runs in a p
 
 import json
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from rljob.reward.verifier import Judgement, Options, Verifier
-from rljob.reward.verifiers.extraction import Place, extract
+from rljob.api.verifiers import ReasoningGymOptions
+from rljob.reward.verifier import Judgement, Verifier
+from rljob.reward.verifiers.extraction import extract
 from rljob.wire.reward import ScoreItem
-
-
-class ReasoningGymOptions(Options):
-    """Options of `reasoning-gym`."""
-
-    place: Place = "auto"
-    """Where in the answer to look: `boxed`, `whole`, or `auto` (boxed if there is a box)."""
-    threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Score from which an answer is right. Scorers give small scores for a good form alone, so less than 1 pays for wrong answers."""
 
 
 def _check_reference(reference: Any, options: ReasoningGymOptions) -> None:

@@ -1,0 +1,1 @@
+"""Prompt sets made better before training: `rljob data curate` (docs/curate.md)."""

@@ -1,0 +1,39 @@
+"""`python -m rljob.curate JSON`: the process of `rljob data curate`. JSON is a `rljob.api.curation.Curation`."""
+
+import asyncio
+import os
+import sys
+
+import httpx
+
+from rljob.api import ConfigurationError, RLJobError
+from rljob.api.curation import Curation
+from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.curate.run import curate
+from rljob.reward.outside import Outside
+from rljob.reward.pool import WorkerPool
+from rljob.wire.environment import Environment
+
+
+async def main(spec: Curation) -> None:
+    """Curate, with as many judges as there are cores."""
+    key = os.environ.get("OPENAI_API_KEY")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    pool = WorkerPool(os.cpu_count() or 1, dict(os.environ))
+    limits = httpx.Limits(max_connections=None)
+    async with (
+        httpx.AsyncClient(timeout=None, headers=headers, limits=limits) as policy,
+        httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as others,
+    ):
+        judges = Outside(others, Environment.current().sandbox)
+        await curate(spec, pool, Outside(policy), judges, lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main(Curation.model_validate_json(sys.argv[1])))
+    except RLJobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,142 @@
+"""Has a policy answer and guess, and the answers judged."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rljob.api.curation import Curation
+from rljob.curate.choose import Measured
+from rljob.prepare.records import Record
+from rljob.reward.judge import Judge
+from rljob.reward.outside import Outside
+from rljob.wire.reward import ScoreItem
+
+GUESS = "Give the final result only, without any reasoning or explanation."
+"""Put under a prompt that is to be guessed (Kimi k1.5 §2.1)."""
+_SECONDS, _ATTEMPTS, _JUDGEMENTS = 600.0, 6, 3
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(BaseModel):
+    """What is read of an OpenAI-compatible answer."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    choices: list[_Choice]
+
+
+def _read(body: bytes) -> _Choice:
+    try:
+        return _Completion.model_validate_json(body).choices[0]
+    except (ValidationError, IndexError) as error:
+        raise ValueError(f"no chat completion: {str(error).splitlines()[0]}") from None
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Measures prompts, each once: what is in the journal is not measured again."""
+
+    spec: Curation
+    policy: Outside
+    """By which the policy is reached; nobody else may see what its requests carry."""
+    judge: Judge
+    journal: Path
+    """One JSON line per measured prompt."""
+
+    async def measure(self, records: Sequence[Record], say: Callable[[str], None]) -> list[Measured]:
+        """In the order of the records.
+
+        Raises:
+            InfrastructureError: the endpoint does not answer. What was measured is kept.
+        """
+        known = self._known()
+        gate = asyncio.Semaphore(self.spec.concurrency)
+        left = sum(self.key(record) not in known for record in records)
+        say(f"{len(records)} prompts, {len(records) - left} of them measured before")
+
+        async def one(record: Record) -> Measured:
+            key = self.key(record)
+            if key not in known:
+                async with gate:
+                    known[key] = await self._measured(record)
+                with self.journal.open("a") as lines:
+                    lines.write(json.dumps({"key": key} | known[key]) + "\n")
+            return Measured(record.family, **known[key])
+
+        tasks = [asyncio.create_task(one(record)) for record in records]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def key(self, record: Record) -> str:
+        """Of what a measurement depends on."""
+        spec = self.spec.model_dump(mode="json", include={"model", "samples", "guesses", "temperature", "max_tokens", "guess_tokens"})
+        verifier = self.verifier_of(record)
+        parts = [spec, [m.model_dump() for m in record.chat], verifier, record.reference]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+    def _known(self) -> dict[str, dict[str, int]]:
+        if not self.journal.exists():
+            return {}
+        lines = [line for line in self.journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return {found.pop("key"): found for found in map(json.loads, lines)}
+
+    def verifier_of(self, record: Record) -> tuple[str, dict[str, Any]]:
+        """Who judges the answers to a record, and how."""
+        name = record.verifier or self.spec.verifier
+        return name, (self.spec.options if name == self.spec.verifier else {}) | (record.options or {})
+
+    async def _measured(self, record: Record) -> dict[str, int]:
+        plain = [message.model_dump() for message in record.chat]
+        last = plain[-1] | {"content": f"{plain[-1]['content']}\n\n{GUESS}"}
+        answers, guesses = await asyncio.gather(
+            self._verdicts(record, plain, self.spec.samples, self.spec.max_tokens),
+            self._verdicts(record, [*plain[:-1], last], self.spec.guesses, self.spec.guess_tokens),
+        )
+        judged = [verdict for verdict in answers if verdict is not None]
+        return {"right": sum(judged), "judged": len(judged), "guessed": sum(verdict is True for verdict in guesses)}
+
+    async def _verdicts(self, record: Record, chat: list[dict[str, str]], count: int, tokens: int) -> list[bool | None]:
+        return await asyncio.gather(*(self._verdict(record, chat, tokens) for _ in range(count)))
+
+    async def _verdict(self, record: Record, chat: list[dict[str, str]], tokens: int) -> bool | None:
+        """Whether one answer is right; None if it cannot be judged."""
+        question = {"model": self.spec.model, "messages": chat, "temperature": self.spec.temperature, "max_tokens": tokens}
+        url = f"{self.spec.endpoint.rstrip('/')}/chat/completions"
+        choice = await self.policy.ask(url, json.dumps(question), _read, _SECONDS, _ATTEMPTS)
+        verifier, options = self.verifier_of(record)
+        item = ScoreItem(
+            id="",
+            verifier=verifier,
+            options=options,
+            prompt=record.question,
+            answer=choice.message.content or "",
+            reference=record.reference,
+            finished=choice.finish_reason != "length",
+        )
+        for _ in range(_JUDGEMENTS):
+            result = await self.judge.score(item)
+            if result.verdict != "failed":
+                return result.verdict == "right"
+        return None

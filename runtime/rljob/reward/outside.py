@@ -1,0 +1,76 @@
+"""Calls to other services: time limit, back-off with jitter, and a failure that never turns into a reward."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import httpx
+
+from rljob.api import InfrastructureError
+
+LONGEST_REPLY = 1 << 20
+"""Bytes; a longer one is no answer to our question."""
+_FIRST, _LONGEST = 0.25, 8.0
+"""Seconds of the first and of the longest wait."""
+_PASSING = (408, 425, 429)
+"""Of the 4xx, those that say: later."""
+
+
+class NoAnswerError(InfrastructureError):
+    """A service did not judge: unreachable, overloaded, or it talks nonsense. There is no reward."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What remote verifiers reach the world by."""
+
+    http: httpx.AsyncClient
+    sandbox: str | None = None
+    """Base address of the code sandbox, if the job has one."""
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    chance: random.Random = field(default_factory=random.Random)
+
+    async def ask[T](self, url: str, body: str, read: Callable[[bytes], T], seconds: float, attempts: int) -> T:
+        """POST a JSON text and read the answer.
+
+        Busy (429, 503), broken (5xx) and unreachable services, and replies that `read` refuses by ValueError, are tried again after a
+        time that doubles and of which a random share is waited: many answers fail at once, and must not come back at once.
+
+        Args:
+            seconds: of one attempt.
+
+        Raises:
+            NoAnswerError: none within so many attempts, or one that refuses the question for good (another 4xx).
+        """
+        problem = ""
+        for attempt in range(1, attempts + 1):
+            wait = min(_LONGEST, _FIRST * 2 ** (attempt - 1))
+            try:
+                async with asyncio.timeout(seconds):
+                    status, told, reply = await self._once(url, body)
+                if status == 200:
+                    return read(reply)
+                problem = f"answered {status}: {reply[:200].decode(errors='replace')}"
+                if 400 <= status < 500 and status not in _PASSING:
+                    break
+                wait = max(wait, told)
+            except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+                problem = f"does not answer: {type(error).__name__} {error}".rstrip()
+            except ValueError as error:
+                problem = f"sent {error}"
+            if attempt < attempts:
+                await self.sleep(wait * self.chance.uniform(0.5, 1.0))
+        raise NoAnswerError(f"{url} {problem} (attempt {attempt} of {attempts})")
+
+    async def _once(self, url: str, body: str) -> tuple[int, float, bytes]:
+        """Status, seconds the service wants us to wait, and reply."""
+        headers = {"content-type": "application/json"}
+        async with self.http.stream("POST", url, content=body.encode(), headers=headers, follow_redirects=False) as response:
+            reply = b""
+            async for part in response.aiter_bytes():
+                reply += part
+                if len(reply) > LONGEST_REPLY:
+                    raise httpx.DecodingError(f"more than {LONGEST_REPLY} bytes")
+            told = response.headers.get("retry-after", "0")
+            return response.status_code, min(_LONGEST, float(told)) if told.isdecimal() else 0.0, reply

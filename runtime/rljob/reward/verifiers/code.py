@@ -1,0 +1,114 @@
+"""The program in an answer's last fenced block passes tests in the code sandbox.
+
+The reference is `{"tests": [...], "language": …, "files": …, "checker": …}` with the tests of rljob.wire.sandbox. Expected outputs never
+enter the sandbox's runs. What the program does is right or wrong; what the sandbox cannot do is a failure and no reward.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rljob.api.verifiers import CodeOptions
+from rljob.reward.outside import NoAnswerError, Outside
+from rljob.reward.verifier import Judgement, RemoteVerifier
+from rljob.wire.reward import ScoreItem
+from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Limits, Test
+
+LONGEST_PROGRAM = 1 << 17
+"""Characters."""
+_SECONDS, _ATTEMPTS = 60.0, 4
+"""For one call. The master waits 300 s for all that it asked at once."""
+
+
+class CodeReference(BaseModel):
+    """What a program is judged by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tests: Annotated[tuple[Test, ...], Field(min_length=1)]
+    language: str | None = None
+    files: dict[str, str] = Field(default_factory=dict)
+    checker: Checker = Checker()
+
+
+def _reference(reference: Any) -> CodeReference:
+    try:
+        found = CodeReference.model_validate(reference)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("reference", *first["loc"])))
+        raise ValueError(f"`{where}`: {first['msg']}; a reference is {{tests: [{{stdin, expected}}, …], language}}") from None
+    if found.checker.kind != "program" and any(test.expected is None and test.call is None for test in found.tests):
+        raise ValueError("a test has neither `expected` nor `call`, so every program would pass it; add one, or a checker program")
+    return found
+
+
+def _check_reference(reference: Any, options: CodeOptions) -> None:
+    _reference(reference)
+
+
+async def _ask(item: ScoreItem, options: CodeOptions, outside: Outside) -> Judgement:
+    if outside.sandbox is None:
+        raise NoAnswerError("there is no sandbox to run programs in; set spec.sandbox.enabled: true")
+    program = last_block(item.answer)
+    if program is None:
+        return Judgement(False, "no closed ``` block in the answer")
+    if len(program) > LONGEST_PROGRAM:
+        return Judgement(False, "the program is too long")
+    body = _request(program, _reference(item.reference), options).model_dump_json()
+    result = await outside.ask(f"{outside.sandbox.rstrip('/')}/v1/judge", body, _read, _SECONDS, _ATTEMPTS)
+    reason = "" if result.verdict == "passed" else f"{result.passed} of {result.total} tests; {result.verdict} {result.reason}".strip()
+    return Judgement(result.verdict == "passed", reason[:300], result.passed / result.total if options.partial else None)
+
+
+def _request(program: str, reference: CodeReference, options: CodeOptions) -> JudgeRequest:
+    return JudgeRequest(
+        language=reference.language or options.language,
+        code=program,
+        files=reference.files,
+        tests=reference.tests,
+        stop_at_first_failure=not options.partial,
+        checker=reference.checker,
+        limits=Limits(cpu_seconds=options.cpu_seconds, wall_seconds=options.wall_seconds, memory_mb=options.memory_mb),
+        deadline_seconds=_SECONDS,
+    )
+
+
+def _read(body: bytes) -> JudgeResult:
+    """The verdict on the program; ValueError if this is none."""
+    try:
+        result = JudgeResult.model_validate_json(body)
+    except ValidationError as error:
+        raise ValueError(f"no JudgeResult: {error.errors()[0]['msg']}") from None
+    if result.verdict == "sandbox_error":
+        raise ValueError(f"sandbox_error {result.reason}".strip())
+    if not 0 <= result.passed <= result.total or not result.total or (result.verdict == "passed") != (result.passed == result.total):
+        raise ValueError(f"contradicts itself: {result.verdict} with {result.passed} of {result.total} tests passed")
+    return result
+
+
+def last_block(answer: str) -> str | None:
+    """Content of the last closed fenced block, None if there is none. As in CommonMark: three or more ` or ~, closed by as many or more."""
+    found, opened, begun = None, "", 0
+    lines = answer.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        fence = _fence(line)
+        if opened:
+            if fence.startswith(opened) and line.strip() == fence:
+                found, opened = "".join(lines[begun:number]), ""
+        elif fence:
+            opened, begun = fence, number + 1
+    return found
+
+
+def _fence(line: str) -> str:
+    """The run of fence characters that a line begins with; empty if it is too short."""
+    text = line.lstrip(" ") if len(line) - len(line.lstrip(" ")) <= 3 else ""
+    for sign in "`~":
+        run = len(text) - len(text.lstrip(sign))
+        if run >= 3 and not (sign == "`" and "`" in text[run:]):
+            return text[:run]
+    return ""
+
+
+VERIFIER = RemoteVerifier("code", CodeOptions, _ask, _check_reference)

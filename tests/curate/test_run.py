@@ -1,0 +1,108 @@
+"""From a file to a smaller one, with a policy and judges that are twins."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.curate.test_choose import spec
+
+from rljob.api import ConfigurationError
+from rljob.curate.run import curate
+from rljob.reward.outside import NoAnswerError, Outside
+from rljob.reward.pool import WorkerPool
+
+RECORDS: list[dict[str, Any]] = [
+    {"prompt": "always", "reference": "yes", "family": "a"},
+    {"prompt": "sometimes", "reference": "yes", "family": "a", "id": "s"},
+    {"prompt": "never", "reference": "yes", "family": "b"},
+    {"prompt": "guess me", "reference": "yes", "family": "b"},
+    {"prompt": "cut", "reference": "yes", "family": "b"},
+]
+
+
+class Policy:
+    """Answers by what the prompt says."""
+
+    def __init__(self, works: bool = True) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.works = works
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        question = json.loads(await request.aread())
+        self.asked.append(question)
+        if not self.works and len(self.asked) > 20:
+            return httpx.Response(500)
+        text = question["messages"][-1]["content"]
+        count = sum(one["messages"][-1]["content"] == text for one in self.asked)
+        thought = {"always": True, "sometimes": bool(count % 2), "cut": True}.get(text, False)
+        right = thought or text.startswith("guess me")
+        choice = {
+            "message": {"role": "assistant", "content": "yes" if right else "no"},
+            "finish_reason": "length" if text == "cut" else "stop",
+        }
+        return httpx.Response(200, json={"id": "x", "object": "chat.completion", "choices": [choice]})
+
+
+def run(folder: Path, policy: Policy, records: list[dict[str, Any]] = RECORDS, **more: Any) -> tuple[dict[str, object], list[str]]:
+    said: list[str] = []
+    (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    async def sleep(seconds: float) -> None: ...
+
+    async def go() -> dict[str, object]:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(policy.answer)) as http:
+            outside = Outside(http, None, sleep, random.Random(0))
+            made = spec(source=str(folder / "in.jsonl"), out=str(folder / "out.jsonl"), samples=4, guesses=2, **more)
+            return await curate(made, WorkerPool(1, {}), outside, outside, said.append)
+
+    return asyncio.run(go()), said
+
+
+def test_what_is_kept_is_written_with_its_difficulty(tmp_path: Path) -> None:
+    policy = Policy()
+    made, said = run(tmp_path, policy)
+    kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert kept == [
+        {"id": "s", "prompt": "sometimes", "reference": "yes", "family": "a", "difficulty": 0.5},
+        {"prompt": "never", "reference": "yes", "family": "b", "difficulty": 1.0},
+        {"prompt": "cut", "reference": "yes", "family": "b", "difficulty": 1.0},
+    ]
+    assert made["fates"] == {"kept": 3, "unjudged": 0, "guessable": 1, "too hard": 0, "too easy": 1, "balanced out": 0}
+    assert json.loads((tmp_path / "out.report.json").read_text()) == made
+    assert said[1] == "3 of 5 prompts kept"
+    assert len(policy.asked) == 5 * 6
+    assert {question["max_tokens"] for question in policy.asked} == {2048, 64}
+
+
+def test_a_second_run_measures_nothing_again(tmp_path: Path) -> None:
+    made, _ = run(tmp_path, Policy())
+    policy = Policy()
+    again, said = run(tmp_path, policy)
+    assert policy.asked == []
+    assert said[0] == "5 prompts, 5 of them measured before"
+    assert again == made
+    run(tmp_path, policy, temperature=0.5)
+    assert len(policy.asked) == 5 * 6
+
+
+def test_a_policy_that_goes_away_costs_what_was_in_progress_alone(tmp_path: Path) -> None:
+    with pytest.raises(NoAnswerError, match="answered 500"):
+        run(tmp_path, Policy(works=False), concurrency=1)
+    assert not (tmp_path / "out.jsonl").exists()
+    policy = Policy()
+    _, said = run(tmp_path, policy)
+    assert said[0] == "5 prompts, 3 of them measured before"
+    assert len(policy.asked) == 2 * 6
+
+
+def test_a_record_that_cannot_be_judged_is_found_before_anything_is_asked(tmp_path: Path) -> None:
+    policy = Policy()
+    with pytest.raises(ConfigurationError, match=r"in\.jsonl line 1: verifier math: `reference` must be a number or an expression"):
+        run(tmp_path, policy, [{"prompt": "a", "verifier": "math"}])
+    with pytest.raises(ConfigurationError, match="only the job may name code or an address"):
+        run(tmp_path, policy, [{"prompt": "a", "verifier": "import", "options": {"path": "os:system"}}])
+    assert policy.asked == []

@@ -1,0 +1,140 @@
+"""Models at http addresses: archives of every kind, and what is wrong with an address or an archive."""
+
+import io
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.prepare.servers import Quiet, serving
+from tests.prepare.support import Place
+
+from rljob.api import ConfigurationError
+
+Saved = Callable[..., Path]
+Server = tuple[str, Path]
+
+
+def pack(model: Path, archive: Path) -> None:
+    """Pack a model folder as the archive's name says."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for file in model.iterdir():
+                zipped.write(file, f"inner/model/{file.name}")
+    else:
+        with tarfile.open(archive, "w:gz" if archive.suffix in (".gz", ".tgz") else "w") as packed:
+            packed.add(model, "inner/model")
+
+
+def at(address: str) -> dict[str, object]:
+    return {"model": {"source": {"url": address}}, "warmStart": None}
+
+
+@pytest.mark.parametrize("name", ["model.zip", "model.tar", "model.tgz", "model.tar.gz"])
+def test_an_archive_is_downloaded_once_and_unpacked(place: Place, saved_model: Saved, server: Server, name: str) -> None:
+    address, served = server
+    pack(saved_model(), served / name)
+    place.prepare(**at(f"{address}/{name}"))
+    (served / name).unlink()
+    shutil.rmtree(place.folders.model)
+    assert place.prepare(**at(f"{address}/{name}")).train == 5
+
+
+@pytest.mark.parametrize("name", ["model.zip", "model.tar", "model.tar.gz"])
+@pytest.mark.parametrize("damage", ["cut off", "altered", "a page"])
+def test_a_broken_archive_is_refused_and_fetched_again(place: Place, saved_model: Saved, server: Server, name: str, damage: str) -> None:
+    address, served = server
+    archive = served / name
+    pack(saved_model(), archive)
+    whole = archive.read_bytes()
+    middle = whole.rindex(b"ustar") if name == "model.tar" else len(whole) // 2  # only headers are protected in a plain tar archive
+    altered = whole[:middle] + bytes(byte ^ 0xFF for byte in whole[middle : middle + 64]) + whole[middle + 64 :]
+    archive.write_bytes({"cut off": whole[: len(whole) // 2], "altered": altered, "a page": b"<html>Log in</html>" * 50}[damage])
+    with pytest.raises(ConfigurationError, match=rf"{name} is not a readable archive \(.*\); check the address$|holds no config.json"):
+        place.prepare(**at(f"{address}/{name}"))
+    assert [p for p in (place.folders.cache / "url").rglob("*") if p.is_file()] == []
+    archive.write_bytes(whole)
+    assert place.prepare(**at(f"{address}/{name}")).train == 5
+
+
+def climbing_tar(archive: Path) -> None:
+    with tarfile.open(archive, "w") as packed:
+        member = tarfile.TarInfo("../../outside")
+        member.size = 1
+        packed.addfile(member, io.BytesIO(b"x"))
+
+
+def absolute_link_tar(archive: Path) -> None:
+    with tarfile.open(archive, "w") as packed:
+        member = tarfile.TarInfo("config.json")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        packed.addfile(member)
+
+
+def climbing_link_tar(archive: Path) -> None:
+    with tarfile.open(archive, "w") as packed:
+        member = tarfile.TarInfo("config.json")
+        member.type, member.linkname = tarfile.SYMTYPE, "../../../outside"
+        packed.addfile(member)
+
+
+def climbing_zip(archive: Path) -> None:
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("../../outside", "x")
+
+
+def absolute_zip(archive: Path) -> None:
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("/outside", "x")
+
+
+@pytest.mark.parametrize("make", [climbing_tar, absolute_link_tar, climbing_link_tar, climbing_zip, absolute_zip], ids=lambda f: f.__name__)
+def test_an_archive_that_reaches_out_of_its_folder_is_refused_whole(place: Place, server: Server, make: Callable[[Path], None]) -> None:
+    address, served = server
+    name = "bad.zip" if make in (climbing_zip, absolute_zip) else "bad.tar"
+    make(served / name)
+    with pytest.raises(ConfigurationError, match=rf"the archive {name} is refused: .*; pack a Hugging Face model folder by relative names"):
+        place.prepare(**at(f"{address}/{name}"))
+    assert [p for p in place.folders.cache.rglob("*") if not p.is_dir()] == []
+    assert not list(place.folders.cache.parent.glob("outside"))
+
+
+def test_an_archive_without_a_model_is_named_and_not_kept(place: Place, saved_model: Saved, server: Server) -> None:
+    address, served = server
+    (served / "folder").mkdir()
+    pack(served / "folder", served / "empty.tar")
+    with pytest.raises(ConfigurationError, match=r"the archive at .*empty.tar holds no config.json; pack a Hugging Face model folder"):
+        place.prepare(**at(f"{address}/empty.tar"))
+    pack(saved_model(), served / "empty.tar")
+    assert place.prepare(**at(f"{address}/empty.tar")).train == 5
+
+
+def test_a_page_instead_of_a_gguf_file_is_named_and_not_kept(place: Place, server: Server) -> None:
+    address, served = server
+    (served / "m.gguf").write_text("<html>Log in</html>")
+    with pytest.raises(ConfigurationError, match=r"m.gguf answers is no GGUF file \(it begins with b'<htm'\); check the address"):
+        place.prepare(**at(f"{address}/m.gguf"))
+    assert list(place.folders.cache.rglob("*.gguf")) == []
+
+
+def test_a_download_that_breaks_off_is_named_and_not_kept(place: Place) -> None:
+    class Short(Quiet):
+        def do_GET(self) -> None:
+            self.answer(200, b"GGUF", Content_Length="1000")
+            self.close_connection = True
+
+    with serving(Short) as address, pytest.raises(ConfigurationError, match=r"m.gguf cannot be fetched \(.*\); check the address"):
+        place.prepare(**at(f"{address}/m.gguf"))
+    assert list(place.folders.cache.rglob("m.gguf")) == []
+
+
+def test_an_address_that_answers_with_an_error_is_named(place: Place, server: Server) -> None:
+    with pytest.raises(ConfigurationError, match=r"nothing\.gguf answers 404; check the address"):
+        place.prepare(**at(f"{server[0]}/nothing.gguf"))
+
+
+def test_an_address_that_cannot_be_reached_says_what_to_set(place: Place) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be fetched .* set HTTPS_PROXY"):
+        place.prepare(**at("http://127.0.0.1:9/model.gguf"))

@@ -1,0 +1,94 @@
+"""Three programs, one policy: Megatron's export in a real vLLM says of every token what Megatron and transformers say (fp32)."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.rollout.engines import Zygote, ask, start_zygote
+
+from rljob.api import RLJobSpec
+from rljob.checkpoint_engine.act import attest
+from rljob.checkpoint_engine.clients import HttpEngine
+from rljob.rollout.zygote import session_members
+from rljob.wire.batch import Batch
+from rljob.wire.node import TrainTask
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    made = start_zygote(tmp_path_factory.mktemp("zygote"))
+    yield made
+    made.pipes[0].close()
+    assert made.process.wait(30) == 0
+    assert [pid for pid in made.engines if session_members(pid)] == []
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Iterator[Path]:
+    folder = Path("/dev/shm") / f"rljob-test-{tmp_path.name}"
+    folder.mkdir()
+    yield folder / "arena"
+    shutil.rmtree(folder)
+
+
+def sequences(batch: Batch) -> list[list[int]]:
+    return [[*map(int, group.prompt), *map(int, sample.tokens)] for group in batch.groups for sample in group.samples]
+
+
+@torch.no_grad()
+def of_transformers(model: Any, tokens: list[int]) -> torch.Tensor:
+    ids = torch.tensor([tokens])
+    found: torch.Tensor = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_all_three_agree_on_every_token_before_and_after_three_updates(
+    family: str,
+    make_model: Callable[..., Path],
+    replica: Any,
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    megatron: Any,
+    zygote: Zygote,
+    arena: Path,
+) -> None:
+    """The updates change log-probabilities by far more than is allowed, so a set that is a version old would be seen."""
+    from transformers import AutoModelForCausalLM
+
+    from rljob.trainer import weights
+    from rljob.trainer.packing import sequence_row
+    from rljob.trainer.training import logprobs, train
+
+    # vLLM's attention on CPU needs heads of 32 at least.
+    folder = make_model(family, hidden_size=128, max_position_embeddings=1024)
+    job, asked, ours = spec(), sequences(batch(seed=9)), weights.Arena()
+    made, model = replica(folder, job), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    url = zygote.start(folder)[1]
+    before = [of_transformers(model, tokens) for tokens in asked]
+    for version in range(4):
+        if version:
+            data = batch(version=version, seed=version)
+            train(made, job, TrainTask(version=version, kind="rl", steps=1, iteration=version), data, lambda done, total: None)
+        if version in (1, 2):
+            continue
+        manifest = weights.export(made, megatron, ours, arena, version, torch.float32, "worker-0")
+        assert manifest is not None
+        ask(url, lambda e, m=manifest: e.load_weights(m, arena))  # type: ignore[misc]
+        ask(url, lambda e, m=manifest: attest(HttpEngine(e), m))  # type: ignore[misc]
+        model.load_state_dict(load_file(arena), strict=False)
+        for tokens in asked:
+            found = {
+                "Megatron": logprobs(made, sequence_row(tokens)),
+                "transformers": of_transformers(model, tokens),
+                "vLLM": torch.tensor(ask(url, lambda e, t=tokens: e.logprobs(t))),  # type: ignore[misc]
+            }
+            values = torch.stack(list(found.values()))
+            assert (values.amax(0) - values.amin(0)).max() < 1e-5, found
+    assert max(float((of_transformers(model, t) - b).abs().max()) for t, b in zip(asked, before, strict=True)) > 1e-2
