@@ -15,7 +15,7 @@ from tests.cluster.handle import Cluster, KubectlError, Object
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ("operator", "master", "reward", "trainer", "rollout")
-LEASE_SECONDS = 8
+LEASE_SECONDS = 6
 KINDS = "pods,deployments,services,configmaps,persistentvolumeclaims,serviceaccounts,networkpolicies,poddisruptionbudgets"
 """Of the objects that are made for a job."""
 
