@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.cluster.existing import ExistingCluster
 from tests.cluster.handle import Cluster, KubectlError, Object
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ("operator", "master", "reward", "trainer", "rollout")
+LEASE_SECONDS = 6
+KINDS = "pods,deployments,services,configmaps,persistentvolumeclaims,serviceaccounts,networkpolicies,poddisruptionbudgets"
+"""Of the objects that are made for a job."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """An installed operator."""
+    """An installation of the operator."""
 
     namespace: str
     name: str
@@ -39,25 +43,26 @@ def helm(cluster: Cluster, *arguments: str, timeout: float = 240) -> str:
     return done.stdout
 
 
-def install(cluster: Cluster, release: Release, replicas: int = 1) -> None:
-    """The chart, with small settings for a small machine."""
-    values = {
-        "replicas": replicas,
+def install(cluster: Cluster, release: Release) -> None:
+    """The chart with two operators, and small settings for a small machine."""
+    values: Object = {
         "images": {"tag": "latest"},
-        "settings": {"imagePullPolicy": "IfNotPresent", "progressSeconds": 1, "leaderElection": {"seconds": 5}},
-        "resources": {"requests": {"cpu": "20m"}},
+        # A killed operator's Lease holds its successor up for so long.
+        "settings": {"imagePullPolicy": "IfNotPresent", "progressSeconds": 1, "leaderElection": {"seconds": LEASE_SECONDS}},
+        "resources": {"requests": {"cpu": "100m"}},
     }
+    if isinstance(cluster, ExistingCluster):
+        # Few storage classes can do more.
+        values["settings"]["accessMode"] = "ReadWriteOnce"
     words = [f"--set-json={key}={json.dumps(value)}" for key, value in values.items()]
-    helm(
-        cluster, "install", release.name, "charts/rljob", "--namespace", release.namespace, "--create-namespace", "--wait",
-        "--timeout", "180s", *words,
-    )  # fmt: skip
+    # Other tests may have made the CustomResourceDefinition: the release takes it over.
+    words += ["--take-ownership", "--force-conflicts", "--server-side=true"]
+    helm(cluster, "install", release.name, "charts/rljob", "--namespace", release.namespace, "--wait", "--timeout", "180s", *words)
 
 
 def uninstall(cluster: Cluster, release: Release) -> None:
     """Takes the operator away: it would go on to act on whatever other tests put into the cluster."""
-    helm(cluster, "uninstall", release.name, "--namespace", release.namespace, "--wait", "--timeout", "120s")
-    cluster.kubectl("delete", "namespace", release.namespace, "--wait=false")
+    helm(cluster, "uninstall", release.name, "--namespace", release.namespace, "--ignore-not-found", "--wait", "--timeout", "120s")
 
 
 def prompts() -> Object:
@@ -110,16 +115,27 @@ class Watched:
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def until(self, done: Callable[[Object], bool], seconds: float, what: str) -> Object:
-        """Waits for a status. Fails at once when the job has failed."""
+        """Waits for a status. Fails at once when the job has failed, or stands still until somebody mends it."""
         end = time.monotonic() + seconds
         status: Object = {}
         while time.monotonic() < end:
             status = self.status
             if done(status):
                 return status
-            assert status.get("phase") != "Failed", f"{what}: the job failed: {json.dumps(status.get('conditions'))}\n{self.told()}"
+            over = status.get("phase") == "Failed" or condition(status, "Stalled") == "True"
+            assert not over, f"{what}: the job goes on no more: {json.dumps(status.get('conditions'))}\n{self.told()}"
             time.sleep(1)
         raise AssertionError(f"{what}: not within {seconds:.0f} s; status {json.dumps(status)[:3000]}\n{self.told()}")
+
+    def events(self) -> list[Object]:
+        """What the operator has told about it."""
+        found = self.cluster.get("events", "--field-selector=involvedObject.kind=RLJob", namespace=self.namespace)["items"]
+        return [event for event in found if event["involvedObject"]["name"] == self.name]
+
+    def children(self) -> dict[str, str]:
+        """Kind and name of what was made for it, with uids."""
+        found = self.cluster.get(KINDS, f"--selector=rljob.dev/job={self.name}", namespace=self.namespace)["items"]
+        return {f"{each['kind']} {each['metadata']['name']}": each["metadata"]["uid"] for each in found}
 
     def told(self) -> str:
         """Pods, events and the ends of the logs, for a failed test."""
@@ -133,6 +149,40 @@ class Watched:
             except KubectlError as error:
                 said.append(str(error))
         return "\n".join(said)
+
+
+class Volume:
+    """A job's volume, looked at through a pod that has it mounted."""
+
+    def __init__(self, cluster: Cluster, namespace: str, claim: str) -> None:
+        self._cluster, self._namespace, self._pod = cluster, namespace, f"reads-{claim}"
+        container = {
+            "name": "reader",
+            "image": "rljob/master:latest",
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["sleep", "infinity"],
+            "volumeMounts": [{"name": "work", "mountPath": "/work", "readOnly": True}],
+        }
+        volumes = [{"name": "work", "persistentVolumeClaim": {"claimName": claim}}]
+        spec = {"terminationGracePeriodSeconds": 0, "containers": [container], "volumes": volumes}
+        cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": self._pod}, "spec": spec}, namespace)
+        cluster.wait(f"pod/{self._pod}", "condition=Ready", namespace, timeout=90)
+
+    def copy(self, what: str, target: Path) -> None:
+        """A folder of it, into a folder here."""
+        subprocess.run(
+            ["tar", "-C", str(target), "-xf", "-"], input=self._run("tar", "-C", "/work", "-cf", "-", what), check=True, timeout=120
+        )
+
+    def digests(self) -> dict[str, str]:
+        """Path -> SHA-256 of every file."""
+        lines = self._run("sh", "-c", "cd /work && find . -type f -exec sha256sum {} +").decode().splitlines()
+        return {path: digest for digest, path in (line.split(maxsplit=1) for line in lines)}
+
+    def _run(self, *words: str) -> bytes:
+        kubectl = [str(self._cluster.bin("kubectl")), "--kubeconfig", str(self._cluster.kubeconfig)]
+        command = [*kubectl, "exec", self._pod, "--namespace", self._namespace, "--", *words]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=120, check=True).stdout
 
 
 def condition(status: Object, kind: str) -> str:
