@@ -34,6 +34,7 @@ ENTRIES = [
     ("rollout", "checkpoint_engine.shim"),
     ("combined", "trainer"),
     ("combined", "checkpoint_engine"),
+    ("sandbox", "sandbox"),
 ]
 
 
