@@ -21,7 +21,7 @@ CALLS: Mapping[str, str] = {
     "replace": "update",
     "patch_status": "patch",
     "list_objects": "list",
-    "warnings": "list",
+    "events": "list",
     "watch": "watch",
 }
 """Method of `rljob.controller.client.Api` to the verb that it needs."""

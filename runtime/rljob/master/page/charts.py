@@ -34,7 +34,7 @@ class Axis:
 
 def nice_axis(low: float, high: float, count: int = 5) -> Axis:
     """An axis that covers low to high with about `count` steps of 1, 2 or 5 times a power of ten."""
-    if high <= low:
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # equal but for rounding: steps so small vanish beside the values
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / count
