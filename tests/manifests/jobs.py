@@ -1,6 +1,6 @@
 """Jobs and renderings that the tests start from. `python tests/manifests/jobs.py` writes the golden files anew."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def beside_the_sandbox() -> tuple[Manifest, ...]:
     return tuple(m for m in rendered if m["metadata"]["labels"].get("rljob.dev/role") in ("reward", "sandbox"))
 
 
-RENDERINGS = {
+RENDERINGS: Mapping[str, Callable[[], tuple[Manifest, ...]]] = {
     "tiny.yaml": lambda: objects(tiny()),
     "nvidia-claim.yaml": lambda: objects(nvidia()),
     "sandbox.yaml": beside_the_sandbox,
