@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
 from rljob.api.errors import ConfigurationError
 from rljob.sandbox import cgroups, protections, requests
+from rljob.sandbox.crun import CrunSlot
 from rljob.sandbox.inside.archive import ArchiveError, unpack
 from rljob.sandbox.languages import BUILD, Found, found
 from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, Slot, SlotError, SlotGoneError
@@ -131,7 +131,7 @@ class Pool:
             await self.stop()
             raise ConfigurationError(protections.refused(str(error))) from error
         self._on = {**protections.OF_EVERY_SLOT, **first, **protections.of_cgroups(self._parents)}
-        if missing := protections.missing(self._on, self.settings.minimum):
+        if missing := protections.missing(self._on, self.settings.minimum, self.settings.backend):
             await self.stop()
             raise ConfigurationError(missing)
         _log.info("%d slots, protections: %s", self.slots, protections.described(self._on))
@@ -252,13 +252,9 @@ class Pool:
         folders = sorted({"/usr", *(folder for entry in self._found.values() for folder in entry.toolchain.folders)})
         python = self._found["python"].toolchain.programs["python"]
         interior = Interior(python, folders, PRELOADED, requests.ENVIRONMENT)
-        slot = NamespaceSlot(interior, cgroup, protections.host_ids(place))
+        kind = CrunSlot if self.settings.backend == "crun" else NamespaceSlot
+        slot = kind(interior, cgroup, protections.host_ids(place))
         self._all[place] = slot
         on = await slot.start()
         self._idle.put_nowait(slot)
         return on
-
-
-def own_files() -> Path:
-    """The folder of this package."""
-    return Path(__file__).parent

@@ -42,9 +42,10 @@ def of_cgroups(made: Cgroups) -> dict[str, bool]:
     return {name: name.removeprefix("cgroup_") in made.parents for name in _CGROUPS}
 
 
-def missing(on: Mapping[str, bool], minimum: Literal["full", "namespaces"]) -> str:
-    """One line for a person if less than the minimum is on, else nothing."""
-    wanted = (*NAMESPACES, *OF_EVERY_SLOT, *(_CGROUPS if minimum == "full" else ()))
+def missing(on: Mapping[str, bool], minimum: Literal["full", "namespaces"], backend: Literal["namespaces", "crun"] = "namespaces") -> str:
+    """One line for a person if less than the minimum is on, else nothing. Containers that root makes have no user namespace."""
+    namespaces = [name for name in NAMESPACES if not (name == "user" and backend == "crun")]
+    wanted = (*namespaces, *OF_EVERY_SLOT, *(_CGROUPS if minimum == "full" else ()))
     off = [name for name in wanted if not on.get(name)]
     if not off:
         return ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import json
 import logging
 import marshal
@@ -33,6 +34,8 @@ _KEPT = ("RLJOB_CONTAINER",)
 """By this `rljob run` finds what belongs to a container; runs do not see it."""
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # no more seals, no shrinking, no growing, no writing
 _F_ADD_SEALS = 1033
+_READS = 32
+"""Of 64 KiB, more than a pipe holds."""
 
 
 class SlotError(InfrastructureError):
@@ -107,8 +110,8 @@ class Stream:
     total: int = 0
 
     def read(self) -> bool:
-        """Take what is there; False at the end."""
-        while True:
+        """Take what is there, but not for ever; False at the end."""
+        for _ in range(_READS):
             try:
                 data = os.read(self.descriptor, 1 << 16)
             except BlockingIOError:
@@ -117,8 +120,7 @@ class Stream:
                 return False
             self.total += len(data)
             self.kept += data[: max(0, self.most - len(self.kept))]
-            if self.flooded:
-                return True  # not forever: whoever reads decides
+        return True
 
     @property
     def flooded(self) -> bool:
@@ -228,13 +230,15 @@ class NamespaceSlot:
             descriptors += [self._memory_file(stack, job.artefact)] if job.artefact is not None else []
             descriptors += [fetched] if fetched is not None else []
             try:
+                await self._ready(job)
                 self.cgroup.limit(self._base + job.memory, job.bounds["processes"] + self._resident + 2)
                 self._order(number, job, descriptors, fetched is not None)
             except OSError as error:
                 self.broken = True
                 raise SlotGoneError(f"a slot does not take orders: {error}{self._said()}") from error
-            for descriptor in theirs:
-                os.close(descriptor)
+            finally:
+                for descriptor in theirs:
+                    os.close(descriptor)
             for stream in streams:
                 loop.add_reader(stream.descriptor, self._read, loop, stream, number)
             try:
@@ -247,19 +251,26 @@ class NamespaceSlot:
             data = archive.read(fetched) if fetched is not None and not ended.trouble else b""
         return self._account(ended, streams, data)
 
+    async def _ready(self, job: Job) -> None:
+        """Be able to take an order; OSError if not."""
+
     def _account(self, ended: Ended, streams: Sequence[Stream], fetched: bytes) -> Ran:
         memory_killed = forks_refused = False
         if ended.status or ended.killed:
             killed, refused = self.cgroup.killed(), self.cgroup.refused()
             memory_killed, forks_refused = killed > self._killed, refused > self._refused
             self._killed, self._refused = killed, refused
-            left = self.cgroup.processes()
-            if left is not None and left > self._resident:
-                _log.warning("%d processes outlived a run; the slot is given up", left - self._resident)
-                self.broken = True
+            self._check_left()
         stdout, stderr = streams
         truncated = any(stream.total > len(stream.kept) for stream in streams)
         return Ran(ended, bytes(stdout.kept), bytes(stderr.kept), truncated, fetched, memory_killed, forks_refused)
+
+    def _check_left(self) -> None:
+        """Give the slot up if anything outlived a run."""
+        left = self.cgroup.processes()
+        if left is not None and left > self._resident:
+            _log.warning("%d processes outlived a run; the slot is given up", left - self._resident)
+            self.broken = True
 
     def _outputs(self, job: Job, stack: ExitStack) -> tuple[list[Stream], list[int]]:
         streams, theirs = [], []
@@ -273,8 +284,6 @@ class NamespaceSlot:
         return streams, theirs
 
     def _memory_file(self, stack: ExitStack, data: bytes, *, seal: bool = True) -> int:
-        import fcntl
-
         descriptor = os.memfd_create("data", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         stack.callback(os.close, descriptor)
         position = 0

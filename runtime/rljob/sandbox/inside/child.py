@@ -71,6 +71,11 @@ def begin(identity: Identity, bounds: Bounds) -> None:
     kernel.mount("proc", "/proc", "proc", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, _PROC)
     size = f"size={bounds.disk},nr_inodes={bounds.inodes},mode=700,uid={identity.user},gid={identity.user}"
     kernel.mount("work", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, size)
+    settle(identity, bounds)
+
+
+def settle(identity: Identity, bounds: Bounds) -> None:
+    """`join`, and stand in a new working folder."""
     _limit(bounds, identity)
     _drop(identity)
     os.mkdir(WORK, 0o700)

@@ -5,7 +5,7 @@ toolchains), five device files, an /etc of a few lines. Not there: /home, /root,
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,19 +39,41 @@ class Trees:
     links: dict[str, str]
 
 
+def visible(folders: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Which paths of this machine will be seen (none of them within another), and which links stand at the top."""
+    links = {path: os.readlink(path) for path in _USUAL if os.path.islink(path)}
+    wanted = {*folders, *(path for path in _USUAL if os.path.isdir(path) and path not in links)}
+    paths = [path for path in sorted(wanted) if not any(path.startswith(f"{other}/") for other in wanted)]
+    names = (*_ETC, *(entry for entry in os.listdir("/etc") if entry.startswith("java")))
+    return paths + [f"/etc/{name}" for name in names if os.path.exists(f"/etc/{name}")], links
+
+
+def furnish(folder: str, user: int, links: Mapping[str, str]) -> None:
+    """Make what is the same in every slot below `folder`: mount points, a few lines of /etc, links."""
+    for name in ("dev", "etc", "proc", "var", SCRATCH[1:]):
+        os.mkdir(f"{folder}/{name}")
+    for name, text in _FILES.items():
+        with open(f"{folder}/{name}", "w", encoding="utf-8") as file:
+            file.write(text.format(user=user, work=WORK))
+    for path, target in {**links, **_LINKS}.items():
+        os.symlink(target, f"{folder}{path}")
+
+
+def place(path: str, *, is_folder: bool) -> None:
+    """Make what something can be mounted on."""
+    os.makedirs(path if is_folder else os.path.dirname(path), exist_ok=True)
+    if not is_folder:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
 def take(folders: Sequence[str]) -> Trees:
     """Look for what is to be visible. OSError says which step the kernel refused."""
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    links = {path: os.readlink(path) for path in _USUAL if os.path.islink(path)}
-    wanted = {*folders, *(path for path in _USUAL if os.path.isdir(path) and path not in links)}
+    paths, links = visible(folders)
     mounts: dict[str, tuple[int, bool]] = {}
-    for path in sorted(wanted):
-        if not any(path.startswith(f"{other}/") for other in mounts):
-            mounts[path] = (kernel.take_tree(path, _READ_ONLY), True)
-    for name in (*_ETC, *(entry for entry in os.listdir("/etc") if entry.startswith("java"))):
-        path = f"/etc/{name}"
-        if os.path.exists(path):
-            mounts[path] = (kernel.take_tree(path, _READ_ONLY | kernel.MS_NOEXEC), os.path.isdir(path))
+    for path in paths:
+        closed = kernel.MS_NOEXEC if path.startswith("/etc/") else 0
+        mounts[path] = (kernel.take_tree(path, _READ_ONLY | closed), os.path.isdir(path))
     for name in _DEVICES:
         mounts[f"/dev/{name}"] = (kernel.take_tree(f"/dev/{name}", kernel.MS_NOSUID | kernel.MS_NOEXEC), False)
     return Trees(mounts, links)
@@ -61,18 +83,9 @@ def build(trees: Trees, user: int) -> None:
     """Make the file system, with a process file system of our own, and move in."""
     stage = next(path for path in _STAGES if os.path.isdir(path))
     kernel.mount("root", stage, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=256k,mode=755")
-    for folder in ("dev", "etc", "proc", "var", SCRATCH[1:]):
-        os.mkdir(f"{stage}/{folder}")
-    for name, text in _FILES.items():
-        with open(f"{stage}/{name}", "w", encoding="utf-8") as file:
-            file.write(text.format(user=user, work=WORK))
-    for path, target in (trees.links | _LINKS).items():
-        os.symlink(target, f"{stage}{path}")
+    furnish(stage, user, trees.links)
     for path, (tree, is_folder) in trees.mounts.items():
-        if is_folder:
-            os.makedirs(f"{stage}{path}", exist_ok=True)
-        else:
-            os.close(os.open(f"{stage}{path}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        place(f"{stage}{path}", is_folder=is_folder)
         kernel.put_tree(tree, f"{stage}{path}")
     # Mounted while the machine's own is still there: the kernel gives a process file system only to who sees one.
     kernel.mount("proc", f"{stage}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)

@@ -11,6 +11,7 @@ closed (not dumpable) and a system call filter. It is single-threaded, keeps not
 
 import gc
 import json
+import math
 import os
 import select
 import signal
@@ -83,15 +84,17 @@ class Runner:
     identity: child.Identity
     cpu_usage: Callable[[], float] | None
     """CPU seconds of the slot's cgroup so far."""
+    begin: Callable[[child.Identity, child.Bounds], None] = child.begin
+    """What the first process of a run does to be it."""
     stack: kernel.Stack = field(default_factory=kernel.Stack)
     home: tuple[int, ...] = field(
         default_factory=lambda: tuple(os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _OF_A_RUN)
     )
     trouble: tuple[int, int] = field(default_factory=lambda: os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
 
-    def serve(self) -> None:
-        """Until the socket ends."""
-        while True:
+    def serve(self, most: float = math.inf) -> None:
+        """So many runs, or until the socket ends."""
+        while most > 0:
             message, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
             if not message:
                 return
@@ -100,13 +103,14 @@ class Runner:
                 continue  # a late order to kill a run that has ended
             bounds = child.Bounds(**order.pop("bounds"))
             task = Task(number=order.pop("run"), bounds=bounds, **order)
-            ended = self._run(task, descriptors)
+            ended = self.run(task, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
             self.control.send(json.dumps(vars(ended)).encode())
+            most -= 1
 
-    def _run(self, task: Task, descriptors: Sequence[int]) -> Ended:
-        ended = Ended(task.number)
+    def run(self, task: Task, descriptors: Sequence[int]) -> Ended:
+        """Run a program in namespaces of its own."""
         # The runner itself enters the namespaces (but for that of processes, where only what it forks is) and leaves them at the end.
         os.unshare(_FRESH)
         # Orphans of the run become children of this process, which then need no one to wait for them.
@@ -114,24 +118,29 @@ class Runner:
         init = kernel.pausing(self.stack)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            began = time.monotonic()
-            program = self._fork(lambda: self._program(task, descriptors))
-            self._watch(task, ended, program, init, began)
-            _, status, usage = os.wait4(program, 0)
-            ended.wall = time.monotonic() - began
-            ended.status = os.waitstatus_to_exitcode(status)
-            ended.cpu = usage.ru_utime + usage.ru_stime
-            ended.peak = usage.ru_maxrss * 1024
-            if ended.status and not ended.killed:
-                space = os.statvfs(root.SCRATCH)
-                ended.full = space.f_bavail == 0 or space.f_favail == 0
-            if task.fetch and not ended.killed and ended.status != TROUBLE:
-                self._fetch(task, ended, init, descriptors)
+            return self.attend(task, descriptors, lambda: kill(init))
         finally:
             kill(init)
             os.waitpid(init, 0)  # returns when all of the run is gone
             for descriptor, kind in zip(self.home, _OF_A_RUN.values(), strict=True):
                 os.setns(descriptor, kind)
+
+    def attend(self, task: Task, descriptors: Sequence[int], end: Callable[[], None]) -> Ended:
+        """Start the program, wait for it or `end` the run that we are in, and fetch what is wanted."""
+        ended = Ended(task.number)
+        began = time.monotonic()
+        program = self._fork(lambda: self._program(task, descriptors))
+        self._watch(task, ended, program, end, began)
+        _, status, usage = os.wait4(program, 0)
+        ended.wall = time.monotonic() - began
+        ended.status = os.waitstatus_to_exitcode(status)
+        ended.cpu = usage.ru_utime + usage.ru_stime
+        ended.peak = usage.ru_maxrss * 1024
+        if ended.status and not ended.killed:
+            space = os.statvfs(root.SCRATCH)
+            ended.full = space.f_bavail == 0 or space.f_favail == 0
+        if task.fetch and not ended.killed and ended.status != TROUBLE:
+            self._fetch(task, ended, end, descriptors)
         ended.trouble = ended.trouble or self._hear()
         return ended
 
@@ -148,7 +157,7 @@ class Runner:
         return pid
 
     def _program(self, task: Task, descriptors: Sequence[int]) -> int:
-        child.begin(self.identity, task.bounds)
+        self.begin(self.identity, task.bounds)
         loaded = child.load(descriptors[3])
         child.take_files(loaded, descriptors[4] if task.artefact else None)
         for target in range(3):
@@ -161,7 +170,7 @@ class Runner:
         os.closerange(4, 1 << 20)
         return child.execute(loaded["command"], loaded["environment"])
 
-    def _watch(self, task: Task, ended: Ended, program: int, init: int, began: float) -> None:
+    def _watch(self, task: Task, ended: Ended, program: int, end: Callable[[], None], began: float) -> None:
         """Until the program has ended or has been killed."""
         finished = os.pidfd_open(program)
         poll = select.poll()
@@ -182,7 +191,7 @@ class Runner:
                 else:
                     ended.killed = self._beyond(task, used_before)
                 if ended.killed:
-                    return kill(init)
+                    return end()
         finally:
             os.close(finished)
 
@@ -209,12 +218,12 @@ class Runner:
         order = json.loads(message)
         return str(order["why"]) if order.get("kill") == number else ""
 
-    def _fetch(self, task: Task, ended: Ended, init: int, descriptors: Sequence[int]) -> None:
+    def _fetch(self, task: Task, ended: Ended, end: Callable[[], None], descriptors: Sequence[int]) -> None:
         """Let a process without rights, the last one of the run, pack the files that are wanted."""
         pid = self._fork(lambda: self._pack(task, descriptors))
         finished = os.pidfd_open(pid)
         if not select.select([finished], [], [], _FETCH_SECONDS)[0]:
-            kill(init)
+            end()
         os.close(finished)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status:

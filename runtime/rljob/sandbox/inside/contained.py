@@ -1,0 +1,42 @@
+"""The first process of a container that somebody else has made (`rljob.sandbox.crun`): runs one program and reports.
+
+The same runner, but the container is the run: nothing lives longer, no namespaces are to be made, the file systems are mounted. It and the
+program are the same user; the program cannot kill it (it is process 1) and not look into it (it is not dumpable).
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from rljob.sandbox.inside import child, kernel, seccomp
+from rljob.sandbox.inside.runner import Ended, Runner, Task
+
+
+class ContainedRunner(Runner):
+    """A runner for one run."""
+
+    def run(self, task: Task, descriptors: Sequence[int]) -> Ended:
+        """Run a program here."""
+        return self.attend(task, descriptors, end_all)
+
+
+def end_all() -> None:
+    """SIGKILL to all of the container but this process."""
+    try:
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def main() -> None:
+    """Entry point: the runner's end of the socket is descriptor 0, the environment of programs the only argument."""
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    identity = child.Identity(os.geteuid(), 1, kernel.Seccomp(seccomp.program()))
+    child.limit_for_ever()
+    kernel.dumpable(False)
+    child.prepare_python(json.loads(sys.argv[1]))
+    ContainedRunner(control, identity, None, begin=child.settle).serve(1)
