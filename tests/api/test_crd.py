@@ -14,6 +14,7 @@ from rljob.api.crd import crd_yaml, custom_resource_definition, job_schema, spec
 from rljob.api.explain import explain
 from rljob.api.load import models_in, parse
 from rljob.api.rules import RULES, fixed_fields, formatted
+from rljob.api.verifiers import OPTIONS
 from rljob.master.decisions.identity import FREE
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +135,18 @@ def test_what_may_change_in_a_cluster_may_change_for_the_state_too() -> None:
     for field in (*CHANGEABLE, *WHILE_SUSPENDED):
         # Credentials and files say how something is fetched; the digest of what was fetched is compared.
         assert any(field == free or field.startswith(f"{free}.") for free in FREE), field
+
+
+def test_explain_knows_the_options_of_every_verifier() -> None:
+    names = [name for depth, name, kind, _ in explain("spec.reward.options") if (depth, kind) == (1, "options")]
+    assert names == list(OPTIONS)
+    for name, model in OPTIONS.items():
+        assert [option for depth, option, _, _ in explain(f"spec.reward.options.{name}") if depth == 1] == list(model.model_fields)
+    rows = {option: (kind, text) for _, option, kind, text in explain("spec.reward.options.numeric")}
+    assert rows["pick"][0] == "only|last, default last"
+    assert (2, "weight", "number > 0, default 1.0") in [row[:3] for row in explain("spec.reward.options.weighted")]
+    with pytest.raises(ConfigurationError, match=r"no verifier 'maths'; did you mean spec\.reward\.options\.math\?"):
+        explain("spec.reward.options.maths")
 
 
 def test_explain_shows_a_field_and_what_is_below_it() -> None:

@@ -4,8 +4,11 @@ import difflib
 from typing import Any
 
 from rljob.api.base import INT32
-from rljob.api.crd import job_schema
+from rljob.api.crd import job_schema, structural
 from rljob.api.errors import ConfigurationError
+from rljob.api.verifiers import OPTIONS
+
+_OPTIONS = "spec.reward.options"
 
 
 def field_schema(path: str) -> dict[str, Any]:
@@ -56,6 +59,8 @@ def explain(path: str) -> list[tuple[int, str, str, str]]:
     Raises:
         ConfigurationError: there is no such field.
     """
+    if path.removeprefix("rljob.").startswith(f"{_OPTIONS}."):
+        return _verifier(path.removeprefix("rljob.").removeprefix(f"{_OPTIONS}."))
     schema = field_schema(path)
     rows = [(0, path, kind_of(schema), str(schema.get("description", "")))]
     below = schema.get("properties") or schema.get("items", {}).get("properties", {})
@@ -63,4 +68,22 @@ def explain(path: str) -> list[tuple[int, str, str, str]]:
     for name, field in below.items():
         kind = kind_of(field) + (", required" if name in required else "")
         rows.append((1, name, kind, str(field.get("description", ""))))
+    if path.removeprefix("rljob.") == _OPTIONS:
+        rows += [(1, name, "options", f"{model.__doc__} See {_OPTIONS}.{name}") for name, model in OPTIONS.items()]
+    return rows
+
+
+def _verifier(name: str) -> list[tuple[int, str, str, str]]:
+    """The options of one verifier, which no schema of the cluster holds."""
+    if name not in OPTIONS:
+        near = difflib.get_close_matches(name, OPTIONS, 1)
+        hint = f"did you mean {_OPTIONS}.{near[0]}?" if near else f"there are {', '.join(OPTIONS)}"
+        raise ConfigurationError(f"there is no verifier {name!r}; {hint}")
+    raw = OPTIONS[name].model_json_schema()
+    fields = structural(raw, raw.get("$defs", {}))["properties"]
+    rows = [(0, f"{_OPTIONS}.{name}", "object", str(OPTIONS[name].__doc__))]
+    for option, field in fields.items():
+        rows.append((1, option, kind_of(field), str(field.get("description", ""))))
+        below = field.get("items", {}).get("properties", {})
+        rows += [(2, inner, kind_of(schema), str(schema.get("description", ""))) for inner, schema in below.items()]
     return rows
