@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -253,7 +254,8 @@ class Pool:
         python = self._found["python"].toolchain.programs["python"]
         interior = Interior(python, folders, PRELOADED, requests.ENVIRONMENT)
         kind = CrunSlot if self.settings.backend == "crun" else NamespaceSlot
-        slot = kind(interior, cgroup, protections.host_ids(place))
+        ids = protections.host_ids(place, os.geteuid(), Path("/proc/self/uid_map").read_text())
+        slot = kind(interior, cgroup, ids)
         self._all[place] = slot
         on = await slot.start()
         self._idle.put_nowait(slot)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final, Literal
 
 from rljob.api.errors import ConfigurationError
@@ -59,14 +58,15 @@ def described(on: Mapping[str, bool]) -> str:
     return ", ".join(name for name, value in on.items() if value) + (f"; off: {', '.join(off)}" if off else "")
 
 
-def host_ids(place: int) -> tuple[int, int] | None:
+def host_ids(place: int, user: int, uid_map: str) -> tuple[int, int] | None:
     """Users of the machine for the runner and the runs of a slot: its own two if we are root; else None, and they are what we are.
 
-    ConfigurationError if we are root and have no others to give: limits of processes do not hold for the machine's root.
+    `user` is who we are, `uid_map` the text of /proc/self/uid_map. ConfigurationError if we are root and have no others to give: limits of
+    processes do not hold for the machine's root.
     """
-    if os.geteuid() != 0:
+    if user != 0:
         return None
-    extents = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    extents = [tuple(map(int, line.split())) for line in uid_map.splitlines()]
     start, _, length = max(extents, key=lambda extent: extent[2])
     first = min(_FIRST_ID, start + length - _IDS_PER_SLOT * 4096) + _IDS_PER_SLOT * place
     if first <= start:

@@ -1,0 +1,209 @@
+"""The parts of the isolation that can be looked at without a kernel: the filter, archives, cgroups' files, statuses."""
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rljob.api.errors import ConfigurationError
+from rljob.sandbox import cgroups, protections, requests
+from rljob.sandbox.inside import archive, seccomp
+from rljob.sandbox.inside.runner import Ended
+from rljob.sandbox.slot import Ran
+from rljob.wire.sandbox import Limits
+
+ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+X86_64 = 0xC000003E
+PROGRAM = list(struct.iter_unpack("HBBI", seccomp.program()))
+NAMESPACES = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+
+
+def filtered(number: int, arguments: tuple[int, ...] = (), architecture: int = X86_64) -> int:
+    """What the program decides, by an interpreter of classic BPF of our own."""
+    data = struct.pack("<IIQ6Q", number & 0xFFFFFFFF, architecture, 0, *(*arguments, *(0,) * (6 - len(arguments))))
+    accumulator = position = 0
+    while True:
+        operation, true, false, value = PROGRAM[position]
+        position += 1
+        if operation == 0x06:
+            return int(value)
+        if operation == 0x20:
+            accumulator = struct.unpack_from("<I", data, value)[0]
+        elif operation == 0x54:
+            accumulator &= value
+        elif operation == 0x05:
+            position += value
+        else:
+            holds = accumulator == value if operation == 0x15 else accumulator >= value
+            position += true if holds else false
+
+
+@settings(deadline=None)
+@given(st.integers(0, 600))
+def test_the_filter_allows_what_the_table_says_and_nothing_else(number: int) -> None:
+    conditional = {condition.number for condition in seccomp.CONDITIONAL.values()}
+    if number in conditional:
+        return
+    expected = ALLOW if number in seccomp.ALLOWED.values() else EPERM if number < 424 else ENOSYS
+    assert filtered(number) == expected
+
+
+@settings(deadline=None)
+@given(st.integers(601, 0x3FFFFFFF), st.integers(0x40000000, 0xFFFFFFFF))
+def test_numbers_from_the_future_are_not_there_and_those_of_x32_kill(future: int, x32: int) -> None:
+    assert filtered(future) == ENOSYS
+    assert filtered(x32) == KILL
+
+
+@settings(deadline=None)
+@given(st.integers(0, 500), st.integers(0, 0xFFFFFFFF).filter(lambda value: value != X86_64))
+def test_another_architecture_kills(number: int, architecture: int) -> None:
+    assert filtered(number, architecture=architecture) == KILL
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(seccomp.CONDITIONAL)), st.integers(0, 0xFFFFFFFF))
+def test_conditions_look_at_their_argument_alone(name: str, value: int) -> None:
+    condition = seccomp.CONDITIONAL[name]
+    arguments = tuple(value if index == condition.index else 0xDEAD for index in range(6))
+    allowed = (value & condition.mask) in condition.values
+    assert filtered(condition.number, arguments) == (ALLOW if allowed else condition.otherwise)
+
+
+def test_threads_may_be_made_and_namespaces_not() -> None:
+    threads = 0x3D0F00
+    assert filtered(56, (threads,)) == ALLOW
+    assert {filtered(56, (threads | flag,)) for flag in NAMESPACES} == {EPERM}
+    assert filtered(435) == ENOSYS, "C libraries then fall back to clone"
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text("abc/.é", min_size=1, max_size=12), st.binary(max_size=200), max_size=5))
+def test_what_is_packed_is_what_is_unpacked(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
+    folder = tmp_path_factory.mktemp("pack")
+    good = {name.strip("/.").replace("/", "_") or "x": content for name, content in files.items()}
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        for name, content in good.items():
+            Path(name).write_bytes(content)
+        output = os.memfd_create("out")
+        archive.pack(good, output, 10**6)
+        assert {name: content for name, _, content in archive.unpack(archive.read(output))} == good
+        os.close(output)
+    finally:
+        os.chdir(here)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=400))
+def test_bytes_that_are_no_archive_are_an_error_and_no_crash(data: bytes) -> None:
+    try:
+        list(archive.unpack(data))
+    except archive.ArchiveError:
+        pass
+
+
+def files_of(folder: Path, **texts: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name.replace("_", ".", 1)).write_text(text)
+    return folder
+
+
+def test_cgroups_of_version_2_are_made_below_our_own(tmp_path: Path) -> None:
+    own = files_of(tmp_path / "pod", cgroup_procs="", cgroup_controllers="cpu io memory pids", cgroup_subtree_control="")
+    parent = files_of(own / "rljob-sandbox-7-1", cgroup_controllers="cpu memory pids", cgroup_subtree_control="")
+    found = cgroups.delegated("7-1", tmp_path, "0::/pod\n")
+    assert (found.version, found.parents) == ("v2", dict.fromkeys(("memory", "pids", "cpu"), parent))
+    assert (own / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+    assert (parent / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+
+
+def test_limits_of_version_2_are_written_once(tmp_path: Path) -> None:
+    folder = files_of(tmp_path / "slot", memory_events="low 0\noom 2\noom_kill 3\n", pids_events="max 4\n", cpu_stat="usage_usec 5\n")
+    (folder / "pids.current").write_text("6\n")
+    (folder / "memory.current").write_text("7\n")
+    cgroup = cgroups.Cgroup("v2", dict.fromkeys(("memory", "pids", "cpu"), folder))
+    cgroup.limit(1000, 10)
+    cgroup.cores(1.5)
+    written = {name: (folder / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max")}
+    assert written == {"memory.max": "1000", "memory.swap.max": "0", "pids.max": "10", "cpu.max": "150000 100000"}
+    (folder / "memory.max").write_text("touched")
+    cgroup.limit(1000, 10)
+    assert (folder / "memory.max").read_text() == "touched"
+    assert (cgroup.killed(), cgroup.refused(), cgroup.processes(), cgroup.memory_now()) == (3, 4, 6, 7)
+
+
+def test_a_host_that_gives_no_cgroups_is_none(tmp_path: Path) -> None:
+    assert cgroups.delegated("7-1", tmp_path, "0::/pod\n") == cgroups.NONE
+    assert cgroups.delegated("7-1", tmp_path, "4:memory:/x\n3:pids:/x\n") == cgroups.NONE
+
+
+def test_what_a_dead_service_left_is_removed(tmp_path: Path) -> None:
+    own = files_of(tmp_path / "memory", cgroup_procs="")
+    (own / "rljob-sandbox-999999999-1" / "slot-1").mkdir(parents=True)
+    alive = own / f"rljob-sandbox-{os.getpid()}-9"
+    alive.mkdir()
+    found = cgroups.delegated("7-1", tmp_path, "4:memory:/\n")
+    assert (found.version, found.parents) == ("v1", {"memory": own / "rljob-sandbox-7-1"})
+    assert sorted(path.name for path in own.iterdir() if path.is_dir()) == sorted(("rljob-sandbox-7-1", alive.name))
+
+
+def test_less_than_the_minimum_names_what_is_missing_and_what_to_do() -> None:
+    everything = dict.fromkeys((*protections.NAMESPACES, *protections.OF_EVERY_SLOT), True)
+    assert protections.missing(everything, "namespaces") == ""
+    assert "cgroup_memory" in protections.missing(everything, "full")
+    assert "wants net" in protections.missing(everything | {"net": False}, "namespaces")
+    assert "hostUsers: false" in protections.missing(everything | {"user": False}, "namespaces")
+    assert protections.missing(everything | {"user": False}, "namespaces", "crun") == ""
+
+
+def test_root_gives_every_slot_users_of_its_own_and_others_have_none_to_give() -> None:
+    everything = "         0          0 4294967295\n"
+    given_away = [protections.host_ids(place, 0, everything) for place in range(64)]
+    assert len({user for pair in given_away if pair for user in pair}) == 128
+    assert protections.host_ids(0, 1000, everything) is None
+    in_a_pod = protections.host_ids(3, 0, "0 100000 65536\n")
+    assert in_a_pod is not None
+    assert 0 < in_a_pod[0] < in_a_pod[1] < 65536
+
+
+def test_root_without_users_to_give_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="ordinary user"):
+        protections.host_ids(0, 0, "0 1000 1\n")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({}, "ok"),
+        ({"status": 3}, "runtime_error"),
+        ({"status": -11}, "runtime_error"),
+        ({"status": -9, "killed": "wall"}, "wall_limit"),
+        ({"status": -9, "killed": "cpu"}, "time_limit"),
+        ({"status": -9, "killed": "memory"}, "memory_limit"),
+        ({"status": -9, "killed": "output"}, "output_limit"),
+        ({"status": -9, "killed": "processes"}, "process_limit"),
+        ({"status": -24}, "time_limit"),
+        ({"status": -25}, "disk_limit"),
+        ({"cpu": 2.5}, "time_limit"),
+        ({"status": 1, "full": True}, "disk_limit"),
+        ({"status": 99, "trouble": "Traceback\nOSError: [Errno 28] No space left on device"}, "disk_limit"),
+        ({"status": 99, "trouble": "Traceback\nOSError: [Errno 1] mount"}, "sandbox_error"),
+    ],
+)
+def test_the_status_says_what_happened(fields: dict[str, object], status: str) -> None:
+    ended = Ended(1, **fields)  # type: ignore[arg-type]
+    output = requests.output(Ran(ended, b"", b"", False, b"", False, False), Limits(cpu_seconds=2))
+    assert output.status == status
+    assert (output.reason == "") == (status == "ok")
+
+
+@pytest.mark.parametrize(("memory", "forks", "status"), [(True, False, "memory_limit"), (False, True, "process_limit")])
+def test_what_the_kernel_counted_explains_a_failure_and_never_a_success(memory: bool, forks: bool, status: str) -> None:
+    assert requests.output(Ran(Ended(1, status=1), b"", b"", False, b"", memory, forks), Limits()).status == status
+    assert requests.output(Ran(Ended(1, status=0), b"", b"", False, b"", memory, forks), Limits()).status == "ok"
