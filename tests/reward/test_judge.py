@@ -4,6 +4,7 @@ import asyncio
 import faulthandler
 import os
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ RIGHT, WRONG = {"outcome": "judged", "right": True, "reason": ""}, {"outcome": "
 TIMEOUT = {"outcome": "timeout", "reason": "not judged within 1 s"}
 RAISED = {"outcome": "raised", "reason": "ValueError: x"}
 LOST = {"outcome": "lost", "reason": "the verifier's worker died"}
+STARVED = {"outcome": "starved", "reason": "had 0.1 s of the processor in 6 s; the machine is too busy"}
 UNREADY = {"outcome": "unready", "reason": "ValueError: reference"}
 
 
@@ -57,6 +59,7 @@ class Script:
         ([RAISED, RAISED], "failed", ["x", "\\boxed{1}"]),
         ([TIMEOUT, WRONG], "failed", ["x", "\\boxed{1}"]),
         ([UNREADY], "failed", ["x"]),
+        ([STARVED], "failed", ["x"]),
         ([LOST, RIGHT], "right", ["x", "x"]),
         ([LOST, LOST], "failed", ["x", "x"]),
         ([_died(0), _died(0), RIGHT], "wrong", ["x", "x", "\\boxed{1}"]),
@@ -205,6 +208,13 @@ def _mischief(item: ScoreItem, options: Options) -> Judgement:
         return Judgement(bool(bytearray(8 << 30)))
     if item.answer == "exit":
         os._exit(0)
+    if item.answer == "spin":
+        while True:
+            pass
+    if item.answer == "sleep":
+        time.sleep(600)
+    if item.answer == "starve":
+        os.kill(os.getpid(), signal.SIGSTOP)  # as a process that wants to run and is not let
     if item.answer == "crash":
         faulthandler.disable()  # pytest's, which would print a trace of a crash that is meant
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -229,6 +239,19 @@ async def test_a_judgement_runs_in_a_process_that_changes_nothing_for_the_next(m
     finally:
         del VERIFIERS["mischief"]
     assert after == {"outcome": "judged", "right": False, "reason": ""}
+
+
+@pytest.mark.parametrize(("answer", "outcome"), [("spin", "timeout"), ("sleep", "timeout"), ("starve", "starved")])
+async def test_the_limit_is_processor_time_and_a_busy_machine_is_not_the_answers_fault(
+    mischief: Verifier, answer: str, outcome: str
+) -> None:
+    from rljob.reward import worker
+
+    VERIFIERS["mischief"] = mischief
+    try:
+        assert worker.handle(_item(answer=answer, verifier="mischief"), 0.1)["outcome"] == outcome
+    finally:
+        del VERIFIERS["mischief"]
 
 
 async def test_workers_inherit_nothing_secret() -> None:

@@ -53,8 +53,8 @@ class RewardSpec(Part):
     workers: Positive = 1
     """Killable worker processes of one pod, for verifiers that can hang."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Hard time limit of one judgement; a verifier that runs longer is killed and the answer counts as wrong only if the verifier's
-    contract says so, else as an infrastructure failure."""
+    """Hard limit of one judgement, seconds of processor time; a verifier that runs longer is killed and the answer counts as wrong only if
+    the verifier's contract says so, else as an infrastructure failure."""
 
     @field_validator("options")
     @classmethod

@@ -24,7 +24,7 @@ class Workers(Protocol):
     """Where killable verifiers run."""
 
     async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
-        """`outcome` is judged, raised, timeout, died or unready (rljob.reward.worker), or lost (rljob.reward.pool)."""
+        """`outcome` is judged, raised, timeout, starved, died or unready (rljob.reward.worker), or lost (rljob.reward.pool)."""
         ...
 
 
@@ -34,7 +34,7 @@ class Judge:
 
     workers: Workers
     seconds: float
-    """Hard limit of one judgement of a killable verifier."""
+    """Hard limit of one judgement of a killable verifier, processor time."""
     verifiers: Mapping[str, AnyVerifier]
     outside: Outside | None = None
     """For verifiers that ask another service."""
@@ -106,7 +106,7 @@ class Judge:
             said = await self.workers.ask(item, self.seconds)
         if said["outcome"] == "judged":
             return Judgement(said["right"], said["reason"], said.get("reward"))
-        if said["outcome"] in ("unready", "lost") or (said["outcome"] == "died" and said["signal"] in _FROM_OUTSIDE):
+        if said["outcome"] in ("unready", "lost", "starved") or (said["outcome"] == "died" and said["signal"] in _FROM_OUTSIDE):
             return f"verifier {item.verifier}: {said['reason']}"
         probe = verifier.probe(item)
         if probe is None:

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rljob.reward.worker import frame
+from rljob.reward.worker import PATIENCE, frame
 from rljob.wire.reward import ScoreItem
 
 _GRACE = 60.0
 """Seconds on top of a judgement's limit for imports and references, which the worker does outside that limit."""
 MOMENT = 0.2
-"""Seconds of a first try; honest answers take a tenth of that. The limit of a judgement counts anew in the slow lane."""
+"""Processor seconds of a first try; honest answers take a tenth of that. The limit of a judgement counts anew in the slow lane."""
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HOME", "TMPDIR")
 """Environment variables that workers inherit."""
 
@@ -34,7 +34,7 @@ class WorkerProcess:
     async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
         """The worker's answer; `lost` if it ends or hangs instead."""
         try:
-            async with asyncio.timeout(seconds + _GRACE):
+            async with asyncio.timeout(PATIENCE * seconds + _GRACE):
                 process = await self._running()
                 assert process.stdin is not None
                 process.stdin.write(frame({"item": item.model_dump(mode="json"), "seconds": seconds}))
@@ -45,7 +45,7 @@ class WorkerProcess:
             return {"outcome": "lost", "reason": "the verifier's worker died"}
         except TimeoutError:
             await self.stop()
-            return {"outcome": "lost", "reason": f"the verifier's worker did not answer within {seconds + _GRACE:g} s"}
+            return {"outcome": "lost", "reason": f"the verifier's worker did not answer within {PATIENCE * seconds + _GRACE:g} s"}
         except asyncio.CancelledError:
             await self.stop()  # its next answer would be read as the answer to another question
             raise
@@ -104,9 +104,8 @@ class WorkerPool:
         # Nothing secret reaches code that reads answers; RLJOB_* say which run a process belongs to.
         kept = {k: v for k, v in self.environment.items() if k in _KEPT or k.startswith("RLJOB_")}
         kept |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        # The service itself goes before its workers: it judges most answers, and says of the others that they are done.
-        self.workers = [WorkerProcess(kept, niceness=5) for _ in range(self.size)]
-        self.slow = WorkerProcess(kept, niceness=15)
+        self.workers = [WorkerProcess(kept) for _ in range(self.size)]
+        self.slow = WorkerProcess(kept, niceness=5)
         self._idle = list(self.workers)
         self._turns, self._lane = asyncio.Semaphore(self.size), asyncio.Lock()
 
@@ -118,7 +117,7 @@ class WorkerPool:
                 said = await worker.ask(item, min(seconds, MOMENT))
             finally:
                 self._idle.append(worker)
-        if said["outcome"] != "timeout" or seconds <= MOMENT:
+        if said["outcome"] not in ("timeout", "starved") or seconds <= MOMENT:
             return said
         async with self._lane:
             return await self.slow.ask(item, seconds)

@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from rljob.reward.registry import VERIFIERS, parse_options
@@ -23,6 +24,8 @@ from rljob.wire.reward import ScoreItem
 
 EXTRA_MEMORY = 1 << 30
 """Bytes that a judgement may claim on top of what the worker has mapped."""
+PATIENCE = 6.0
+"""How many times longer than its limit a judgement may take by the clock on a machine that is busy with other things."""
 _PR_SET_PDEATHSIG = 1
 _LONGEST_REASON = 300
 
@@ -34,7 +37,11 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
 
 
 def handle(item: ScoreItem, seconds: float) -> dict[str, Any]:
-    """One judgement: `judged`, `raised`, `timeout` or `died`, or `unready` if not even the reference could be read."""
+    """One judgement: `judged`, `raised`, `timeout`, `starved` or `died`, or `unready` if not even the reference could be read.
+
+    Args:
+        seconds: of processor time.
+    """
     verifier = _killable(item.verifier)
     try:
         options = parse_options(verifier, item.options)
@@ -76,19 +83,37 @@ def _be_child(item: ScoreItem, writer: int) -> None:
 
 
 def _await_child(pid: int, reader: int, seconds: float) -> dict[str, Any]:
-    deadline = time.monotonic() + seconds
-    ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
-    if not ready:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        return {"outcome": "timeout", "reason": f"not judged within {seconds:g} s"}
-    said = os.read(reader, 1 << 16)
+    """The limit is processor time: on a busy machine the clock on the wall says nothing of an answer. A child that only waits has had its
+    time when the clock says so; one that wants to run and cannot, for much longer than its limit, was starved by others."""
+    began = time.monotonic()
+    wait = seconds
+    while not select.select([reader], [], [], wait)[0]:
+        used, state = _used(pid)
+        if used >= seconds or state == "S":
+            return _killed(pid, {"outcome": "timeout", "reason": f"not judged within {seconds:g} s"})
+        if time.monotonic() - began >= PATIENCE * seconds:
+            said = f"had {used:.1f} s of the processor in {PATIENCE * seconds:g} s; the machine is too busy"
+            return _killed(pid, {"outcome": "starved", "reason": said})
+        wait = max(0.01, min(seconds - used, began + PATIENCE * seconds - time.monotonic()))
+    said_bytes = os.read(reader, 1 << 16)
     _, status = os.waitpid(pid, 0)
-    if said:
-        found: dict[str, Any] = json.loads(said)
+    if said_bytes:
+        found: dict[str, Any] = json.loads(said_bytes)
         return found
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     return {"outcome": "died", "signal": number, "reason": f"the verifier's process died of signal {number}"}
+
+
+def _used(pid: int) -> tuple[float, str]:
+    """Processor seconds of a process (a multiple of 10 ms) and its state: R wants to run, S waits for something."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0]
+
+
+def _killed(pid: int, said: dict[str, Any]) -> dict[str, Any]:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return said
 
 
 def _reason(error: BaseException) -> str:
