@@ -146,10 +146,36 @@ if os.fork() == 0:
         assert files in ({}, {"result": "mine"})
 
 
-def test_a_result_that_is_too_big_is_our_error_and_no_flood(sandbox: Sandbox) -> None:
+def test_processes_that_fight_whoever_fetches_results_lose_and_are_no_failure_of_ours(sandbox: Sandbox) -> None:
+    code = """
+import os, signal
+open("result", "w").write("mine")
+for _ in range(4):
+    if os.fork() == 0:
+        os.setsid()
+        while True:
+            try:
+                os.kill(-1, signal.SIGKILL)
+            except OSError:
+                pass
+"""
+    for _ in range(5):
+        result = sandbox.run("python", code, fetch=("result",))
+        assert (result.status, result.files) in (("ok", {"result": "mine"}), ("runtime_error", {"result": "mine"}))
+
+
+def test_results_that_do_not_fit_into_memory_twice_take_nobody_with_them(sandbox: Sandbox) -> None:
+    code = "with open('a', 'wb') as file:\n    for _ in range(40): file.write(b'x' * (1 << 20))"
+    rebuilt = sandbox.pool.slots_rebuilt
+    result = sandbox.run("python", code, fetch=("a",), memory_mb=64)
+    assert (result.status, len(result.files.get("a", ""))) in (("memory_limit", 0), ("ok", 40 << 20))
+    assert sandbox.pool.slots_rebuilt == rebuilt
+
+
+def test_a_result_that_is_too_big_is_the_programs_fault(sandbox: Sandbox) -> None:
     code = "import os\nfor n in range(3):\n    os.truncate(os.open(f'f{n}', os.O_CREAT | os.O_WRONLY), 12 << 20)"
     result = sandbox.run("python", code, fetch=("f0", "f1", "f2"), disk_mb=16)
-    assert result.status in ("sandbox_error", "disk_limit")
+    assert result.status == "disk_limit"
     assert result.files == {}
 
 
@@ -189,6 +215,9 @@ def test_a_request_with_a_bad_path_is_refused(sandbox: Sandbox, name: str) -> No
         ({"disk_mb": 10**6}, "limits.disk_mb"),
         ({"cpu_seconds": float("inf")}, "limits.cpu_seconds"),
         ({"arguments": ("a\0b",)}, "NUL"),
+        ({"arguments": ("x" * 200_000,)}, "arguments"),
+        ({"files": {"a": "", "a/b": ""}}, "where its folder should be"),
+        ({"files": {"main.py/b": ""}}, "where its folder should be"),
         ({"files": {str(n): "" for n in range(5000)}}, "files"),
     ],
 )

@@ -39,6 +39,15 @@ ATTACKS: dict[str, tuple[RunRequest, tuple[str, ...]]] = {
     ),
     "a full disk": (request("bash", "cat /dev/zero > big", disk_mb=16), ("runtime_error", "disk_limit")),
     "killing everything": (request("python", KILL_EVERYTHING["python"]), ("ok", "runtime_error")),
+    "fighting whoever fetches results": (
+        request(
+            "python",
+            "import os\nopen('f', 'w').close()\n"
+            "if os.fork() == 0:\n    while True:\n        try: os.kill(-1, 9)\n        except OSError: pass",
+            fetch=("f",),
+        ),
+        ("ok", "disk_limit", "runtime_error"),
+    ),
     "looking at the first process": (request("python", "open('/proc/1/mem', 'rb')"), ("runtime_error",)),
     "mounting": (request("bash", "mount -t tmpfs x /mnt"), ("runtime_error",)),
     "new namespaces": (request("bash", "unshare -Ur id"), ("runtime_error",)),

@@ -2,13 +2,13 @@
 
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from rljob.sandbox.inside.archive import LONGEST_PATH, MOST_FILES
 from rljob.sandbox.inside.root import SCRATCH, WORK
-from rljob.sandbox.languages import BUILD, Found
+from rljob.sandbox.languages import BUILD, Found, Language
 from rljob.sandbox.slot import Job, Ran
 from rljob.wire.sandbox import Limits, Output, RunRequest, Status
 
@@ -20,6 +20,8 @@ _DEEP_STACK = 256 * MIB
 _OWN_DATA = 64 * MIB
 """What an interpreter has of its own, on top of a limit of private memory."""
 _STDIN = 64 * MIB
+_ARGUMENTS = 100_000
+"""Bytes; Linux takes 128 KiB for one."""
 ENVIRONMENT: Final = {
     "HOME": WORK, "TMPDIR": SCRATCH, "LANG": "C.UTF-8", "TZ": "UTC", "USER": "sandbox", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1", "NODE_OPTIONS": "", "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -40,8 +42,7 @@ def check(request: RunRequest, known: Mapping[str, Found], ceiling: Limits) -> N
     language = known[request.language].language
     for name in (*request.files, *request.fetch):
         _check_path(name)
-    if language.source in request.files:
-        raise ValueError(f"files has {language.source!r}, which is the name of code")
+    _check_names(language, request.files)
     if len(request.files) > MOST_FILES or len(request.fetch) > MOST_FILES:
         raise ValueError(f"more than {MOST_FILES} files")
     if len(request.stdin) > _STDIN:
@@ -50,10 +51,25 @@ def check(request: RunRequest, known: Mapping[str, Found], ceiling: Limits) -> N
         _check_text(text)
     if any("\0" in argument for argument in request.arguments):
         raise ValueError("an argument has a NUL character")
+    if sum(len(argument.encode()) for argument in request.arguments) > _ARGUMENTS:
+        raise ValueError(f"arguments have more than {_ARGUMENTS} bytes: use stdin or files")
     for what, limits in (("limits", request.limits), *((("compile_limits", request.compile_limits),) if language.build else ())):
         for name, most in ceiling:
             if getattr(limits, name) > most or math.isnan(getattr(limits, name)):
                 raise ValueError(f"{what}.{name} is {getattr(limits, name)}, at most {most} is given here")
+
+
+def _check_names(language: Language, names: Collection[str]) -> None:
+    if language.source in names:
+        raise ValueError(f"files has {language.source!r}, which is the name of code")
+    if language.build and any(name == BUILD or name.startswith(f"{BUILD}/") for name in names):
+        raise ValueError(f"files has a path in {BUILD}/, where the compiler writes")
+    all_names = {*names, language.source}
+    for name in names:
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            if "/".join(parts[:depth]) in all_names:
+                raise ValueError(f"files has {name[:80]!r} and a file where its folder should be")
 
 
 def _check_path(name: str) -> None:
@@ -171,7 +187,8 @@ def _status(ran: Ran, limits: Limits) -> tuple[Status, str]:
     if ended.cpu > limits.cpu_seconds or ended.status == -signal.SIGXCPU:
         status = "time_limit"
     elif ended.status == 0:
-        pass
+        if ended.unfetched:
+            return ("memory_limit" if ran.memory_killed else "disk_limit"), f"its files could not be fetched: {ended.unfetched}"
     elif ran.memory_killed or (ended.status < 0 and ended.peak > 0.95 * limits.memory_mb * MIB):
         status = "memory_limit"
     elif ended.full or ended.status == -signal.SIGXFSZ:

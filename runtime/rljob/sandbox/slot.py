@@ -248,7 +248,7 @@ class NamespaceSlot:
                     loop.remove_reader(stream.descriptor)
             for stream in streams:
                 stream.read()
-            data = archive.read(fetched) if fetched is not None and not ended.trouble else b""
+            data = archive.read(fetched) if fetched is not None and not (ended.trouble or ended.unfetched) else b""
         return self._account(ended, streams, data)
 
     async def _ready(self, job: Job) -> None:
@@ -256,7 +256,7 @@ class NamespaceSlot:
 
     def _account(self, ended: Ended, streams: Sequence[Stream], fetched: bytes) -> Ran:
         memory_killed = forks_refused = False
-        if ended.status or ended.killed:
+        if ended.status or ended.killed or ended.unfetched:
             killed, refused = self.cgroup.killed(), self.cgroup.refused()
             memory_killed, forks_refused = killed > self._killed, refused > self._refused
             self._killed, self._refused = killed, refused

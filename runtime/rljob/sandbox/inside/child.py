@@ -52,32 +52,37 @@ class Identity:
     companions: int
     """Processes of the slot itself that the kernel counts as this user's."""
     seccomp: kernel.Seccomp
+    proc: int
+    """The slot's process file system, opened."""
 
 
 def join(identity: Identity, bounds: Bounds) -> None:
     """Be a process of the run we were forked into, without any right."""
+    be_first_to_die(identity)
     _limit(bounds, identity)
     _drop(identity)
 
 
 def begin(identity: Identity, bounds: Bounds) -> None:
     """`join` as the first one, in an empty working folder."""
-    # The kernel, out of memory, takes the run and never the runner. Done before the slot's process file system is covered by the run's,
-    # in which nothing can be written: the run could lower it.
-    kernel.dumpable(True)
-    handle = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(handle, b"1000")
-    os.close(handle)
+    # In the run's process file system nothing can be written: a run could undo `be_first_to_die`.
     kernel.mount("proc", "/proc", "proc", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, _PROC)
     size = f"size={bounds.disk},nr_inodes={bounds.inodes},mode=700,uid={identity.user},gid={identity.user}"
     kernel.mount("work", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, size)
     settle(identity, bounds)
 
 
+def be_first_to_die(identity: Identity) -> None:
+    """The kernel, out of memory, takes this process and never the runner."""
+    kernel.dumpable(True)
+    handle = os.open("self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=identity.proc)
+    os.write(handle, b"1000")
+    os.close(handle)
+
+
 def settle(identity: Identity, bounds: Bounds) -> None:
     """`join`, and stand in a new working folder."""
-    _limit(bounds, identity)
-    _drop(identity)
+    join(identity, bounds)
     os.mkdir(WORK, 0o700)
     os.chdir(WORK)
 

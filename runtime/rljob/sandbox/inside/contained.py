@@ -6,13 +6,12 @@ program are the same user; the program cannot kill it (it is process 1) and not 
 
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
 
 from rljob.sandbox.inside import child, kernel, seccomp
-from rljob.sandbox.inside.runner import Ended, Runner, Task
+from rljob.sandbox.inside.runner import Ended, Runner, Task, end_all
 
 
 class ContainedRunner(Runner):
@@ -23,19 +22,11 @@ class ContainedRunner(Runner):
         return self.attend(task, descriptors, end_all)
 
 
-def end_all() -> None:
-    """SIGKILL to all of the container but this process."""
-    try:
-        os.kill(-1, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
 def main() -> None:
     """Entry point: the runner's end of the socket is descriptor 0, the environment of programs the only argument."""
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    identity = child.Identity(os.geteuid(), 1, kernel.Seccomp(seccomp.program()))
+    identity = child.Identity(os.geteuid(), 1, kernel.Seccomp(seccomp.program()), os.open("/proc", os.O_PATH | os.O_CLOEXEC))
     child.limit_for_ever()
     kernel.dumpable(False)
     child.prepare_python(json.loads(sys.argv[1]))

@@ -73,7 +73,9 @@ class Ended:
     full: bool = False
     """Whether its file system was full at the end."""
     trouble: str = ""
-    """What kept it from beginning, or its files from being fetched."""
+    """What kept it from beginning."""
+    unfetched: str = ""
+    """What kept its files from being fetched."""
 
 
 @dataclass
@@ -227,15 +229,13 @@ class Runner:
         os.close(finished)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status:
-            ended.trouble = self._hear() or f"its files could not be fetched: status {status}"
+            # The program's doing: too many or too big files, or processes of it that fought this one.
+            ended.unfetched = self._hear().strip().rpartition("\n")[2] or f"status {status}"
 
     def _pack(self, task: Task, descriptors: Sequence[int]) -> int:
+        # All of the run but this process and its first. Done before we are the run's user, who could kill us.
+        end_all()
         child.join(self.identity, task.bounds)
-        try:
-            while True:
-                os.kill(-1, signal.SIGKILL)  # all of the run but this process and its first, which cannot be killed from inside
-        except ProcessLookupError:
-            pass
         os.chdir(root.WORK)
         wanted = child.load(descriptors[3])["fetch"]
         names = (name for entry in wanted for name in (archive.walk(entry[:-1]) if entry.endswith("/") else (entry,)))
@@ -259,6 +259,14 @@ def kill(pid: int) -> None:
     """SIGKILL; nothing if it is gone."""
     try:
         os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def end_all() -> None:
+    """SIGKILL to all of this namespace of processes but its first and us. Once is enough: no fork escapes it."""
+    try:
+        os.kill(-1, signal.SIGKILL)
     except ProcessLookupError:
         pass
 
@@ -388,8 +396,9 @@ def wipe_command_line() -> None:
 
 def be_runner(control: socket.socket, config: Mapping[str, Any], protections: Mapping[str, bool], usage: int | None) -> None:
     """The inner process."""
-    identity = child.Identity(config["user"], 0 if config["mapped"] else 3, kernel.Seccomp(seccomp.program()))
     close_slot(config)
+    proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+    identity = child.Identity(config["user"], 0 if config["mapped"] else 3, kernel.Seccomp(seccomp.program()), proc)
     runner = Runner(control, identity, usage_reader(usage, config["cgroups"]))
     kernel.dumpable(False)  # its /proc/self is closed to itself, too
     warm(config["modules"])
