@@ -235,18 +235,20 @@ def test_a_quota_and_a_bad_spec_say_so(server: Cluster, namespace: str, operator
 def test_a_second_operator_waits_and_takes_over(server: Cluster, namespace: str, tmp_path: Path) -> None:
     lease = f"{{lease: {namespace}, seconds: 15}}"
     operators = []
-    for name in ("first", "second"):
+    for name in ("first", "second", "third"):
         (tmp_path / name).mkdir()
         operators.append(Process(server, tmp_path / name, [namespace], leaderElection=lease))
-    first, second = operators
+    first, second, third = operators
     try:
         first.start()
         eventually(lambda: "acts" in first.log.read_text())
         second.start()
-        eventually(lambda: "metrics and probes" in second.log.read_text())
+        third.start()
+        eventually(lambda: all("metrics and probes" in each.log.read_text() for each in (second, third)))
         time.sleep(6)
         assert "acts" not in second.log.read_text()
         assert second.get("/readyz").status_code == 200
+        assert third.stop() == 0, "one that stands by ends when it is told to"
         assert first.stop() == 0
         eventually(lambda: "acts" in second.log.read_text(), 20)
         server.apply(job("a"), namespace=namespace)

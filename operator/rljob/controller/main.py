@@ -7,6 +7,7 @@ retries of its own, so that it never writes to an object. Children are followed 
 import asyncio
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from rljob.controller.watch import Stream
 from rljob.controller.workqueue import WorkQueue
 from rljob.manifests import Settings
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 SILENT_SECONDS = 300.0
 """A stream that has been silent for so long, in spite of bookmarks each minute, makes the process unhealthy."""
 MISSED = 2
@@ -200,6 +202,26 @@ async def run(settings: Settings, connection: Connection, dev: bool = False) -> 
         await _lead(operator, settings, connection)
 
 
+async def _stand_by(leader: Leader) -> bool:
+    """Wait for the Lease; False if a signal said to end instead. Until kopf runs, nobody else listens to signals, and the first process of
+    a container is not ended by one that it does not handle."""
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.create_task(leader.acquire())
+    for number in _ENDING:
+        loop.add_signal_handler(number, waiting.cancel)
+    try:
+        await asyncio.wait({waiting})
+        if waiting.cancelled():
+            await leader.release()
+            return False
+        waiting.result()
+        return True
+    finally:
+        for number in _ENDING:
+            loop.remove_signal_handler(number)
+        waiting.cancel()
+
+
 async def _lead(operator: Operator, settings: Settings, connection: Connection) -> None:
     """Act while holding the Lease."""
     election = settings.leader_election
@@ -209,7 +231,8 @@ async def _lead(operator: Operator, settings: Settings, connection: Connection) 
     ref = Ref("Lease", connection.namespace, election.lease)
     me = f"{os.environ.get('HOSTNAME') or socket.gethostname()}-{secrets.token_hex(4)}"
     leader = Leader(operator.api, ref, me, election.seconds, time.time)
-    await leader.acquire()
+    if not await _stand_by(leader):
+        return
     async with asyncio.TaskGroup() as group:
         keeping = group.create_task(leader.keep())
         await operator.act()
