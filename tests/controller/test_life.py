@@ -1,6 +1,7 @@
 """Lives of a job in a cluster: what exists, and what the status says."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -182,6 +183,42 @@ def test_of_rewards_the_newest_are_kept() -> None:
         assert world.status()["rewards"] == [float(i) for i in range(300, 500)]
         assert world.status()["rewardsBefore"] == 300
         assert [h["iteration"] for h in world.status()["heldOut"]] == list(range(100, 300))
+
+    living(story)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_was_finished_after_the_last_question_is_in_the_masters_last_words(restarted: bool) -> None:
+    first = {"iteration": 5, "accuracy": 0.5, "count": 8}
+    last = {"iteration": 10, "accuracy": 0.9, "count": 8}
+
+    async def story(world: World) -> None:
+        world.reports["x"] = report(10, rewards=[0.1 * i for i in range(9)], reward=0.8, heldOut=[first])
+        await started(world)
+        await until(lambda: len(world.status().get("rewards", ())) == 9)
+        if restarted:
+            await world.kill()
+        words = report(10, "Succeeded", rewards=[0.8, 0.9], rewardsBefore=8, reward=0.9, heldOut=[last], timings={"train": 2.0})
+        world.pod_ended("x-master", "Succeeded", said=json.dumps(words))
+        if restarted:
+            world.start()
+        await until(lambda: world.holds("Succeeded"))
+        status = world.status()
+        assert status["rewards"] == [0.1 * i for i in range(8)] + [0.8, 0.9]
+        assert (status["reward"], status["timings"], status.get("rewardsBefore", 0)) == (0.9, {"train": 2.0}, 0)
+        assert [h["accuracy"] for h in status["heldOut"]] == [0.5, 0.9]
+
+    living(story)
+
+
+def test_last_words_of_somebody_else_are_passed_over() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(10, reward=0.8)
+        await started(world)
+        await until(lambda: world.status().get("reward") == 0.8)
+        world.pod_ended("x-master", "Succeeded", said='{"reward": "much"}')
+        await until(lambda: world.holds("Succeeded"))
+        assert world.status()["reward"] == 0.8
 
     living(story)
 

@@ -170,8 +170,16 @@ class World:
         status = {"name": container, "restartCount": restarts, "state": {"running": {}}, "lastState": {"terminated": end}, "image": "i"}
         self.twin.set_status(Ref("Pod", "default", pod), containerStatuses=[status])
 
-    def pod_ended(self, pod: str, phase: str = "Failed", reason: str = "") -> None:
-        self.twin.set_status(Ref("Pod", "default", pod), phase=phase, reason=reason, conditions=[{"type": "Ready", "status": "False"}])
+    def pod_ended(self, pod: str, phase: str = "Failed", reason: str = "", said: str = "") -> None:
+        end = {"exitCode": 0 if phase == "Succeeded" else 1, "message": said, "reason": "Completed", "finishedAt": iso(clock())}
+        containers = [{"name": "master", "restartCount": 0, "image": "i", "state": {"terminated": end}}] if said else []
+        self.twin.set_status(
+            Ref("Pod", "default", pod),
+            phase=phase,
+            reason=reason,
+            conditions=[{"type": "Ready", "status": "False"}],
+            containerStatuses=containers,
+        )
 
     def pod_waits(self, pod: str, reason: str, message: str = "") -> None:
         waiting = {"name": "master", "restartCount": 0, "image": "i", "state": {"waiting": {"reason": reason, "message": message}}}

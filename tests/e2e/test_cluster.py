@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,8 +188,9 @@ class Trial:
             found = names(self.job.pods())
             assert len([name for name in found if "reward" not in name]) <= 2, found
 
-    def suspend(self, yes: bool) -> None:
-        patch = json.dumps({"spec": {"suspend": yes}})
+    def say(self, **spec: Any) -> None:
+        """Somebody changes the spec."""
+        patch = json.dumps({"spec": spec})
         self.job.cluster.kubectl("patch", f"rljob/{self.job.name}", "-n", self.job.namespace, "--type=merge", "-p", patch)
 
     def lose(self, victim: str) -> None:
@@ -213,8 +215,9 @@ def _in_an_iteration(status: Object) -> bool:
 
 @pytest.mark.timeout(3000)
 def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operators: Operators) -> None:
-    """The operator killed 20 times, each kind of pod deleted once, suspended and resumed; then deleted, and nothing is left."""
-    manifest = job("rough", iterations=8)
+    """The operator killed 20 times, each kind of pod deleted once, suspended and resumed, told to do less; then deleted, and nothing is
+    left."""
+    manifest = job("rough", iterations=100)  # more than any machine does in the time of 20 kills
     with cluster.namespace("rough") as namespace:
         cluster.apply([prompts(), manifest], namespace)
         rough = Watched(cluster, namespace, "rough")
@@ -225,13 +228,16 @@ def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operator
             trial.lose(victim)
             trial.kill(4)
             rough.until(lambda s, i=iteration: s.get("iteration", 0) >= i, 420, f"iteration {iteration} after the end of {victim}")  # type: ignore[misc]
-        trial.suspend(True)
+        trial.say(suspend=True)
         rough.until(lambda s: condition(s, "Suspended") == "True" and not rough.pods(), 180, "suspended")
         trial.kill(1)
-        trial.suspend(False)
+        trial.say(suspend=False)
         trial.kill(1)
+        rough.until(_in_an_iteration, 300, "an iteration after the pause")
+        last = rough.status["iteration"] + 3
+        trial.say(iterations=last)
         status = rough.until(lambda s: condition(s, "Succeeded") == "True", 600, "the end")
-        assert (status["iteration"], len(status["rewards"])) == (8, 8)
+        assert (status["iteration"], len(status["rewards"])) == (last, last)
         assert len(trial.killed) == TURNS
         cluster.kubectl("delete", "rljob", "rough", "-n", namespace)
         end = time.monotonic() + 180

@@ -4,6 +4,8 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from rljob.api.status import JobStatus
 from rljob.controller.backoff import remember
 from rljob.controller.conditions import Notice, conditions, names
@@ -161,9 +163,33 @@ def _current_master(desired: Desired, seen: Observed) -> bool:
 
 def _reported(seen: Observed) -> Status:
     """The master's words, except its phase: that is weighed against what the pods show."""
-    if seen.report is None:
+    report = {name: value for name, value in (seen.report or {}).items() if name in FIELDS and value is not None}
+    if words := _last_words(seen):
+        report |= words | _lists({**seen.status, **report}, words)
+    report.pop("phase", None)
+    return report
+
+
+def _last_words(seen: Observed) -> Status:
+    """What a master left behind when it ended; {} before, or if it is none of a master's."""
+    text = next((child.pod.last_words for child in seen.children.values() if child.pod is not None and child.pod.last_words), "")
+    try:
+        return JobStatus.model_validate_json(text).model_dump(mode="json", by_alias=True, exclude_unset=True) if text else {}
+    except ValidationError:
         return {}
-    return {name: value for name, value in seen.report.items() if name in FIELDS and name != "phase" and value is not None}
+
+
+def _lists(known: Mapping[str, Any], words: Mapping[str, Any]) -> Status:
+    """Rewards and evaluations: last words hold only the newest."""
+    first, start = int(known.get("rewardsBefore") or 0), int(words.get("rewardsBefore") or 0)
+    older = list(known.get("rewards") or ())[: max(0, start - first)]
+    whole = first + len(older) == start
+    evaluations = {each["iteration"]: each for source in (known, words) for each in source.get("heldOut") or ()}
+    return {
+        "rewards": [*(older if whole else ()), *(words.get("rewards") or ())],
+        "rewardsBefore": first if whole else start,
+        "heldOut": [evaluations[iteration] for iteration in sorted(evaluations)],
+    }
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Literal["none", "small talk", "news"]:

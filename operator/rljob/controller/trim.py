@@ -131,7 +131,14 @@ def _pod(raw: Manifest) -> PodState:
         trouble=trouble,
         begun=begun,
         pending_since=_pending_since(raw, unix(placed.get("lastTransitionTime"))) if silent else None,
+        last_words=_left(status) if phase == "Succeeded" and labels.get(LABEL_ROLE) == "master" else "",
     )
+
+
+def _left(status: Mapping[str, Any]) -> str:
+    """The message of a container that ended without an error; init containers leave none."""
+    ends = (container.get("state", {}).get("terminated") for container in status.get("containerStatuses", ()))
+    return next((end["message"] for end in ends if end and not end.get("exitCode") and end.get("message")), "")
 
 
 def _pending_since(raw: Manifest, placed: float) -> float | None:

@@ -54,6 +54,8 @@ class PodState:
     """A container of it runs or has run; a pod is pending until its init containers are done."""
     pending_since: float | None = None
     """Since when it waits for its next container without saying why (mounts, sandbox, image)."""
+    last_words: str = ""
+    """What a master that has succeeded left behind (`rljob.master.lastwords`): a JobStatus in JSON."""
 
 
 @dataclass(frozen=True, slots=True)

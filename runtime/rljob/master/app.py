@@ -19,6 +19,7 @@ from rljob.master.activity import Activity
 from rljob.master.decisions.identity import differences, identity
 from rljob.master.engines import Engine, EnginePool
 from rljob.master.inputs import Inputs, read_inputs, read_tokenizer
+from rljob.master.lastwords import leave
 from rljob.master.loop import Loop
 from rljob.master.nodes import Nodes
 from rljob.master.parts import Folders, Parts, State
@@ -96,6 +97,7 @@ async def run_job(parts: Parts) -> None:
     try:
         await _until_done(parts, loop)
         parts.activity.begin("Succeeded")
+        leave(job_status(parts))
     except RLJobError as error:
         parts.activity.begin("Failed")
         if not parts.watch.over:
