@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.jobfolder import Process, assert_complete, live_status, processes, small_job, start, temporary, wait, watch
 
-ITERATIONS = 16
+ITERATIONS = 26
 """Enough that a moment which passed unseen comes again."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -59,8 +59,9 @@ def test_answers_that_several_versions_wrote_are_trained_on_and_trainer_and_engi
     lines = metrics(folder)
     assert [line["iteration"] for line in lines] == list(range(1, ITERATIONS + 1))
     assert len(trained) > SAMPLES
-    assert all(line["carried"] > 0 for line in lines)
-    assert all(line["stale_tokens"] > 0 for line in lines[1:])
+    # Whether an iteration leaves answers unfinished is chance; what it leaves is trained on in the next one, and is stale there.
+    assert any(line["carried"] > 0 for line in lines[:-1])
+    assert [line["stale_tokens"] > 0 for line in lines[1:]] == [line["carried"] > 0 for line in lines[:-1]]
     assert all(line["masked_tokens"] == pytest.approx(line["stale_tokens"]) for line in lines), "maxStaleness is 0"
     assert max(line["logprob_gap"] for line in lines) < 1e-3
     epoch = len((EXAMPLE / "train.jsonl").read_text().splitlines())
