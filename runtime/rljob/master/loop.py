@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Literal
 
@@ -33,6 +34,8 @@ class Loop:
         self.spec = parts.job.spec
         self.activity = parts.activity
         self._served: Weights | None = None
+        self._counted: Mapping[str, float] = {}
+        """Seconds by step of the training that was just committed, as far as they are in its record."""
         self._pruning: asyncio.Task[None] | None = None
         """Old checkpoints are deleted while the next engine is already asked."""
 
@@ -75,7 +78,8 @@ class Loop:
         self.activity.begin("WarmStart" if batch.task.kind == "sft" else "Training")
         p.nodes.want("train", version - 1, p.state.versions.checksum(version - 1), batch.task)
         metrics = await p.nodes.until(lambda: self._made(version))
-        p.stopwatch.add(p.nodes.step_seconds())
+        self._counted = p.nodes.step_seconds()
+        p.stopwatch.add(self._counted)
         self._commit(batch, metrics)
         await self._pruned()
         self._pruning = asyncio.create_task(self._prune())
@@ -131,8 +135,10 @@ class Loop:
         while not p.pool.routable:
             await p.pool.news.wait()
         if self._served != weights:
-            p.stopwatch.add(p.nodes.step_seconds())
-            self._served = weights
+            # Workers may still report the steps of training, of which those that were done by the commit have been counted.
+            steps = p.nodes.step_seconds()
+            p.stopwatch.add({step: s - before if (before := self._counted.get(step, 0.0)) <= s else s for step, s in steps.items()})
+            self._served, self._counted = weights, {}
         return weights
 
     async def evaluate(self, iteration: int) -> None:

@@ -79,10 +79,9 @@ class Nodes:
         return [r for r in self.reports.values() if r.kind == "worker"]
 
     def step_seconds(self) -> dict[str, float]:
-        """Seconds of every step of the hand-over since it was asked for; the slowest worker's. A worker that has not yet taken up what is
-        wanted still reports the steps of what was wanted before, which have been counted."""
+        """Seconds of every step of the hand-over since it was asked for; the slowest worker's."""
         steps: dict[str, float] = {}
-        for report in (r for r in self.workers() if r.seen_revision == self.desired.revision):
+        for report in self.workers():
             for step, seconds in report.timings.items():
                 if step not in ("rollout", "idle"):
                     steps[step] = max(steps.get(step, 0.0), seconds)
