@@ -16,6 +16,7 @@ from rljob.master.decisions.record import added_seconds, iteration_record, rollo
 from rljob.master.decisions.stage import Durable, Evaluate, Finish, Rollout, Train, WarmStart, first_policy, next_stage
 from rljob.master.parts import Parts
 from rljob.master.state import StoredBatch
+from rljob.master.timing import uncounted
 from rljob.master.trajectory import Weights
 from rljob.wire.checkpoints import checkpoint_folder, checkpoint_versions
 from rljob.wire.node import TrainMetrics, TrainTask
@@ -136,8 +137,7 @@ class Loop:
             await p.pool.news.wait()
         if self._served != weights:
             # Workers may still report the steps of training, of which those that were done by the commit have been counted.
-            steps = p.nodes.step_seconds()
-            p.stopwatch.add({step: s - before if (before := self._counted.get(step, 0.0)) <= s else s for step, s in steps.items()})
+            p.stopwatch.add(uncounted(p.nodes.step_seconds(), self._counted))
             self._served, self._counted = weights, {}
         return weights
 

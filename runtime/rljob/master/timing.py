@@ -42,6 +42,11 @@ class Stopwatch:
         return seconds
 
 
+def uncounted(steps: Mapping[str, float], counted: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of `steps` that are not in `counted` yet. A step that is shorter than what was counted of it has been timed anew since."""
+    return {step: s - before if (before := counted.get(step, 0.0)) <= s else s for step, s in steps.items()}
+
+
 class News:
     """Wakes everybody who waits, each time something has changed."""
 
