@@ -8,7 +8,6 @@ import yaml
 from tests.e2e.jobfolder import (
     EXAMPLE,
     PROMPTS,
-    SAMPLES,
     assert_every_prompt_is_accounted_for,
     database,
     metrics,
@@ -19,6 +18,8 @@ from tests.e2e.jobfolder import (
 )
 
 ITERATIONS = 4
+SAMPLES = 4
+"""Answers to a prompt. Few, as an iteration in which no prompt has all of its answers goes on with the same policy."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -39,7 +40,9 @@ def test_answers_that_several_versions_wrote_are_trained_on_and_trainer_and_engi
     """An engine that went on with keys and values of old weights, or a segment under a wrong version, would show in the gap."""
     file, folder = small_job(tmp_path, ITERATIONS), tmp_path / "job"
     job = yaml.safe_load(file.read_text())
-    job["spec"]["rollout"]["tokenBudget"] = 4  # a word of three letters and its end; longer ones go on
+    job["spec"]["rollout"]["tokenBudget"] = 5  # a word of four letters and its end; longer ones go on
+    job["spec"]["algorithm"]["samplesPerPrompt"] = SAMPLES
+    job["spec"]["warmStart"]["steps"] = 120  # most answers are as long as they should be
     file.write_text(yaml.safe_dump(job))
     process = start(file, folder)
     trained: set[tuple[int, int]] = set()
@@ -49,7 +52,7 @@ def test_answers_that_several_versions_wrote_are_trained_on_and_trainer_and_engi
         return process.poll() is not None
 
     try:
-        wait(ended, "the end of the job", timeout=300, every=0.1)
+        wait(ended, "the end of the job", timeout=300)
     finally:
         if process.poll() is None:
             process.terminate()
