@@ -1,11 +1,14 @@
 """`rljob data`: what its commands are told is checked before anything starts, and their pages say what they take."""
 
+import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import typer
+from tests.sandbox.test_process import free_port, started
 from typer.testing import CliRunner
 
 from rljob.api import ConfigurationError
@@ -59,6 +62,37 @@ def test_problems_that_are_not_there_are_said_by_the_process_that_reads_them(tmp
     result = CliRunner().invoke(app, ["data", "testcases", str(tmp_path / "in.yaml"), str(tmp_path / "out.jsonl")])
     assert result.exit_code == 2
     assert f"error: IN: {tmp_path / 'in.yaml'} cannot be read" in capfd.readouterr().err
+
+
+def test_the_command_makes_tests_with_a_sandbox_that_runs_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    problem = {
+        "prompt": "Double it.",
+        "generator": "def generate(case, cases): return str(case)",
+        "submissions": ["print(2 * int(input()))"] * 2,
+    }
+    (tmp_path / "in.jsonl").write_text(json.dumps(problem) + "\n")
+    port = free_port()
+    given = {"RLJOB_SANDBOX": '{"slots": 1}', "RLJOB_LISTEN_SANDBOX": f"127.0.0.1:{port}"}
+    few = ["--cases", "3", "--submissions", "2", "--agree", "2", "--passing", "2", "--min-cases", "3"]
+    with started([sys.executable, "-m", "rljob.sandbox"], port, **given):
+        command = [
+            "data",
+            "testcases",
+            str(tmp_path / "in.jsonl"),
+            str(tmp_path / "out.jsonl"),
+            "--sandbox",
+            f"http://127.0.0.1:{port}",
+            *few,
+        ]
+        result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0
+    assert capfd.readouterr().out == "1 of 1 problems kept, with 3 tests\n"
+    (record,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert record == {
+        "prompt": "Double it.",
+        "verifier": "code",
+        "reference": {"tests": [{"stdin": str(n), "expected": str(2 * n)} for n in range(3)], "checker": {"kind": "tokens"}},
+    }
 
 
 @pytest.mark.parametrize("command", ["curate", "testcases"])
