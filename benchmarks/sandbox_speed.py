@@ -2,10 +2,11 @@
 
     python benchmarks/sandbox_speed.py [--seconds 5] [--runs 2000] [--slots N] [--json]
 
-Three ways in one process on the same machine, each in rounds of which the fastest counts: the pool of `rljob.sandbox` (all protections
+Four ways in one process on the same machine, each in rounds of which the fastest counts: the pool of `rljob.sandbox` (all protections
 that the machine offers), `crun run` with a fresh overlay on tmpfs for every execution (the recipe of Kimi k1.5, section 2.6.4; only where
-crun is installed and we are root), and the bare interpreter without any protection. The program reads a number and prints the next one.
-Also: latency at half load, and what has grown after many runs.
+crun is installed and we are root), a container started through containerd with `ctr run` (a lower bound of what `docker run` costs; root,
+runc, and the containerd that tests/cluster builds), and the bare interpreter without any protection. The program reads a number and prints
+the next one. Also: latency at half load, a judgement with 50 tests, and what has grown after many runs.
 
 `..._per_core` divides the rate by the cores of the machine; `..._by_cpu` is what one core could do by the processor time used (service,
 slots and programs), which neighbours disturb less.
@@ -16,28 +17,32 @@ import asyncio
 import json
 import os
 import resource
-import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _containers import containerd_start, crun_recipe
 from rich.console import Console
 from rich.table import Table
 
 from rljob.sandbox.pool import Pool, PoolSettings, Program
-from rljob.wire.sandbox import RunRequest
+from rljob.sandbox.queue import Place
+from rljob.sandbox.service import Service
+from rljob.wire.sandbox import JudgeRequest, RunRequest, Test
 
 PROGRAMS = {
     "python": "print(int(input()) + 1)",
     "c": '#include <stdio.h>\nint main(void) { int n; scanf("%d", &n); printf("%d\\n", n + 1); }',
 }
 ROUNDS = 3
+TESTS = 50
+"""Of the problem that is judged."""
 
 
 @dataclass(frozen=True)
@@ -144,72 +149,6 @@ def of_command(command: list[str]) -> Callable[[], Awaitable[None]]:
     return run
 
 
-@contextmanager
-def crun_recipe(folder: Path) -> Iterator[Callable[[], Awaitable[None]] | None]:
-    """`crun run` of the interpreter on an overlay that is made for the run and thrown away after it; None if it is not to be had."""
-    crun = shutil.which("crun")
-    command = [os.path.realpath(sys.executable), "-I", "-c", PROGRAMS["python"]]
-    if crun is None or os.geteuid() != 0:
-        yield None
-        return
-    numbers = iter(range(10**9))
-    script = folder / "one.sh"
-    script.write_text(ONE_CONTAINER)
-
-    async def run() -> None:
-        bundle = folder / f"b{next(numbers)}"
-        bundle.mkdir()
-        (bundle / "config.json").write_text(json.dumps(container(command)))
-        process = await asyncio.create_subprocess_exec(
-            "sh", str(script), str(bundle), crun, str(folder / "state"), bundle.name,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        output, errors = await process.communicate(b"41\n")
-        assert output == b"42\n", errors
-
-    # crun refuses a machine with both versions of cgroups; it does not see the second one here.
-    if Path("/sys/fs/cgroup/unified/cgroup.controllers").exists():
-        os.unshare(os.CLONE_NEWNS)
-        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-        subprocess.run(["umount", "/sys/fs/cgroup/unified"], check=True)
-    yield run
-
-
-ONE_CONTAINER = """
-set -e
-mkdir "$1"_
-mount -t tmpfs -o size=64m run "$1"_
-mkdir "$1"_/upper "$1"_/work "$1"_/rootfs
-mount -t overlay -o "lowerdir=/,upperdir=$1_/upper,workdir=$1_/work" overlay "$1"_/rootfs
-cp "$1"/config.json "$1"_/config.json
-"$2" --root "$3" run -b "$1"_ "$4"
-umount "$1"_/rootfs "$1"_
-rmdir "$1"_
-rm -r "$1"
-"""
-
-
-def container(command: list[str]) -> dict[str, Any]:
-    """An OCI configuration: namespaces of its own, cgroup limits, no capabilities, no new privileges."""
-    return {
-        "ociVersion": "1.0.0",
-        "process": {
-            "user": {"uid": 0, "gid": 0}, "args": command, "env": ["PATH=/usr/bin:/bin", "LANG=C.UTF-8"], "cwd": "/",
-            "noNewPrivileges": True,
-            "capabilities": {name: [] for name in ("bounding", "effective", "permitted", "inheritable", "ambient")},
-        },
-        "root": {"path": "rootfs", "readonly": False},
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
-        ],
-        "linux": {
-            "namespaces": [{"type": name} for name in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
-            "resources": {"memory": {"limit": 256 << 20}, "pids": {"limit": 32}},
-        },
-    }  # fmt: skip
-
-
 def holdings(pool: Pool) -> dict[str, int]:
     """What could leak."""
     processes = descendants(os.getpid())
@@ -232,17 +171,21 @@ async def main_async(options: argparse.Namespace, folder: Path) -> dict[str, Any
     await pool.start()
     try:
         programs = {name: await pool.build(RunRequest(language=name, code=code)) for name, code in PROGRAMS.items()}
-        plain = of_command([os.path.realpath(sys.executable), "-I", "-c", PROGRAMS["python"]])
-        with crun_recipe(folder) as crun:
+        command = [os.path.realpath(sys.executable), "-I", "-c", PROGRAMS["python"]]
+        (folder / "containerd").mkdir()
+        with crun_recipe(folder, command) as crun, containerd_start(folder / "containerd", command, print) as containerd:
             ways: dict[str, tuple[Callable[[], Awaitable[None]], Callable[[], float]]] = {
                 "python": (of_program(programs["python"]), lambda: cpu_of_pool(pool)),
                 "c": (of_program(programs["c"]), lambda: cpu_of_pool(pool)),
-                "plain": (plain, cpu_of_children_and_self),
+                "plain": (of_command(command), cpu_of_children_and_self),
             }
             if crun is not None:
                 ways["crun"] = (crun, cpu_of_children_and_self)
+            if containerd is not None:
+                ways["containerd"] = (containerd, cpu_of_children_and_self)
             rates = {name: await best(way, cpu, pool.slots, options.seconds) for name, (way, cpu) in ways.items()}
         half = await at_half_load(of_program(programs["python"]), rates["python"].per_second, options.seconds)
+        judged = await judgement(Service(pool, capacity=1))
         before = holdings(pool)
         began = time.monotonic()
         await many(of_program(programs["python"]), options.runs, pool.slots)
@@ -250,7 +193,19 @@ async def main_async(options: argparse.Namespace, folder: Path) -> dict[str, Any
         after = holdings(pool)
     finally:
         await pool.stop()
-    return report(rates, half, before, after, rate, options, cores)
+    return report(rates, half, judged, before, after, rate, options, cores)
+
+
+async def judgement(service: Service) -> float:
+    """Seconds from a submission with its tests to the verdict; the median of a few."""
+    tests = tuple(Test(stdin=f"{number}\n", expected=str(number + 1)) for number in range(TESTS))
+    request, seconds = JudgeRequest(language="python", code=PROGRAMS["python"], tests=tests), []
+    for number in range(2 * ROUNDS + 1):
+        began = time.monotonic()
+        result = await service.judge(request, Place(number))
+        seconds.append(time.monotonic() - began)
+        assert (result.verdict, result.passed) == ("passed", TESTS), result
+    return statistics.median(seconds)
 
 
 async def best(run: Callable[[], Awaitable[None]], cpu: Callable[[], float], width: int, seconds: float) -> Rate:
@@ -274,6 +229,7 @@ async def many(run: Callable[[], Awaitable[None]], count: int, width: int) -> No
 def report(
     rates: Mapping[str, Rate],
     half: Rate,
+    judged: float,
     before: Mapping[str, int],
     after: Mapping[str, int],
     rate: float,
@@ -284,22 +240,30 @@ def report(
     table = Table(title=f"{cores} cores")
     for column in ("", "runs/s", "per core", "CPU ms per run", "per core by CPU", "p50 ms", "p99 ms"):
         table.add_column(column, justify="left" if not column else "right")
-    titles = {"python": "Python, isolated", "c": "C (built), isolated", "crun": "Python by crun run", "plain": "Python, unprotected"}
+    titles = {
+        "python": "Python, isolated",
+        "c": "C (built), isolated",
+        "crun": "Python by crun run",
+        "containerd": "Python by ctr run",
+        "plain": "Python, unprotected",
+    }
     for name, item in rates.items():
+        # What containerd and its shims use is not known here: they are not ours to wait for.
+        cpu = ("", "") if name == "containerd" else (f"{item.cpu_seconds * 1e3:.2f}", f"{1 / item.cpu_seconds:.0f}")
         table.add_row(
-            titles[name], f"{item.per_second:.0f}", f"{item.per_second / cores:.0f}", f"{item.cpu_seconds * 1e3:.2f}",
-            f"{1 / item.cpu_seconds:.0f}", f"{item.p50 * 1e3:.1f}", f"{item.p99 * 1e3:.1f}",
-        )  # fmt: skip
+            titles[name], f"{item.per_second:.0f}", f"{item.per_second / cores:.0f}", *cpu, f"{item.p50 * 1e3:.1f}", f"{item.p99 * 1e3:.1f}"
+        )
     table.add_row("Python at half load", f"{half.per_second:.0f}", "", "", "", f"{half.p50 * 1e3:.1f}", f"{half.p99 * 1e3:.1f}")
     console = Console()
     console.print(table)
+    console.print(f"judgement of a Python program with {TESTS} tests: {judged * 1e3:.0f} ms")
     leaks = Table(title=f"{options.runs} runs at {rate:.0f}/s")
     for column in ("", "before", "after"):
         leaks.add_column(column, justify="left" if not column else "right")
     for name in before:
         leaks.add_row(name, str(before[name]), str(after[name]))
     console.print(leaks)
-    crun = rates.get("crun")
+    crun, containerd = rates.get("crun"), rates.get("containerd")
     return {
         "python_runs_per_s_per_core": rates["python"].per_second / cores,
         "python_runs_per_s_per_core_by_cpu": 1 / rates["python"].cpu_seconds,
@@ -307,7 +271,9 @@ def report(
         "c_runs_per_s_per_core_by_cpu": 1 / rates["c"].cpu_seconds,
         "vs_crun": rates["python"].per_second / crun.per_second if crun else None,
         "vs_crun_by_cpu": crun.cpu_seconds / rates["python"].cpu_seconds if crun else None,
+        "vs_containerd": rates["python"].per_second / containerd.per_second if containerd else None,
         "vs_unprotected": rates["python"].per_second / rates["plain"].per_second,
+        "judge_50_tests_ms": judged * 1e3,
         "half_load_p50_ms": half.p50 * 1e3,
         "half_load_p99_ms": half.p99 * 1e3,
         "runs": options.runs,

@@ -1,17 +1,20 @@
-"""`rljob data curate`: what it is told is checked before anything starts, and the page says what it takes."""
+"""`rljob data`: what its commands are told is checked before anything starts, and their pages say what they take."""
 
+import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import typer
+from tests.sandbox.test_process import free_port, started
 from typer.testing import CliRunner
 
 from rljob.api import ConfigurationError
 from rljob.cli.main import app
 
-PAGE = (Path(__file__).parents[2] / "docs" / "curate.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
 GOOD = ["data", "curate", "in.jsonl", "out.jsonl", "--endpoint", "http://localhost:1/v1", "--model", "m"]
 
 
@@ -39,11 +42,66 @@ def test_a_file_that_is_not_there_is_said_by_the_process_that_reads_it(tmp_path:
     assert capfd.readouterr().err == f"error: IN.path: {tmp_path / 'in.jsonl'} does not exist; name a .jsonl or .parquet file\n"
 
 
-def test_every_option_of_the_page_exists() -> None:
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--agree", "11"], "agree (11) is more than submissions (10); no problem could be kept"),
+        (["--agree", "5"], "agree (5) is no majority of submissions (10); two outputs could be expected"),
+        (["--min-cases", "51"], "minCases (51) is more than cases (50); no problem could be kept"),
+        (["--passing", "0"], "--passing: is 0; it must be at least 1"),
+        (["--sandbox", "localhost"], "--sandbox: is 'localhost'; it must match ^https?://"),
+    ],
+)
+def test_numbers_by_which_no_problem_could_be_kept_are_refused(more: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["data", "testcases", "in.jsonl", "out.jsonl", *more])
+    assert isinstance(result.exception, ConfigurationError)
+    assert message in str(result.exception)
+
+
+def test_problems_that_are_not_there_are_said_by_the_process_that_reads_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = CliRunner().invoke(app, ["data", "testcases", str(tmp_path / "in.yaml"), str(tmp_path / "out.jsonl")])
+    assert result.exit_code == 2
+    assert f"error: IN: {tmp_path / 'in.yaml'} cannot be read" in capfd.readouterr().err
+
+
+def test_the_command_makes_tests_with_a_sandbox_that_runs_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    problem = {
+        "prompt": "Double it.",
+        "generator": "def generate(case, cases): return str(case)",
+        "submissions": ["print(2 * int(input()))"] * 2,
+    }
+    (tmp_path / "in.jsonl").write_text(json.dumps(problem) + "\n")
+    port = free_port()
+    given = {"RLJOB_SANDBOX": '{"slots": 1}', "RLJOB_LISTEN_SANDBOX": f"127.0.0.1:{port}"}
+    few = ["--cases", "3", "--submissions", "2", "--agree", "2", "--passing", "2", "--min-cases", "3"]
+    with started([sys.executable, "-m", "rljob.sandbox"], port, **given):
+        command = [
+            "data",
+            "testcases",
+            str(tmp_path / "in.jsonl"),
+            str(tmp_path / "out.jsonl"),
+            "--sandbox",
+            f"http://127.0.0.1:{port}",
+            *few,
+        ]
+        result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0
+    assert capfd.readouterr().out == "1 of 1 problems kept, with 3 tests\n"
+    (record,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert record == {
+        "prompt": "Double it.",
+        "verifier": "code",
+        "reference": {"tests": [{"stdin": str(n), "expected": str(2 * n)} for n in range(3)], "checker": {"kind": "tokens"}},
+    }
+
+
+@pytest.mark.parametrize("command", ["curate", "testcases"])
+def test_every_option_of_the_page_exists(command: str) -> None:
     group = typer.main.get_group(app).commands["data"]
     assert isinstance(group, typer.core.TyperGroup)
-    known = {option for parameter in group.commands["curate"].params for option in parameter.opts}
-    named = re.findall(r"`(--[\w-]+)", PAGE) + [
-        word for line in re.findall(r"^rljob data curate (.*)$", PAGE, re.MULTILINE) for word in shlex.split(line) if word.startswith("--")
-    ]
+    known = {option for parameter in group.commands[command].params for option in parameter.opts}
+    page = (DOCS / f"{command}.md").read_text().replace("\\\n", "")
+    shown = re.findall(rf"^rljob data {command} (.*)$", page, re.MULTILINE)
+    assert shown
+    named = re.findall(r"`(--[\w-]+)", page) + [word for line in shown for word in shlex.split(line) if word.startswith("--")]
     assert set(named) <= known

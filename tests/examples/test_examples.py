@@ -1,19 +1,24 @@
 """Every example is a valid job, and its data is what its script makes."""
 
+import asyncio
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.sandbox.real import judged, real_service
 
 from rljob.api import RLJob
 from rljob.api.verifiers import InstructionOptions
 from rljob.prepare.data_sources import load
 from rljob.prepare.preparation import Folders, make_splits
 from rljob.prepare.prompts import PromptTokenizer
+from rljob.reward.verifiers.code import last_block
 from rljob.reward.verifiers.instruction import broken
+from rljob.sandbox.service import Service
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 JOBS = sorted(EXAMPLES.glob("*/rljob.yaml"))
@@ -40,7 +45,7 @@ class Letters:
 
 
 def test_there_are_the_examples_that_the_readme_names() -> None:
-    assert [f.parent.name for f in JOBS] == ["arithmetic", "smollm2", "tiny"]
+    assert [f.parent.name for f in JOBS] == ["arithmetic", "code", "smollm2", "tiny"]
 
 
 @pytest.mark.parametrize("file", JOBS, ids=lambda f: f.parent.name)
@@ -65,8 +70,10 @@ def test_the_committed_data_is_what_the_script_makes(script: Path, tmp_path: Pat
     copy = tmp_path / script.name
     copy.write_text(script.read_text())
     runpy.run_path(str(copy), run_name="__main__")
-    for name in ("train.jsonl", "heldout.jsonl"):
-        assert (tmp_path / name).read_text() == (script.parent / name).read_text()
+    made = sorted(tmp_path.glob("*.jsonl"))
+    assert {"train.jsonl", "heldout.jsonl"} <= {file.name for file in made}
+    for file in made:
+        assert file.read_text() == (script.parent / file.name).read_text()
 
 
 def test_held_out_topics_of_smollm2_do_not_occur_in_training() -> None:
@@ -89,6 +96,37 @@ def test_demonstrations_of_tiny_are_half_right_and_half_copies() -> None:
     reversed_share = sum(r["demonstration"] == r["reference"] for r in rows) / len(rows)
     assert all(r["demonstration"] in (r["prompt"], r["reference"]) for r in rows)
     assert 0.45 < reversed_share < 0.55
+
+
+def test_held_out_combinations_of_code_occur_neither_in_training_nor_in_demonstrations() -> None:
+    train, heldout, shown = (
+        {re.sub(r"\d+", "n", row["prompt"]) for row in _rows(EXAMPLES / "code" / f"{name}.jsonl")}
+        for name in ("train", "heldout", "warmstart")
+    )
+    assert shown <= train
+    assert not heldout & train
+    assert len(heldout) > 30
+
+
+def test_demonstrations_of_code_pass_their_tests_and_those_of_other_tasks_do_not() -> None:
+    rows = _rows(EXAMPLES / "code" / "warmstart.jsonl")[:40]
+
+    async def passed(service: Service, row: dict[str, Any], answer: str) -> bool:
+        return (await judged(service, language="python", code=last_block(answer), tests=row["reference"]["tests"])).verdict == "passed"
+
+    async def go() -> list[tuple[bool, bool]]:
+        pairs = zip(rows, [*rows[1:], rows[0]], strict=True)
+        async with real_service() as service:
+            return [
+                (await passed(service, row, row["demonstration"]), await passed(service, row, other["demonstration"]))
+                for row, other in pairs
+                if row["prompt"] != other["prompt"]
+            ]
+
+    found = asyncio.run(go())
+    assert len(found) > 30
+    assert all(own for own, _ in found)
+    assert sum(other for _, other in found) <= 2, "some tasks mean the same, such as the largest number and the largest greater than 3"
 
 
 def test_sources_of_an_example_are_all_loaded_by_name(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Honest submissions in the real sandbox: what should pass passes, and what fails is told apart."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 from tests.sandbox.real import judged, real_service
 
+from rljob.sandbox.pool import Pool, PoolSettings
 from rljob.sandbox.service import Service
+from rljob.wire.sandbox import RunRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -125,3 +128,15 @@ async def test_an_input_and_an_output_of_some_size_go_through(service: Service) 
     text = "\n".join(str(n) for n in range(100_000))
     result = await judged(service, language="python", code="import sys; print(sys.stdin.read())", tests=[{"stdin": text, "expected": text}])
     assert result.verdict == "passed", result.reason
+
+
+async def test_a_pool_that_is_stopped_while_a_run_is_being_cancelled_makes_no_slot_anew() -> None:
+    pool = Pool(PoolSettings(slots=1))
+    await pool.start()
+    before = asyncio.all_tasks()
+    running = asyncio.create_task(pool.run(RunRequest(language="python", code="while True: pass")))
+    await asyncio.wait({running}, timeout=0.2)
+    running.cancel()
+    await pool.stop()
+    await asyncio.gather(running, return_exceptions=True)
+    assert asyncio.all_tasks() <= before, "a slot is being made for nobody"

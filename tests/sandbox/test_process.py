@@ -25,7 +25,7 @@ from rljob.wire.sandbox import JudgeRequest, JudgeResult, Languages, RunRequest,
 SETTINGS = '{"slots": 2}'
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -57,7 +57,7 @@ def _ready(http: httpx.Client) -> bool:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    port = _free_port()
+    port = free_port()
     given = {"RLJOB_SANDBOX": SETTINGS, "RLJOB_LISTEN_SANDBOX": f"127.0.0.1:{port}", "HF_TOKEN": "hf-secret", "AWS_SECRET": "aws-secret"}
     with started([sys.executable, "-m", "rljob.sandbox"], port, **given) as both:
         yield both
@@ -107,7 +107,7 @@ def test_kept_variables_are_those_that_start_python_and_say_what_to_do() -> None
 def test_a_job_on_one_machine_starts_it_and_ends_all_of_it_by_its_mark(tmp_path: Path) -> None:
     spec = {"model": {"source": {"path": "m"}}, "data": {"train": {"path": "t"}}, "sandbox": {"enabled": True, "slots": 1}}
     document = {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "x"}, "spec": spec}
-    planned, port = plan(RLJob.model_validate(document)), _free_port()
+    planned, port = plan(RLJob.model_validate(document)), free_port()
     pod = planned.pod("sandbox")
     (container,) = pod.containers
     at = places(tmp_path, f"sandbox-{os.getpid()}", {("sandbox", "sandbox"): port})
@@ -122,7 +122,7 @@ def test_a_job_on_one_machine_starts_it_and_ends_all_of_it_by_its_mark(tmp_path:
 
 
 def test_it_runs_alone_by_one_command_and_stops_by_a_signal() -> None:
-    port = _free_port()
+    port = free_port()
     code = (
         f"from rljob.cli.main import main; import sys; sys.argv = ['rljob', 'sandbox', 'serve', '--port', '{port}', '--slots', '1']; main()"
     )
@@ -138,7 +138,7 @@ def test_it_runs_alone_by_one_command_and_stops_by_a_signal() -> None:
 
 
 def test_nothing_survives_a_service_that_is_killed() -> None:
-    port = _free_port()
+    port = free_port()
     with started([sys.executable, "-m", "rljob.sandbox"], port, RLJOB_SANDBOX=SETTINGS, RLJOB_LISTEN_SANDBOX=f"127.0.0.1:{port}") as (
         process,
         _,

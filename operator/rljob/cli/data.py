@@ -5,18 +5,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rljob.api import ConfigurationError
 from rljob.api.curation import Curation
 from rljob.api.load import Problem, describe
+from rljob.api.testcases import TestCaseGeneration
 
 app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
 
 _DEFAULT = {name: field.default for name, field in Curation.model_fields.items()}
+_TESTS = {name: field.default for name, field in TestCaseGeneration.model_fields.items()}
 
 
 @app.callback()
@@ -53,13 +55,47 @@ def curate_command(
         "max_tokens": max_tokens, "guess_tokens": guess_tokens, "min_pass": min_pass, "max_pass": max_pass, "balance": balance,
         "concurrency": concurrency,
     }  # fmt: skip
+    _run("rljob.curate", Curation, given)
+
+
+@app.command("testcases")
+def cases_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A .jsonl or .yaml file of code problems.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .jsonl file of records to write.", show_default=False)],
+    sandbox: Annotated[
+        str, typer.Option(help="Code sandbox that runs generators and submissions.", envvar="RLJOB_URL_SANDBOX")
+    ] = "http://127.0.0.1:8082",
+    cases: Annotated[int, typer.Option(help="Inputs generated for each problem.")] = _TESTS["cases"],
+    submissions: Annotated[int, typer.Option(help="Reference submissions drawn for each problem.")] = _TESTS["submissions"],
+    agree: Annotated[int, typer.Option(help="Submissions whose same output makes an input a test.")] = _TESTS["agree"],
+    passing: Annotated[int, typer.Option(help="Submissions that have to pass all tests of a problem.")] = _TESTS["passing"],
+    min_cases: Annotated[int, typer.Option(help="Tests that a problem must have.")] = _TESTS["min_cases"],
+    seed: Annotated[int, typer.Option(help="Of inputs and of the choice of submissions.")] = _TESTS["seed"],
+    cpu_seconds: Annotated[float, typer.Option(help="Processor time of a submission with one input.")] = _TESTS["cpu_seconds"],
+    memory_mb: Annotated[int, typer.Option(help="Memory of a program, MiB.")] = _TESTS["memory_mb"],
+    concurrency: Annotated[int, typer.Option(help="Programs in progress at a time.")] = _TESTS["concurrency"],
+) -> None:
+    """Make tests for code problems: inputs by a generator, outputs by the majority of reference submissions.
+
+    All programs run in the sandbox (`rljob sandbox serve` starts one).
+    """
+    given: dict[str, Any] = {
+        "source": str(source), "out": str(out), "sandbox": sandbox, "cases": cases, "submissions": submissions, "agree": agree,
+        "passing": passing, "min_cases": min_cases, "seed": seed, "cpu_seconds": cpu_seconds, "memory_mb": memory_mb,
+        "concurrency": concurrency,
+    }  # fmt: skip
+    _run("rljob.curate.testcases", TestCaseGeneration, given)
+
+
+def _run(module: str, model: type[BaseModel], given: dict[str, Any]) -> NoReturn:
+    """Check what was given, and end with what the process that does the work ends with."""
     try:
-        spec = Curation.model_validate(given)
+        spec = model.model_validate(given)
     except ValidationError as error:
         raise ConfigurationError("; ".join(map(_said, describe(error)))) from None
     if importlib.util.find_spec("rljob.curate") is None:
         raise ConfigurationError("this installation lacks the runtime; install rljob[prepare,reward]")
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "rljob.curate", spec.model_dump_json()], check=False).returncode)
+    raise typer.Exit(subprocess.run([sys.executable, "-m", module, spec.model_dump_json()], check=False).returncode)
 
 
 def _said(problem: Problem) -> str:

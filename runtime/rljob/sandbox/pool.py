@@ -118,10 +118,12 @@ class Pool:
         self._all: dict[int, Slot] = {}
         self._made = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     async def start(self) -> None:
         """Make the slots. ConfigurationError if this machine offers less than the minimum."""
         protections.check_machine()
+        self._stopped = False
         self._found = found()
         if self.settings.use_cgroups:
             self._parents = cgroups.delegated(f"{os.getpid()}-{next(_names)}")
@@ -139,6 +141,7 @@ class Pool:
 
     async def stop(self) -> None:
         """End all slots and whatever runs in them."""
+        self._stopped = True  # a run that was cancelled may give its slot back only now
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -222,7 +225,9 @@ class Pool:
         try:
             yield slot
         finally:
-            if slot.broken or slot.runs >= self.settings.retire_after:
+            if self._stopped:
+                slot.broken = True
+            elif slot.broken or slot.runs >= self.settings.retire_after:
                 task = asyncio.create_task(self._renew(slot))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
