@@ -56,7 +56,7 @@ def test_an_empty_file_and_a_good_one_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (NO_SERVER, "has no current context with a cluster, its server and a user"),
+        (NO_SERVER, "no current context with a cluster, server and user"),
         (NO_SERVER.replace("cluster: {}", "cluster: {server: nowhere}"), "the server is 'nowhere'; it must be an address"),
         (
             NO_SERVER.replace("cluster: {}", "cluster: {server: 'https://127.0.0.1:1', certificate-authority: none.crt}"),

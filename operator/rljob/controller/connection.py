@@ -88,7 +88,7 @@ def from_kubeconfig(path: Path) -> Connection:
         server = cluster["server"]
     except (KeyError, TypeError, StopIteration) as error:
         raise ConfigurationError(
-            f"--dev {path}: has no current context with a cluster, its server and a user ({error!r}); set one with `kubectl config use-context`"
+            f"--dev {path}: no current context with a cluster, server and user ({error!r}); set one with `kubectl config use-context`"
         ) from error
     for way in ("exec", "auth-provider"):
         if way in user:
