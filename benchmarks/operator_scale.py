@@ -60,7 +60,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         now = time.time()
-        shift = hash(self.headers.get("Host")) % 600
+        # The address of the pod that was asked: each ends its iterations at a time of its own.
+        shift = hash(self.connection.getsockname()[0]) % 600
         done = int((now + shift - START) // ITERATION)
         body = json.dumps({"phase": "Rollout", "iteration": done + 1, "iterations": 100, "policyVersion": done, "reward": 0.5,
                            "tokensPerSecond": now % 100, "updated": now}).encode()
@@ -138,13 +139,22 @@ class Watcher:
 
     async def _follow(self, kind: Any) -> None:
         bare = kind._replace(whole=False)
-        listing = await self.api.list_objects(bare, None, selector=SELECTOR)
-        async with self.api.watch(bare, None, listing.version, SELECTOR) as changes:
-            self.open.release()
-            async for change in changes:
-                meta = change.object["metadata"]
-                if change.type == "ADDED" and meta["ownerReferences"][0]["kind"] == "RLJob":
-                    self._take(meta["labels"]["rljob.dev/job"], (kind.kind, meta["name"]))
+        version, opened = (await self.api.list_objects(bare, None, selector=SELECTOR)).version, False
+        while True:
+            try:
+                async with self.api.watch(bare, None, version, SELECTOR) as changes:
+                    if not opened:
+                        self.open.release()
+                        opened = True
+                    async for change in changes:
+                        meta = change.object["metadata"]
+                        version = meta["resourceVersion"]
+                        if change.type == "ADDED" and meta["ownerReferences"][0]["kind"] == "RLJob":
+                            self._take(meta["labels"]["rljob.dev/job"], (kind.kind, meta["name"]))
+            except ApiError as error:
+                # A stream of what nobody makes here falls silent.
+                if not error.temporary:
+                    raise
 
     def _take(self, job: str, child: tuple[str, str]) -> None:
         there = self.seen.setdefault(job, set())
