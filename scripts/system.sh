@@ -7,10 +7,14 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 # command=package; network plugins are no commands.
 missing=
-for pair in runc=runc crun=crun nft=nftables ip=iproute2 mount=mount setpriv=util-linux sysctl=procps buildah=buildah debootstrap=debootstrap; do
+for pair in runc=runc crun=crun nft=nftables ip=iproute2 mount=mount setpriv=util-linux sysctl=procps buildah=buildah debootstrap=debootstrap \
+    gcc=gcc pkg-config=pkg-config; do
     command -v "${pair%%=*}" > /dev/null || missing="$missing ${pair##*=}"
 done
 [ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || [ -x /usr/libexec/cni/ptp ] || missing="$missing containernetworking-plugins"
+# A runc that can give pods users of their own is built with these.
+[ -f /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
+[ -f /usr/include/stdio.h ] || missing="$missing libc6-dev"
 # shellcheck disable=SC2086 - a list of words
 [ -z "$missing" ] || install_packages "the test cluster and the images need them" $missing
 

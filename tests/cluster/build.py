@@ -35,6 +35,8 @@ class Module:
     binaries: tuple[str, ...]
     links: tuple[str, ...] = ()
     linker: str = ""
+    c: str = ""
+    """Debian packages of what is written in C in it; empty: nothing is, and no compiler is asked for."""
 
 
 MODULES = (
@@ -59,12 +61,18 @@ MODULES = (
     Module("kwok", ("sigs.k8s.io/kwok/cmd/kwok",), ("kwok",)),
     Module("helm", ("helm.sh/helm/v4/cmd/helm",), ("helm",)),
 )
-_MODULE_OF = {name: module for module in MODULES for name in (*module.binaries, *module.links)}
+RUNC = Module(
+    "runc", ("github.com/opencontainers/runc",), ("runc",), linker="-X main.version=1.5.2", c="gcc pkg-config libseccomp-dev libc6-dev"
+)
+"""Not among the others, since it alone needs a C compiler: Debian's is older than pods with users of their own."""
+_MODULE_OF = {name: module for module in (*MODULES, RUNC) for name in (*module.binaries, *module.links)}
 
 
 def flags(module: Module) -> tuple[str, ...]:
     """The arguments of `go build`; the same source gives the same bytes wherever it is built."""
-    return ("-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {module.linker}".strip())
+    # runc without this tag refuses every pod that has a seccomp profile.
+    tags = ("-tags", "seccomp") if module.c else ()
+    return ("-mod=readonly", "-trimpath", "-buildvcs=false", *tags, "-ldflags", f"-s -w {module.linker}".strip())
 
 
 def content_hash(files: dict[str, bytes], words: tuple[str, ...]) -> str:
@@ -109,13 +117,19 @@ def missing(among: Collection[str] | None = None) -> tuple[Module, ...]:
 
 
 def _compile(module: Module, folder: Path) -> None:
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": "", "GOOS": "linux"}
+    environment = {**os.environ, "CGO_ENABLED": "1" if module.c else "0", "GOBIN": "", "GOOS": "linux"}
     command = [_go()[0], "build", *flags(module), "-o", f"{folder}/", *module.packages]
     done = subprocess.run(command, cwd=SOURCES / module.name, env=environment, capture_output=True, text=True, timeout=3600)
     if done.returncode != 0:
-        raise BuildError(f"building {module.name} failed (in {SOURCES / module.name}: {' '.join(command)}):\n{done.stderr[-4000:]}")
+        needs = f"; it needs packages of the system: apt-get install --yes {module.c}" if module.c else ""
+        raise BuildError(f"building {module.name} failed (in {SOURCES / module.name}: {' '.join(command)}){needs}:\n{done.stderr[-4000:]}")
     for link in module.links:
         (folder / link).symlink_to(module.binaries[0])
+
+
+def built(module: Module) -> bool:
+    """Is it there already?"""
+    return _folder(module).exists()
 
 
 def build(module: Module) -> Path:

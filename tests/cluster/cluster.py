@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 from tests.cluster import control, images, network, node, provisioner, requirements, state
 from tests.cluster.box import Box, ClusterError, Identity
-from tests.cluster.build import binary
+from tests.cluster.build import RUNC, binary, built
 from tests.cluster.handle import Cluster, Object, Server
 
 CHECKOUT = Path(__file__).parents[2]
@@ -210,7 +210,8 @@ class LocalCluster(Cluster):
         (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n[host."http://{registry}"]\ncapabilities = ["pull", "resolve"]\n')
         (folder / "cni" / "10-pods.conflist").write_text(node.cni_config(self.addresses, index))
         snapshotter = self._snapshotter()
-        (folder / "containerd.toml").write_text(node.containerd_config(plugins, folder / "cni", snapshotter, folder / "registries"))
+        runc = binary("runc") if built(RUNC) else None
+        (folder / "containerd.toml").write_text(node.containerd_config(plugins, folder / "cni", snapshotter, folder / "registries", runc))
         (folder / "kubelet.yaml").write_text(node.kubelet_config(folder, pki, self.addresses, cgroup))
         (folder / "proxy.yaml").write_text(node.proxy_config(folder, self.addresses, index))
         (folder / "resolv.conf").write_text(f"nameserver {self.addresses.control}\n")
@@ -324,6 +325,20 @@ class LocalCluster(Cluster):
         self.apply(provisioner.STORAGE_CLASS)
         self.apply([control.fake_node(index) for index in range(count)])
         self.kubectl("wait", "node", "--selector=type=kwok", "--for=condition=Ready", "--timeout=120s", timeout=150)
+
+    def user_namespaces(self) -> str:
+        """A RuntimeClass whose pods may have users of their own. `build.binary("runc")` must have been asked for before the cluster was
+        made: a kubelet asks its runtime once what it can do."""
+        name = node.USER_NAMESPACES
+        self.apply({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name})
+        return name
+
+    def add_seccomp_profile(self, name: str, profile: Path) -> None:
+        """Lays a profile where every node's kubelet looks for it."""
+        for each in self.nodes:
+            target = f"{node.KUBELET}/seccomp/{name}"
+            self._boxes[each].run(["mkdir", "-p", str(Path(target).parent)])
+            self._boxes[each].run(["cp", profile, target])
 
     def kill_container(self, namespace: str, pod: str, container: str) -> bool:
         found = self.get(f"pod/{pod}", namespace=namespace)

@@ -160,6 +160,8 @@ def kwok(folder: Path, addresses: Addresses) -> tuple[str, ...]:
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
         f"--cidr={addresses.fake_pods}",
         f"--node-ip={addresses.control}",
+        # Without signs of life, a node counts as lost after 50 s and its pods as not ready.
+        "--node-lease-duration-seconds=40",
         "--server-address=127.0.0.1:10247",
     )
 

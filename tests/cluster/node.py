@@ -12,6 +12,7 @@ CONTAINERD = "/run/containerd/containerd.sock"
 CDI = "/var/lib/cdi"
 KUBELET = "/var/lib/kubelet"
 PAUSE_IMAGE = "localhost/rljob-probe:1"
+WHOLE_PROC = "/run/whole-proc"
 # What a kubelet sets for the whole machine, without being asked, and with other values refuses to start.
 KERNEL_SETTINGS = {
     "vm/overcommit_memory": "1",
@@ -41,14 +42,21 @@ def prepare(box: Box, folder: Path, images: Path) -> None:
             file = settings / name.replace("/", "-")
             file.write_text(f"{value}\n")
             box.run(["mount", "--bind", file, f"/proc/sys/{name}"])
+    # The kernel lets a pod with users of its own mount a /proc only where there is another one that nothing lies over.
+    box.run(["mkdir", WHOLE_PROC])
+    box.run(["mount", "-t", "proc", "proc", WHOLE_PROC])
 
 
-def containerd_config(plugins: Path, cni: Path, snapshotter: str, registries: Path) -> str:
-    """containerd's configuration (version 3).
+USER_NAMESPACES = "userns"
+"""Handler of a RuntimeClass whose pods may have users of their own (`hostUsers: false`)."""
+
+
+def containerd_config(plugins: Path, cni: Path, snapshotter: str, registries: Path, runc: Path | None = None) -> str:
+    """containerd's configuration (version 3). `runc`: the one of the runtime `userns`, which needs 1.2 or newer; None: no such runtime.
 
     A missing CAP_SYS_RESOURCE would make runc fail on the negative OOM score of a pod's first process.
     """
-    return f"""version = 3
+    config = f"""version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
 [grpc]
@@ -72,6 +80,15 @@ state = "/run/containerd"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   SystemdCgroup = false
 """
+    if runc is not None:
+        runtime = f"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{USER_NAMESPACES}"
+        config += f"""{runtime}]
+  runtime_type = "io.containerd.runc.v2"
+{runtime}.options]
+  BinaryName = "{runc}"
+  SystemdCgroup = false
+"""
+    return config
 
 
 def cni_config(addresses: Addresses, index: int) -> str:

@@ -11,11 +11,13 @@ import kopf
 import pytest
 from aiohttp import web
 
+from rljob.api import InfrastructureError
 from rljob.controller.apiserver import ApiServer
 from rljob.controller.client import ApiError
 from rljob.controller.connection import Connection
-from rljob.controller.kinds import KINDS, Ref
+from rljob.controller.kinds import KINDS, Key, Ref
 from rljob.controller.metrics import Metrics
+from rljob.controller.progress import Target, by_api_server
 
 POD = Ref("Pod", "default", "p")
 
@@ -57,6 +59,26 @@ def test_what_passes_is_tried_again(first: int | None) -> None:
         async with client(handle) as api:
             assert (await api.get(POD))["metadata"]["name"] == "p"
         assert calls == ["GET", "GET"]
+
+    asyncio.run(story())
+
+
+def test_an_answer_that_is_no_json_is_a_failure_like_others() -> None:
+    """What a proxy on the way, or a master behind the API server, says must not end the operator."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return web.Response(text="<html>Sign in</html>\n")
+
+    async def story() -> None:
+        async with client(handle) as api:
+            with pytest.raises(ApiError, match="GET /x: answered 200 with what is no JSON") as caught:
+                await api.raw("/x", once=True)
+            assert caught.value.temporary
+            with pytest.raises(InfrastructureError):
+                await by_api_server(api)(Target(Key("default", "a"), "uid", "10.0.0.1", "a-master"))
+            with pytest.raises(ApiError, match="no JSON"):
+                async with api.watch(KINDS["Pod"], "default", "1", "") as changes:
+                    await anext(changes)
 
     asyncio.run(story())
 

@@ -100,6 +100,10 @@ def test_slim_images_stay_under_350_megabytes(images: dict[str, build.Built], im
     assert 50e6 < sum(images[image].layers.values()) < 350e6
 
 
+def test_the_sandbox_holds_its_languages_and_little_more(images: dict[str, build.Built]) -> None:
+    assert 50e6 < sum(images["sandbox"].layers.values()) < 600e6
+
+
 def test_torch_lies_in_one_layer_that_all_share(images: dict[str, build.Built]) -> None:
     common = set.intersection(
         *({d for d, size in images[name].layers.items() if size > 10e6} for name in ("trainer", "rollout", "combined"))

@@ -278,11 +278,28 @@ def test_a_cluster_that_does_not_answer_is_worth_another_try(place: Place, tmp_p
     [
         (("status", "sums", "--context", "nowhere"), "the kubeconfig cannot be used"),
         (("status", "sums", "--kubeconfig", "/nowhere/config"), "--kubeconfig /nowhere/config: there is no such file"),
+        (("status", "sums", "--kubeconfig", "/etc"), "--kubeconfig /etc: is a folder"),
     ],
 )
 def test_a_kubeconfig_that_cannot_be_used_is_said_so(place: Place, words: tuple[str, ...], message: str) -> None:
     shown = place.run("kubectl", "rljob", *words)
-    assert (shown.returncode, message in shown.stderr) == (2, True), shown.stderr
+    assert (shown.returncode, message in shown.stderr, shown.stderr.count("\n")) == (2, True, 1), shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("clusters: [", "is not YAML: line 1, column 12"),
+        (
+            "current-context: x\ncontexts: [{name: x, context: {cluster: c}}]\nclusters: [{name: c, cluster: {server: ''}}]\n",
+            "the server of context x is ''; it must be an address",
+        ),
+    ],
+)
+def test_a_kubeconfig_that_is_broken_is_said_so(place: Place, tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "config").write_text(content)
+    shown = place.run("kubectl", "rljob", "status", "sums", kubeconfig=tmp_path / "config")
+    assert (shown.returncode, words in shown.stderr, shown.stderr.count("\n")) == (2, True, 1), shown.stderr
 
 
 def test_without_any_kubeconfig_the_remedy_is_named(place: Place, tmp_path: Path) -> None:

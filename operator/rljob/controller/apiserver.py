@@ -232,13 +232,21 @@ class ApiServer:
         self.metrics.requests.labels(verb, kind, response.status).inc()
         if response.status >= 400:
             raise _error(response.status, answer, response.headers.get("Retry-After"))
-        found: Manifest = json.loads(answer)
-        return found
+        return _parsed(answer, f"{verb} {path}: answered {response.status}")
+
+
+def _parsed(text: bytes, what: str) -> Manifest:
+    """JSON; whoever stands between here and the API server (a proxy, a master behind it) may say something else."""
+    try:
+        found: Manifest = json.loads(text)
+    except ValueError as error:
+        raise ApiError(0, "NoJson", f"{what} with what is no JSON ({text[:80].decode(errors='replace')!r})") from error
+    return found
 
 
 async def _changes(response: aiohttp.ClientResponse) -> AsyncIterator[Change]:
     async for line in _lines(response):
-        found = json.loads(line)
+        found = _parsed(line, "watch: brought")
         kind: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"] = found["type"]
         if kind == "ERROR":
             status = found["object"]

@@ -3,6 +3,7 @@ once, and an older event that comes later is passed over, so that a slow stream 
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from zlib import crc32
 
 from rljob.controller.kinds import Key
@@ -58,7 +59,7 @@ class Cache:
     def put_child(self, kind: str, raw: Manifest, written: bool = False) -> Key | None:
         """Take in a child; `written`: as the answer to a write of the operator. None if it tells nothing new."""
         key = job_key(raw)
-        if key is None:
+        if key is None or (not written and self._is_known(key, kind, raw["metadata"])):
             return None
         child = child_of(kind, raw)
         if written:
@@ -73,6 +74,13 @@ class Cache:
             self._trusted[child.uid] = child.own
         there[kind, child.name] = child
         return key
+
+    def _is_known(self, key: Key, kind: str, meta: Mapping[str, Any]) -> bool:
+        """The stream brings back what the operator's own writes were answered with; most of the work of taking it in is saved."""
+        known = self.children(key).get((kind, meta["name"]))
+        return (
+            known is not None and known.uid == meta["uid"] and known.uid in self._trusted and known.version >= int(meta["resourceVersion"])
+        )
 
     def drop_child(self, key: Key, kind: str, name: str, uid: str) -> bool:
         """Forget a child that is gone; False if another one has its name by now."""

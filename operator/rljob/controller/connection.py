@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import kopf
-import yaml
 
 from rljob.api import ConfigurationError
+from rljob.api.kubeconfig import read_kubeconfig
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TOKEN_SECONDS = 60.0
@@ -28,8 +28,17 @@ class Connection:
     _token: tuple[float, str] = field(default=(float("-inf"), ""))
 
     def context(self) -> ssl.SSLContext | None:
-        """TLS as the server and the credentials want it; None for plain HTTP (tests)."""
-        return self.info.as_ssl_context() if self.info.server.startswith("https") else None
+        """TLS as the server and the credentials want it; None for plain HTTP (tests).
+
+        Raises:
+            ConfigurationError: a certificate or a key cannot be used.
+        """
+        try:
+            return self.info.as_ssl_context() if self.info.server.startswith("https") else None
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"the certificates for {self.info.server} cannot be used ({error}); is every file there, and all base64 whole?"
+            ) from error
 
     def headers(self) -> dict[str, str]:
         """Credentials of a request, with a token that is fresh."""
@@ -71,17 +80,21 @@ def from_kubeconfig(path: Path) -> Connection:
     Raises:
         ConfigurationError: it cannot be used; the message says what is missing.
     """
+    data = read_kubeconfig(path, "--dev")
     try:
-        data: Any = yaml.safe_load(path.read_text())
         context = _named(data, "contexts", data["current-context"])["context"]
         cluster = _named(data, "clusters", context["cluster"])["cluster"]
         user = _named(data, "users", context["user"])["user"] if context.get("user") else {}
         server = cluster["server"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration) as error:
-        raise ConfigurationError(f"--dev {path}: is no kubeconfig with a current context ({error!r})") from error
+    except (KeyError, TypeError, StopIteration) as error:
+        raise ConfigurationError(
+            f"--dev {path}: no current context with a cluster, server and user ({error!r}); set one with `kubectl config use-context`"
+        ) from error
     for way in ("exec", "auth-provider"):
         if way in user:
             raise ConfigurationError(f"--dev {path}: users that log in by `{way}` are not supported; use a service account's token")
+    if not isinstance(server, str) or not server.startswith(("http://", "https://")):
+        raise ConfigurationError(f"--dev {path}: the server is {server!r}; it must be an address such as https://HOST:6443")
     info = kopf.ConnectionInfo(
         server=server,
         ca_path=_file(path, cluster.get("certificate-authority")),

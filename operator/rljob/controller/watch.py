@@ -95,6 +95,8 @@ class Stream:
 
     async def _watch(self, version: str) -> str:
         async with self.api.watch(self.kind, self.namespace, version, SELECTOR) as changes:
+            # That it was opened is one as well: of a kind that nothing ever happened to, an API server sends no bookmarks.
+            self.heard = self.clock()
             async for change in changes:
                 self.heard = self.clock()
                 meta = change.object["metadata"]

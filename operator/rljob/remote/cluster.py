@@ -1,5 +1,6 @@
 """A Kubernetes API server as a kubeconfig names it: plain JSON in, plain JSON out, refusals as sentences."""
 
+import os
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from kubernetes.client.configuration import Configuration
 from kubernetes.config import ConfigException, kube_config, load_incluster_config
 
 from rljob.api import ConfigurationError, InfrastructureError
+from rljob.api.kubeconfig import read_kubeconfig
 
 Json = dict[str, Any]
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -72,16 +74,33 @@ def connect(target: Target) -> "Cluster":
     """
     configuration: Configuration = type.__call__(Configuration)
     file = str(target.kubeconfig) if target.kubeconfig else None
-    if target.kubeconfig is not None and not target.kubeconfig.exists():
-        raise ConfigurationError(f"--kubeconfig {target.kubeconfig}: there is no such file")
+    for path, named in _files(target):
+        read_kubeconfig(path, named)
     try:
         contexts, current = kube_config.list_kube_config_contexts(file)
         kube_config.load_kube_config(file, target.context, configuration, persist_config=False)
     except ConfigException as error:
         return _from_pod(configuration, target, error)
     chosen = next(c for c in contexts if c["name"] == target.context) if target.context else current
+    if not configuration.host.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"the kubeconfig cannot be used: the server of context {chosen['name']} is {configuration.host!r}; "
+            "it must be an address such as https://HOST:6443"
+        )
     namespace = target.namespace or chosen["context"].get("namespace") or "default"
     return Cluster(configuration, namespace, f"context {chosen['name']}, {configuration.host}")
+
+
+def _files(target: Target) -> list[tuple[Path, str]]:
+    """The files that will be read, each with what names it. Of those that nobody named on the command line, some may be missing, as they
+    may for kubectl."""
+    if target.kubeconfig is not None:
+        return [(target.kubeconfig, "--kubeconfig")]
+    if named := os.environ.get("KUBECONFIG"):
+        found = [(Path(part).expanduser(), "KUBECONFIG") for part in named.split(os.pathsep) if part]
+    else:
+        found = [(Path("~/.kube/config").expanduser(), "the kubeconfig")]
+    return [(path, source) for path, source in found if path.exists()]
 
 
 def _from_pod(configuration: Configuration, target: Target, error: ConfigException) -> "Cluster":
