@@ -32,7 +32,9 @@ def reported(health: Health, report: NodeReport) -> Health:
         return health
     if report.failures == known and not report.failure.configuration:
         return health
-    return _failed(health, report.node, report.failure, max(1, report.failures - known))
+    # A rollout node that gets no weights serves nothing, and the job does well without it.
+    spared = report.kind == "rollout" and report.failure.stage == "pull"
+    return _failed(health, report.node, report.failure, 0 if spared else max(1, report.failures - known))
 
 
 def failed(health: Health, pod: str, failure: Failure) -> Health:
