@@ -1,4 +1,4 @@
-"""Pulling with Mooncake's calls; the engine is a stand-in that reads within this process (`benchmarks/weight_transfer.py` runs the real one)."""
+"""Pulling with Mooncake's calls; the engine is a stand-in within this process (`benchmarks/weight_transfer.py` runs the real one)."""
 
 import asyncio
 import ctypes
