@@ -139,11 +139,13 @@ def test_a_version_leaves_its_source_about_once_however_many_replicas_want_it() 
         assert 64 <= swarm.sent["worker"] <= 1.5 * 64, f"{replicas} replicas"
 
 
-def test_what_is_on_its_way_to_another_is_not_taken_from_the_source_again() -> None:
-    whole = Peer(0b1111)
-    peers = {"worker": whole, "a": Peer(leases=(Lease("worker", 0b1111),)), "b": Peer()}
-    assert grant(4, peers, "b", Limits()) == ()
-    peers["a"] = Peer(have=0b0001, leases=(Lease("worker", 0b1110),))
+def test_what_is_on_its_way_to_another_is_taken_again_only_if_there_is_nothing_else_to_do() -> None:
+    peers = {"worker": Peer(0b1111), "a": Peer(leases=(Lease("worker", 0b0011),)), "b": Peer()}
+    leases = grant(4, peers, "b", Limits())
+    assert union(lease.pieces for lease in leases) == 0b1100
+    peers["b"] = Peer(have=0b1100)
+    assert len(grant(4, peers, "b", Limits())) == 1
+    peers["a"] = Peer(have=0b0001, leases=(Lease("worker", 0b0010),))
     assert grant(4, peers, "b", Limits()) == (Lease("a", 0b0001),)
 
 

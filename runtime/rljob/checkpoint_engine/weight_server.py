@@ -72,7 +72,7 @@ class WeightServer:
             """Bound to this shelf."""
 
         Handler.shelf, Handler.memory = shelf, memory
-        self._server = ThreadingHTTPServer((host, 0), Handler)
+        self._server = _Server((host, 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="weight-server", daemon=True)
         self._thread.start()
 
@@ -84,6 +84,11 @@ class WeightServer:
         """Accept nobody any more."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+    """Connections that wait to be accepted: several nodes open several streams at once."""
 
 
 class _Handler(BaseHTTPRequestHandler):

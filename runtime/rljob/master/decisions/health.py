@@ -32,9 +32,10 @@ def reported(health: Health, report: NodeReport) -> Health:
         return health
     if report.failures == known and not report.failure.configuration:
         return health
-    # A rollout node that gets no weights serves nothing, and the job does well without it.
-    spared = report.kind == "rollout" and report.failure.stage == "pull"
-    return _failed(health, report.node, report.failure, 0 if spared else max(1, report.failures - known))
+    if report.kind == "rollout" and report.failure.stage == "pull":
+        # It gets no weights (no room in its shared memory, say) and serves nothing; the job does well without it.
+        return _failed(health, report.node, report.failure.model_copy(update={"configuration": False}), 0)
+    return _failed(health, report.node, report.failure, max(1, report.failures - known))
 
 
 def failed(health: Health, pod: str, failure: Failure) -> Health:
