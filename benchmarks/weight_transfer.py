@@ -175,8 +175,9 @@ def by_transport(transport: Transport, url: str, draft: Draft, streams: int) -> 
     count = len(draft.pieces)
 
     def part(number: int) -> None:
-        for piece in range(count * number // streams, count * (number + 1) // streams):
-            found[number].read(draft.pieces[piece].offset, draft.room(piece))
+        share = range(count * number // streams, count * (number + 1) // streams)
+        for _ in found[number].read(draft.pieces[share[0]].offset, [draft.room(piece) for piece in share]):
+            pass
 
     seconds = in_threads(part, streams)
     for stream in found:

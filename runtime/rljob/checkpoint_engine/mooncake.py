@@ -15,7 +15,7 @@ import json
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, BinaryIO, Protocol
@@ -143,11 +143,14 @@ class MooncakeStream:
         self._engine, self._control, self._source = engine, control, source
         self._place: tuple[str, int] | None = None
 
-    def read(self, offset: int, room: memoryview) -> None:
+    def read(self, offset: int, rooms: Sequence[memoryview]) -> Iterator[None]:
         segment, base = self._place = self._place or self._ask()
-        address = ctypes.addressof(ctypes.c_char.from_buffer(room))
-        if self._engine.batch_transfer_sync_read(segment, [address], [base + offset], [len(room)]) != 0:
-            raise SourceFailed(f"Mooncake could not read {len(room)} bytes from {self._source}: it went away or stalled")
+        for room in rooms:
+            address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+            if self._engine.batch_transfer_sync_read(segment, [address], [base + offset], [len(room)]) != 0:
+                raise SourceFailed(f"Mooncake could not read {len(room)} bytes from {self._source}: it went away or stalled")
+            offset += len(room)
+            yield
 
     def _ask(self) -> tuple[str, int]:
         try:

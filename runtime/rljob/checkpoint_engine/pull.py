@@ -20,7 +20,7 @@ from rljob.checkpoint_engine.outcome import DeadlineExceeded, MasterAway
 from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
 from rljob.checkpoint_engine.weight_server import Shelf
 from rljob.wire.node import Progress
-from rljob.wire.pieces import PullLease, PullPlan, PullReport, mask_of, members, text_of
+from rljob.wire.pieces import PullLease, PullPlan, PullReport, mask_of, runs, text_of
 from rljob.wire.weights import Manifest
 
 log = logging.getLogger(__name__)
@@ -194,12 +194,13 @@ class Puller:
                 return
             pull.streams[stream] = source
         try:
-            for piece in members(mask_of(lease.pieces)):
-                stream.read(pull.draft.pieces[piece].offset, pull.draft.room(piece))
-                if not pull.draft.checks(piece):
-                    raise _wrong(stream, lease.source, piece)
-                if not pull.accept(piece, source):
-                    return
+            for run in runs(mask_of(lease.pieces)):
+                arriving = stream.read(pull.draft.pieces[run[0]].offset, [pull.draft.room(piece) for piece in run])
+                for piece, _ in zip(run, arriving, strict=True):
+                    if not pull.draft.checks(piece):
+                        raise _wrong(self._transport.connect(source, manifest.version, manifest.checksum), source, piece)
+                    if not pull.accept(piece, source):
+                        return
         except SourceFailed as error:
             if not pull.ended:
                 pull.refuse(source, error)
@@ -210,7 +211,9 @@ class Puller:
 
 
 def _wrong(stream: Stream, source: str, piece: int) -> SourceFailed:
-    """What wrong bytes mean: the source has begun to write another version, or it lies."""
-    if stream.holds():
+    """What wrong bytes mean: the source has begun to write another version, or it lies. `stream` is a new one."""
+    held = stream.holds()
+    stream.close()
+    if held:
         return SourceLied(f"{source} sent a piece ({piece}) with a wrong checksum")
     return SourceFailed(f"{source} no longer has the version")

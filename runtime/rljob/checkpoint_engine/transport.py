@@ -7,6 +7,7 @@ is trusted: the caller checks it (`rljob.checkpoint_engine.pull`).
 import re
 import socket
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Protocol
@@ -34,8 +35,8 @@ class SourceLied(SourceFailed):
 class Stream(Protocol):
     """A connection to one source for one version. Its methods block; `close` may be called from another thread and ends a read."""
 
-    def read(self, offset: int, room: memoryview) -> None:
-        """Fill `room` with what the source has from `offset` on.
+    def read(self, offset: int, rooms: Sequence[memoryview]) -> Iterator[None]:
+        """Fill the rooms, one after the other, with what the source has from `offset` on; yields whenever one is full.
 
         Raises:
             SourceFailed: it did not come.
@@ -88,12 +89,16 @@ class HttpStream:
         self._socket: socket.socket | None = None
         self._closed = False
 
-    def read(self, offset: int, room: memoryview) -> None:
-        status, length, begun = self._ask("GET", "weights", f"Range: bytes={offset}-{offset + len(room) - 1}\r\n")
-        if status != HTTPStatus.PARTIAL_CONTENT or length != len(room):
+    def read(self, offset: int, rooms: Sequence[memoryview]) -> Iterator[None]:
+        size = sum(map(len, rooms))
+        status, length, begun = self._ask("GET", "weights", f"Range: bytes={offset}-{offset + size - 1}\r\n")
+        if status != HTTPStatus.PARTIAL_CONTENT or length != size:
             self.close()
-            raise SourceFailed(f"{self._source} does not have {len(room)} bytes at {offset}: status {status}")
-        self._take(begun, room)
+            raise SourceFailed(f"{self._source} does not have {size} bytes at {offset}: status {status}")
+        for room in rooms:
+            self._take(begun[: len(room)], room)
+            begun = begun[len(room) :]
+            yield
 
     def memory(self) -> bytes:
         """Where the source has the version in its memory, for Mooncake (`/v1/memory` of the weight server).

@@ -88,6 +88,17 @@ def members(mask: int) -> tuple[int, ...]:
     return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
 
 
+def runs(mask: int) -> list[list[int]]:
+    """The same, neighbours together."""
+    found: list[list[int]] = []
+    for piece in members(mask):
+        if found and found[-1][-1] == piece - 1:
+            found[-1].append(piece)
+        else:
+            found.append([piece])
+    return found
+
+
 class HeldWeights(Message):
     """A complete version that a node gives to others."""
 

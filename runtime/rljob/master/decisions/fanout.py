@@ -103,7 +103,7 @@ def _best(sources: Sequence[_Source], mine: Sequence[str], missing: int, fetched
     for source in sources:
         offered = source.have & missing
         if source.whole:
-            # Not twice what is on its way to another, who can give it afterwards, unless there is nothing else to do: the other may be slow.
+            # Not twice what is on its way to another, who can give it afterwards; unless there is nothing else to do, as that may be slow.
             offered = offered & ~spread or (0 if mine else offered & ~fetched or offered)
         if offered:
             # What nobody but a whole copy has comes first: only it can give that, and everything else can come from others.
