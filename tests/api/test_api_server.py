@@ -145,6 +145,10 @@ def test_names_of_jobs_are_taken_alike(judge: Judge, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {("rollout", "weights"): {"protocol": "rdma"}},
+            "protocol is rdma, which transport (http) does not have; set transport to mooncake",
+        ),
         ({("rollout", "tokenBudget"): 600}, "tokenBudget (600) is more than maxTokens (512); leave tokenBudget out or lower it"),
         ({("rollout", "tensorParallel"): 4}, "rollout.tensorParallel (4) is more than accelerator.perNode (1); lower it or raise perNode"),
         ({("model", "maxLength"): 100}, "rollout.maxTokens (512) leaves no room for a prompt in model.maxLength (100)"),

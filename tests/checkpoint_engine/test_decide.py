@@ -24,6 +24,7 @@ from rljob.checkpoint_engine.state import (
     Observed,
     Offload,
     Onload,
+    Pull,
     Recall,
     Register,
     Rollout,
@@ -94,6 +95,8 @@ def done(step: Step, seen: Observed) -> Observed:
             return replace(seen, arena=version, known=replace(known, manifest=manifest_of(version, truth(version)), arena_refused=False))
         case Recall(version):
             return replace(seen, known=replace(known, **vars(knows(version)) | {"gate": known.gate, "attested": known.attested}))
+        case Pull(version):
+            return replace(seen, arena=version, known=replace(known, **vars(knows(version)) | {"gate": known.gate}))
         case Register(version):
             return replace(seen, known=replace(known, registered=(version, truth(version))))
         case Offload() | Onload():
@@ -334,11 +337,27 @@ def test_weights_of_the_right_number_and_the_wrong_checksum_are_exported_again()
     assert steps(desired("rollout"), seen)[:3] == [Gate("trainer"), Onload(), Export(3, truth(3))]
 
 
-def test_a_node_without_a_trainer_does_no_harm() -> None:
-    seen = world(Site("rollout", "cpu", "restart"))
-    step = decide(desired("rollout"), seen, 0.0)
-    assert isinstance(step, Idle)
-    assert "serves nothing" in step.reason
+ROLLOUT = Site("rollout", "cpu", "restart")
+
+
+def test_a_node_without_a_trainer_pulls_what_is_wanted_and_serves_it() -> None:
+    assert steps(desired("rollout"), world(ROLLOUT)) == [Pull(3, truth(3)), Gate("engine"), StartEngine(), LoadEngine(3), Attest(3)]
+    assert steps(desired("rollout", 0, None), world(ROLLOUT))[0] == Pull(0, None)
+
+
+def test_an_engine_with_an_older_version_leaves_before_the_next_is_pulled() -> None:
+    seen = world(ROLLOUT, engine=engine(2), arena=2, known=knows(2, attested=("e", 2, truth(2))))
+    assert steps(desired("rollout"), seen)[:2] == [RESTART, Pull(3, truth(3))]
+    assert not routable(desired("rollout"), seen)
+
+
+def test_an_agent_that_was_started_again_asks_whether_what_it_has_is_what_is_wanted() -> None:
+    assert steps(desired("rollout"), world(ROLLOUT, arena=3))[:2] == [Recall(3), Gate("engine")]
+
+
+def test_weights_that_an_engine_refused_are_pulled_again() -> None:
+    seen = world(ROLLOUT, arena=3, known=knows(3, arena_refused=True))
+    assert steps(desired("rollout"), seen)[0] == Pull(3, truth(3))
 
 
 def test_idle_leaves_the_accelerator_and_keeps_the_state() -> None:

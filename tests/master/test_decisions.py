@@ -288,6 +288,14 @@ class TestHealth:
         assert "5 failures in a row" in str(error)
         assert "it died" in str(error)
 
+    def test_a_rollout_node_that_gets_no_weights_is_told_of_and_does_not_end_the_job(self) -> None:
+        failure = Failure(stage="pull", reason="ConfigurationError", message="no room in /dev/shm", configuration=True)
+        report = self.report(9).model_copy(update={"node": "rollout-0", "kind": "rollout", "failure": failure})
+        state = health.reported(health.Health(), report)
+        assert health.end_of(state, 0) is None
+        assert state.last is not None
+        assert (state.last.pod, state.last.message) == ("rollout-0", "no room in /dev/shm")
+
     def test_progress_ends_the_row(self) -> None:
         state = health.progressed(health.reported(health.Health(), self.report(3)))
         assert state.failures == 0

@@ -10,7 +10,8 @@ from tests.master.virtual import run
 from rljob.api.status import JobStatus
 from rljob.wire.batch import Batch
 from rljob.wire.node import NodeDesired
-from rljob.wire.weights import Manifest
+from rljob.wire.pieces import PullPlan, PullReport
+from rljob.wire.weights import Manifest, Shard, TensorEntry
 
 
 def with_master(world: World, work: Callable[[], Awaitable[None]]) -> None:
@@ -160,5 +161,25 @@ def test_status_metrics_and_page_answer_at_any_time(tmp_path: Path) -> None:
         page = (await world.call("GET", "/")).text
         assert "<title>test</title>" in page
         assert "setInterval" in page
+
+    with_master(world, work)
+
+
+def test_a_node_that_pulls_is_told_what_to_do(tmp_path: Path) -> None:
+    world = World(tmp_path, job(), inputs())
+    shard = Shard(node="worker-0", segment="arena", offset=4096, bytes=32, start=0, rows=4)
+    tensor = TensorEntry(name="w", dtype="F32", shape=(4, 2), shards=(shard,), checksum="c")
+    whole = manifest(0, "a").model_copy(update={"tensors": (tensor,)})
+    report = PullReport(node="rollout-0", url="http://rollout-0", checksum="a", have="0")
+
+    async def work() -> None:
+        assert (await world.call("POST", "/v1/weights/0/pull", report.model_dump_json())).status_code == 404
+        await world.call("PUT", "/v1/weights/0", whole.model_dump_json())
+        await asyncio.sleep(0.1)
+        answer = await world.call("POST", "/v1/weights/0/pull", report.model_dump_json())
+        assert PullPlan.model_validate_json(answer.content) == PullPlan(wanted=True), "nobody has said that it gives it"
+        assert (await world.call("POST", "/v1/weights/0/pull", "{}")).status_code == 400
+        bad = report.model_copy(update={"have": "ff"})
+        assert (await world.call("POST", "/v1/weights/0/pull", bad.model_dump_json())).status_code == 422
 
     with_master(world, work)

@@ -143,6 +143,22 @@ class EngineSpec(Part):
     """Further vLLM options, name without dashes to value; for what this schema does not name."""
 
 
+class WeightsSpec(Part):
+    """How a version of the weights comes to rollout pods."""
+
+    transport: Literal["http", "mooncake"] = "http"
+    """`http`: range reads over several TCP connections; needs nothing. `mooncake`: Mooncake's transfer engine, for networks with RDMA; its
+    package has to be in the image of the checkpoint-engine. Over TCP, `http` is the faster one."""
+    protocol: Literal["tcp", "rdma"] = "tcp"
+    """What Mooncake runs on."""
+
+    @model_validator(mode="after")
+    def _rdma_by_mooncake(self) -> "WeightsSpec":
+        if self.protocol == "rdma" and self.transport != "mooncake":
+            raise ValueError(f"protocol is rdma, which transport ({self.transport}) does not have; set transport to mooncake")
+        return self
+
+
 class RolloutSpec(Part):
     """Generation."""
 
@@ -163,6 +179,8 @@ class RolloutSpec(Part):
     """A segment written by a policy more than so many versions old is left out of the loss (the answer still counts)."""
     repetition: Repetition = Repetition()
     """Repetition detection."""
+    weights: WeightsSpec = WeightsSpec()
+    """Weight transfer to rollout pods."""
     engine: EngineSpec = EngineSpec()
     """vLLM's own settings."""
 

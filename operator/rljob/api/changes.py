@@ -6,8 +6,8 @@ which cost may change, because people need that while a job runs for days:
 
 - `iterations`: longer, shorter. `suspend`, `backoffLimit`, the deadlines: how it is run.
 - `rollout.replicas` (`kubectl scale`), `reward.replicas`, `reward.workers`, `sandbox`: how many serve it.
-- `rollout.engine`, `switch`, `reward.timeoutSeconds`, `templates`, `credentials`: the remedies for what goes wrong in a cluster. An
-  engine's settings never change a policy, and every engine is attested against the trainer.
+- `rollout.engine`, `rollout.weights`, `switch`, `reward.timeoutSeconds`, `templates`, `credentials`: the remedies for what goes wrong in a
+  cluster. An engine's settings never change a policy, and every engine is attested against the trainer.
 - `evaluation.every`, `checkpoint.keep`, `checkpoint.keepEvery`: what is looked at and kept.
 
 `queueName` may change while the job is suspended, as Kueue asks of every job.
@@ -26,6 +26,7 @@ CHANGEABLE = (
     "evaluation.every",
     "rollout.replicas",
     "rollout.engine",
+    "rollout.weights",
     "reward.replicas",
     "reward.workers",
     "reward.timeoutSeconds",

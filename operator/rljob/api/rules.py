@@ -75,6 +75,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "tokenBudget ({self.tokenBudget}) is more than maxTokens ({self.maxTokens}); leave tokenBudget out or lower it",
         ),
     ),
+    "spec.rollout.weights": (
+        Rule(
+            "self.protocol != 'rdma' || self.transport == 'mooncake'",
+            "protocol is rdma, which transport ({self.transport}) does not have; set transport to mooncake",
+        ),
+    ),
     "spec": (
         Rule(
             f"{_NEED} > 0 && ({_WORLD}) % ({_NEED}) == 0",

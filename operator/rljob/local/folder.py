@@ -189,7 +189,14 @@ def replace_text(path: Path, text: str) -> None:
 _MAY_CHANGE = (
     *("spec.iterations", "spec.suspend", "spec.backoffLimit", "spec.activeDeadlineSeconds", "spec.ttlSecondsAfterFinished"),
     *("spec.queueName", "spec.templates", "spec.checkpoint", "spec.files", "spec.credentials", "spec.switch", "spec.accelerator"),
-    *("spec.sandbox", "spec.rollout.replicas", "spec.rollout.tensorParallel", "spec.rollout.engine", "spec.evaluation.every"),
+    *(
+        "spec.sandbox",
+        "spec.rollout.replicas",
+        "spec.rollout.tensorParallel",
+        "spec.rollout.engine",
+        "spec.rollout.weights",
+        "spec.evaluation.every",
+    ),
     *("spec.trainer.nodes", "spec.trainer.tensorParallel", "spec.trainer.pipelineParallel", "spec.trainer.expertParallel"),
     *("spec.trainer.contextParallel", "spec.trainer.microBatchTokens", "spec.trainer.recompute"),
     *("spec.reward.replicas", "spec.reward.workers", "spec.reward.timeoutSeconds"),

@@ -139,11 +139,6 @@ def without_effect(job: RLJob) -> list[str]:
             f"spec.sandbox.replicas is {spec.sandbox.replicas}, but `rljob run` starts one: copies would only share its cores; "
             "raise spec.sandbox.slots for more programs at once"
         )
-    if spec.rollout.replicas > 0:
-        found.append(
-            f"spec.rollout.replicas is {spec.rollout.replicas}, but weights do not reach rollout pods yet: they answer no prompt and only "
-            "take memory here; set it to 0"
-        )
     if spec.trainer.nodes > 1:
         found.append(
             f"spec.trainer.nodes is {spec.trainer.nodes}, but one machine is one node, and more than one is not supported yet; set it to 1 "

@@ -32,11 +32,11 @@ _RUN = ("iterations", "evaluation", "backoffLimit", "activeDeadlineSeconds", "ch
 _SANDBOX = tuple(f"sandbox.{name}" for name in ("replicas", "slots", "memoryPerRun", "queue", "minimum", "backend"))
 """How the sandbox runs; whether there is one is what the preparation asks."""
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
-    "master": (*CLUSTER, *_SANDBOX, "reward.workers", "reward.timeoutSeconds"),
+    "master": (*CLUSTER, *_SANDBOX, "reward.workers", "reward.timeoutSeconds", "rollout.weights"),
     "node": (*CLUSTER, *_RUN, "reward", "sandbox"),
     "reward": (
         *(*CLUSTER, *_RUN, "reward.replicas", "sandbox"),
-        *("switch", "accelerator", "trainer", "rollout.tensorParallel", "rollout.engine"),
+        *("switch", "accelerator", "trainer", "rollout.tensorParallel", "rollout.engine", "rollout.weights"),
     ),
 }
 """Fields below `spec`, at most two levels deep, that a file leaves out. `node` is for worker and rollout pods."""

@@ -16,8 +16,12 @@ from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.checkpoint_engine.act import Parts, Plan
 from rljob.checkpoint_engine.clients import HttpEngine, HttpMaster, HttpShim, HttpTrainer, LocalArena, Shim, socket_client
 from rljob.checkpoint_engine.gate import CpuMemory, DeviceMemory, NvmlMemory
+from rljob.checkpoint_engine.mooncake import Memory, MooncakeTransport, open_engine
 from rljob.checkpoint_engine.node import Node
+from rljob.checkpoint_engine.pull import Puller
 from rljob.checkpoint_engine.state import Owner, Site
+from rljob.checkpoint_engine.transport import HttpTransport, Transport
+from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.rollout.client import EngineClient
 from rljob.rollout.engine import GPU_UTILIZATION, engine_argv, engine_dtype, engine_environment, kv_cache_bytes
 from rljob.wire.data import Prepared
@@ -61,21 +65,40 @@ async def run(environment: Environment) -> None:
     ):
         shims: dict[Owner, Shim] = {"trainer": HttpShim(trainer_shim, "megatron shim"), "engine": HttpShim(engine_shim, "vllm shim")}
         memory = device_memory(job, shims)
-        plan = make_plan(job, environment, memory)
+        shelf = Shelf(environment.directory("shm") / ARENA)
+        transport, registered = weight_transport(job, environment.advertise_host)
+        server = WeightServer(shelf, environment.listen("engine")[0], registered)
+        plan = make_plan(job, environment, memory, server.port)
+        client = HttpMaster(master, environment.node)
+        puller = Puller(client, transport, shelf, plan.arena, plan.node, plan.weights_url, plan.deadline)
         parts = Parts(
             trainer_shim=shims["trainer"],
             trainer=HttpTrainer(trainer),
             engine_shim=shims["engine"],
             engine=HttpEngine(EngineClient(plan.engine_url, engine)),
-            master=HttpMaster(master, environment.node),
+            master=client,
             weights=LocalArena(plan.arena),
             memory=memory,
             new_incarnation=lambda: uuid.uuid4().hex,
+            peers=puller if plan.site.kind == "rollout" else None,
         )
         node = Node(plan, parts, uuid.uuid4().hex, time.time)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, node.end)
         await node.run()
+
+
+def weight_transport(job: RLJob, host: str) -> tuple[Transport, Memory | None]:
+    """How other nodes' weights come here, and this node's memory for those that read it themselves.
+
+    Raises:
+        ConfigurationError: Mooncake is wanted and cannot be used.
+    """
+    how = job.spec.rollout.weights
+    if how.transport == "http":
+        return HttpTransport(), None
+    engine = open_engine(host, how.protocol)
+    return MooncakeTransport(engine), Memory(engine, host)
 
 
 def device_memory(job: RLJob, shims: dict[Owner, Shim]) -> DeviceMemory:
@@ -90,7 +113,7 @@ def device_memory(job: RLJob, shims: dict[Owner, Shim]) -> DeviceMemory:
     return CpuMemory(held)
 
 
-def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory) -> Plan:
+def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory, weights_port: int) -> Plan:
     """Everything that stays the same while this node works."""
     prepared = read_prepared(environment.directory("data") / "prepared.json")
     model = environment.directory("model")
@@ -110,6 +133,7 @@ def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory) -> Pla
         gate_deadline=spec.switch.memory_gate.deadline_seconds,
         leak_tolerance=parse_size(spec.switch.memory_gate.leak_tolerance),
         claims=claims(job, prepared, model, memory),
+        weights_url=f"http://{environment.advertise_host}:{weights_port}",
     )
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from rljob.api import InfrastructureError
 from rljob.checkpoint_engine import gate
-from rljob.checkpoint_engine.clients import Engine, Master, Shim, Trainer, WeightSource
+from rljob.checkpoint_engine.clients import Engine, Master, Peers, Shim, Trainer, WeightSource
 from rljob.checkpoint_engine.decide import keeps_engine
 from rljob.checkpoint_engine.outcome import AttestationFailed, ChecksumMismatch, DeadlineExceeded, exit_error, telling_line
 from rljob.checkpoint_engine.processes import KILL_DEADLINE
@@ -28,6 +28,7 @@ from rljob.checkpoint_engine.state import (
     Offload,
     Onload,
     Owner,
+    Pull,
     Recall,
     Register,
     Save,
@@ -75,6 +76,8 @@ class Plan:
     leak_tolerance: int
     claims: Mapping[Owner, int]
     """Bytes that an owner is estimated to need."""
+    weights_url: str = ""
+    """Where other nodes can have this node's weights."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Parts:
     weights: WeightSource
     memory: gate.DeviceMemory
     new_incarnation: Callable[[], str]
+    peers: Peers | None = None
+    """None at a node that makes its weights itself."""
 
 
 class Actor:
@@ -112,6 +117,8 @@ class Actor:
             trained, stale = await self._train(step.task), known.manifest is not None and known.manifest.version == step.task.version
             # Made again after its export: what the arena holds is not known to be the same.
             return replace(known, trained=trained, manifest=None if stale else known.manifest)
+        if isinstance(step, Pull):
+            return await self._pull(step, known)
         limit = self.plan.gate_deadline + self.plan.deadline if isinstance(step, Gate) else self.plan.deadline
         try:
             async with asyncio.timeout(limit):
@@ -139,6 +146,16 @@ class Actor:
                 return replace(known, registered=(version, manifest.checksum))
             case _:
                 raise TypeError(f"{step} is nothing to do")
+
+    async def _pull(self, step: Pull, known: Known) -> Known:
+        """Nothing changes if the master wants something else meanwhile. A pull that gets on may take as long as it takes."""
+        if self.parts.peers is None:
+            raise TypeError("this node pulls nothing")
+        manifest = await self.parts.peers.pull(step.version, step.checksum, self._publish)
+        if manifest is None:
+            return known
+        label = (manifest.version, manifest.checksum)
+        return replace(known, manifest=manifest, registered=label, arena_refused=False, unknown_to_master=None)
 
     async def _trainer(self, step: Step, known: Known) -> Known:
         trainer = self.parts.trainer

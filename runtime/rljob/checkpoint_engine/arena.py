@@ -26,7 +26,8 @@ import torch
 import xxhash
 
 from rljob.api import ConfigurationError, InfrastructureError
-from rljob.checkpoint_engine.layout import DTYPES, NAMES, PAGE, TensorSpec, allocate, header_text, human_size, parse_header
+from rljob.checkpoint_engine.layout import DTYPES, NAMES, PAGE, TensorSpec, allocate, header_text, parse_header
+from rljob.checkpoint_engine.space import human_size
 from rljob.wire.weights import Manifest, Shard, TensorEntry
 
 __all__ = [

@@ -3,17 +3,20 @@
 import asyncio
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
 from rljob.api import ConfigurationError, InfrastructureError
+from rljob.checkpoint_engine.draft import draft_path
 from rljob.checkpoint_engine.outcome import ChecksumMismatch, MasterAway, WrongState
 from rljob.checkpoint_engine.state import EngineState
 from rljob.rollout.client import EngineClient
 from rljob.wire.base import Message
-from rljob.wire.node import NodeDesired, NodeReport, TrainMetrics, TrainTask
+from rljob.wire.node import NodeDesired, NodeReport, Progress, TrainMetrics, TrainTask
+from rljob.wire.pieces import PullPlan, PullReport
 from rljob.wire.shim import ShimStatus, StartRequest, StopRequest
 from rljob.wire.trainer import TASK_HEADER, CheckpointCommand, ExportCommand, LoadCommand, TrainerStatus
 from rljob.wire.weights import Manifest
@@ -85,13 +88,20 @@ class Master(Protocol):
 
 
 class WeightSource(Protocol):
-    """Where weights come from. Now only the arena that the local trainer writes; peers of other nodes will be another."""
+    """The arena, written by the local trainer or from other nodes."""
 
     def version(self) -> int | None:
         """Version that lies complete in the local arena."""
 
     def remove(self) -> None:
         """Leave no shared memory behind."""
+
+
+class Peers(Protocol):
+    """The other nodes (rljob.checkpoint_engine.pull)."""
+
+    async def pull(self, version: int, checksum: str | None, publish: Callable[[Progress | None], None]) -> Manifest | None:
+        """Bring a version into the arena; None if it is not wanted any more."""
 
 
 def socket_client(path: Path) -> httpx.AsyncClient:
@@ -225,6 +235,10 @@ class HttpMaster:
         answer = await self._request("GET", f"/v1/weights/{version}", accept=(404,))
         return None if answer.status_code == 404 else Manifest.model_validate_json(answer.content)
 
+    async def pull(self, version: int, report: PullReport) -> PullPlan:
+        answer = await self._request("POST", f"/v1/weights/{version}/pull", report.model_dump_json(), accept=(404,))
+        return PullPlan(wanted=False) if answer.status_code == 404 else PullPlan.model_validate_json(answer.content)
+
     async def _request(
         self, method: str, path: str, content: str | None = None, patience: float = 60, accept: tuple[int, ...] = ()
     ) -> httpx.Response:
@@ -258,7 +272,8 @@ class LocalArena:
             return None  # no file, being made, or half written
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        for path in (self.path, draft_path(self.path)):
+            path.unlink(missing_ok=True)
 
 
 def parse_label(label: str) -> tuple[int | None, str | None]:

@@ -18,6 +18,7 @@ from rljob.checkpoint_engine.state import (
     Observed,
     Offload,
     Onload,
+    Pull,
     Recall,
     Register,
     Rollout,
@@ -126,8 +127,7 @@ def _provide(version: int, checksum: str | None, seen: Observed) -> Step:
     if step := _engine_leaves(seen):  # the arena is about to be written, and the trainer needs the accelerator
         return step
     if seen.site.kind == "rollout":
-        # An error would be counted against the job, and it does well without this node.
-        return Idle("weights of other nodes do not reach this one yet: it serves nothing")
+        return Pull(version, checksum)
     return _trainer_holds(version, seen) or Export(version, checksum)
 
 

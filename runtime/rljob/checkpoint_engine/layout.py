@@ -1,6 +1,5 @@
 """How named tensors lie in a file (safetensors: header length, JSON, data), and how such a file comes into being."""
 
-import errno
 import json
 import math
 import mmap
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from rljob.api import ConfigurationError, InfrastructureError
+from rljob.api import ConfigurationError
+from rljob.checkpoint_engine.space import human_size, reserve
 
 PAGE = 4096
 DTYPES = {
@@ -49,16 +49,6 @@ class Header:
     @property
     def file_size(self) -> int:
         return self.size + sum(spec.nbytes for spec in self.specs)
-
-
-def human_size(count: int) -> str:
-    """`1.5 GiB`, for messages."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def header_text(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
@@ -107,7 +97,7 @@ def allocate(path: Path, specs: tuple[TensorSpec, ...], metadata: Mapping[str, s
     except OSError as error:
         raise ConfigurationError(f"cannot create {path}: {error.strerror}; check that the folder exists and may be written") from error
     try:
-        _reserve(path, descriptor, need)
+        reserve(path, descriptor, need)
         os.pwrite(descriptor, (start - 8).to_bytes(8, "little") + text.ljust(start - 8), 0)
         os.rename(draft, path)
     except BaseException:
@@ -115,23 +105,3 @@ def allocate(path: Path, specs: tuple[TensorSpec, ...], metadata: Mapping[str, s
         draft.unlink(missing_ok=True)
         raise
     return descriptor
-
-
-def _reserve(path: Path, descriptor: int, need: int) -> None:
-    """Allocate every page now: a write to a full shared-memory folder later would be a bus error, which nobody can catch."""
-    try:
-        status = os.fstatvfs(descriptor)
-        if need > status.f_bavail * status.f_frsize:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.posix_fallocate(descriptor, 0, need)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InfrastructureError(f"cannot allocate {human_size(need)} for {path}: {error.strerror}") from error
-        status = os.fstatvfs(descriptor)
-        remedy = (
-            "raise the size of the shared-memory volume (`mount -o remount,size=...` on /dev/shm, `sizeLimit` of the emptyDir)"
-            if str(path).startswith("/dev/shm")
-            else "free space there or choose another folder"
-        )
-        free = human_size(status.f_bavail * status.f_frsize)
-        raise ConfigurationError(f"{path} needs {human_size(need)}, {path.parent} has {free} free: {remedy}") from error

@@ -13,6 +13,7 @@ from rljob.checkpoint_engine.observe import Observer
 from rljob.checkpoint_engine.outcome import MasterAway
 from rljob.checkpoint_engine.state import NAMES, Finish, Idle, Known, Observed, Rollout, Step
 from rljob.wire.node import EngineReport, NodeDesired, NodeReport, Progress, TrainerReport
+from rljob.wire.pieces import HeldWeights
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +196,7 @@ class Node:
             progress=self._progress,
             trainer=_trainer_report(seen),
             engine=_engine_report(seen, self._plan.engine_url, serving),
+            weights=_held(seen, known, self._plan.weights_url),
             trained=known.trained,
             checkpointed=known.checkpointed,
             timings=dict(known.timings),
@@ -238,6 +240,14 @@ def _engine_report(seen: Observed | None, url: str, serving: bool) -> EngineRepo
     if state.version is None or state.checksum is None:
         return None
     return EngineReport(url=url, incarnation=seen.engine.incarnation, version=state.version, checksum=state.checksum, routable=serving)
+
+
+def _held(seen: Observed | None, known: Known, url: str) -> HeldWeights | None:
+    """What other nodes can have from this one."""
+    manifest = known.manifest
+    if not url or seen is None or manifest is None or known.arena_refused or seen.arena != manifest.version:
+        return None
+    return HeldWeights(version=manifest.version, checksum=manifest.checksum, url=url)
 
 
 def _subject(step: Step) -> str:

@@ -175,6 +175,15 @@ class Recall:
 
 
 @dataclass(frozen=True)
+class Pull:
+    """Other nodes' weights come into the arena."""
+
+    version: int
+    checksum: str | None
+    """What it has to be, if known."""
+
+
+@dataclass(frozen=True)
 class Register:
     """Tell the master what the arena holds."""
 
@@ -257,7 +266,7 @@ class Finish:
 
 
 Step = (
-    StartTrainer | EndTrainer | Load | Train | Save | Checkpoint | Export | Recall | Register | Offload | Onload | Gate
+    StartTrainer | EndTrainer | Load | Train | Save | Checkpoint | Export | Recall | Pull | Register | Offload | Onload | Gate
     | StartEngine | ForkEngine | LoadEngine | Attest | StopEngine | SleepEngine | Rollout | Idle | Finish
 )  # fmt: skip
 
@@ -270,6 +279,7 @@ NAMES: Mapping[type[Step], node.Step] = {
     Checkpoint: "checkpoint",
     Export: "export",
     Recall: "register",
+    Pull: "pull",
     Register: "register",
     Offload: "offload",
     Onload: "onload",

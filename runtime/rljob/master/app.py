@@ -18,6 +18,7 @@ from rljob.api import ConfigurationError, JobFailed, RLJob, RLJobError
 from rljob.master.activity import Activity
 from rljob.master.decisions.identity import differences, identity
 from rljob.master.engines import Engine, EnginePool
+from rljob.master.exchange import Exchange
 from rljob.master.inputs import Inputs, read_inputs, read_tokenizer
 from rljob.master.lastwords import leave
 from rljob.master.loop import Loop
@@ -84,7 +85,8 @@ def assemble(job: RLJob, folders: Folders, inputs: Inputs, decode: Decode, datab
     )
     scorer = Scorer(outside.reward, watch, clock, spec.reward.replicas, spec.switch.deadline_seconds, spec.backoff_limit)
     nodes.observers += [watch.reported, pool.observe]
-    return Parts(job, folders, inputs, decode, state, nodes, pool, scorer, watch, Stopwatch(clock), Activity(clock), clock)
+    exchange = Exchange(nodes, clock)
+    return Parts(job, folders, inputs, decode, state, nodes, exchange, pool, scorer, watch, Stopwatch(clock), Activity(clock), clock)
 
 
 async def run_job(parts: Parts) -> None:

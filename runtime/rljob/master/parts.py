@@ -6,6 +6,7 @@ from pathlib import Path
 from rljob.api import RLJob
 from rljob.master.activity import Activity
 from rljob.master.engines import EnginePool
+from rljob.master.exchange import Exchange
 from rljob.master.inputs import Inputs
 from rljob.master.nodes import Nodes
 from rljob.master.scoring import Decode, Scorer
@@ -45,6 +46,7 @@ class Parts:
     decode: Decode
     state: State
     nodes: Nodes
+    exchange: Exchange
     pool: EnginePool
     scorer: Scorer
     watch: Watch

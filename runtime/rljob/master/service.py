@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from rljob.api import InfrastructureError
 from rljob.master.decisions.manifest import gap
 from rljob.master.parts import Parts
 from rljob.master.prometheus import exposition
@@ -13,6 +14,7 @@ from rljob.master.report import report_page
 from rljob.master.status import job_status
 from rljob.wire.base import Message
 from rljob.wire.node import NodeReport
+from rljob.wire.pieces import PullReport
 from rljob.wire.weights import Manifest
 
 DEFAULT_WAIT = 10.0
@@ -32,6 +34,7 @@ class Service:
                 Route("/v1/nodes/{node}/sync", self.sync, methods=["POST"]),
                 Route("/v1/weights/{version:int}", self.register, methods=["PUT"]),
                 Route("/v1/weights/{version:int}", self.manifest, methods=["GET"]),
+                Route("/v1/weights/{version:int}/pull", self.pull, methods=["POST"]),
                 Route("/v1/batches/{version:int}", self.batch, methods=["GET"]),
                 Route("/v1/status", self.status, methods=["GET"]),
                 Route("/healthz", self.health, methods=["GET"]),
@@ -76,6 +79,19 @@ class Service:
         """Where a version's weights are."""
         found = self._parts.state.versions.manifest(request.path_params["version"])
         return _message(found) if found else _refusal(404, f"version {request.path_params['version']} is not registered")
+
+    async def pull(self, request: Request) -> Response:
+        """What a node that pulls a version is to fetch next, and where."""
+        try:
+            report = PullReport.model_validate_json(await request.body())
+            manifest = self._parts.state.versions.manifest(request.path_params["version"])
+            if manifest is None:
+                return _refusal(404, f"version {request.path_params['version']} is not registered")
+            return _message(self._parts.exchange.plan(manifest, report))
+        except (ValidationError, ValueError) as error:
+            return _refusal(400, f"not a PullReport: {error}")
+        except InfrastructureError as error:
+            return _refusal(422, str(error))
 
     async def batch(self, request: Request) -> Response:
         """What the training task in progress consumes."""

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from rljob.wire.base import Failure, Message
+from rljob.wire.pieces import HeldWeights
 
 
 class TrainTask(Message):
@@ -42,7 +43,7 @@ class TrainMetrics(Message):
 
 
 Step = Literal[
-    "start-trainer", "load", "train", "export", "register", "checkpoint", "offload", "gate", "start-engine", "load-engine",
+    "start-trainer", "load", "train", "export", "register", "checkpoint", "offload", "gate", "pull", "start-engine", "load-engine",
     "attest", "rollout", "stop-engine", "onload", "idle",
 ]  # fmt: skip
 """What a node is doing; the cycle of DESIGN §3."""
@@ -91,6 +92,8 @@ class NodeReport(Message):
     progress: Progress | None = None
     trainer: TrainerReport | None = None
     engine: EngineReport | None = None
+    weights: HeldWeights | None = None
+    """The complete version that other nodes can have from this one."""
     trained: TrainMetrics | None = None
     """Result of the newest finished training task."""
     checkpointed: int | None = None

@@ -32,6 +32,9 @@ def reported(health: Health, report: NodeReport) -> Health:
         return health
     if report.failures == known and not report.failure.configuration:
         return health
+    if report.kind == "rollout" and report.failure.stage == "pull":
+        # It gets no weights (no room in its shared memory, say) and serves nothing; the job does well without it.
+        return _failed(health, report.node, report.failure.model_copy(update={"configuration": False}), 0)
     return _failed(health, report.node, report.failure, max(1, report.failures - known))
 
 

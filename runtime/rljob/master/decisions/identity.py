@@ -8,7 +8,7 @@ from rljob.api import RLJob
 FREE = (
     "iterations", "suspend", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "queueName", "templates", "checkpoint",
     "files", "credentials", "switch", "accelerator", "sandbox", "rollout.replicas", "rollout.tensorParallel", "rollout.engine",
-    "evaluation.every", "trainer.nodes", "trainer.tensorParallel", "trainer.pipelineParallel", "trainer.expertParallel",
+    "rollout.weights", "evaluation.every", "trainer.nodes", "trainer.tensorParallel", "trainer.pipelineParallel", "trainer.expertParallel",
     "trainer.contextParallel", "trainer.microBatchTokens", "trainer.recompute", "reward.replicas", "reward.workers",
     "reward.timeoutSeconds",
 )  # fmt: skip

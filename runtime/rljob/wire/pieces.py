@@ -1,0 +1,140 @@
+"""How a version is cut for its way to other nodes, and what a node and the master say about it.
+
+A piece is a run of whole tensors that lie one after the other in a segment. It comes from one source and is checked by the checksums of its
+tensors before it counts, so that whoever sent a wrong byte is known. Master and nodes derive the same pieces from the same manifest, and
+name a set of them by a bit mask (bit i is piece i), written in hex.
+
+`POST {master}/v1/weights/{version}/pull` takes a PullReport and answers with a PullPlan.
+"""
+
+from dataclasses import dataclass
+
+from rljob.api import InfrastructureError
+from rljob.wire.base import Message
+from rljob.wire.weights import Manifest, TensorEntry
+
+COUNT, SMALLEST = 256, 1 << 20
+"""A version has so many pieces, so that nodes soon have something to give, but none is smaller than so many bytes, and a larger tensor is
+a piece of its own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a piece."""
+
+    name: str
+    offset: int
+    """First byte within the segment."""
+    bytes: int
+    checksum: str
+    """xxh3-128, hex."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is fetched and checked as a whole."""
+
+    offset: int
+    bytes: int
+    parts: tuple[Part, ...]
+
+
+def pieces(manifest: Manifest) -> tuple[Piece, ...]:
+    """The pieces of a version, in the order of the segment.
+
+    Raises:
+        InfrastructureError: its tensors do not lie whole and one after the other in one segment.
+    """
+    parts = sorted((_part(tensor) for tensor in manifest.tensors), key=lambda part: (part.offset, part.bytes))
+    if not parts or len({shard.segment for t in manifest.tensors for shard in t.shards}) != 1:
+        raise InfrastructureError(f"version {manifest.version} does not lie in one segment: other nodes cannot pull it")
+    target = max(SMALLEST, sum(part.bytes for part in parts) // COUNT)
+    found: list[Piece] = []
+    open_: list[Part] = []
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        open_.append(part)
+        end = part.offset + part.bytes
+        if following is not None and following.offset != end:
+            raise InfrastructureError(
+                f"version {manifest.version} has a hole or an overlap between {part.name}, which ends at byte {end}, and {following.name}, "
+                f"which begins at {following.offset}"
+            )
+        size = end - open_[0].offset
+        if following is None or size + following.bytes > target:
+            found.append(Piece(open_[0].offset, size, tuple(open_)))
+            open_ = []
+    return tuple(found)
+
+
+def _part(tensor: TensorEntry) -> Part:
+    if len(tensor.shards) != 1:
+        raise InfrastructureError(f"{tensor.name} lies in {len(tensor.shards)} shards; other nodes can only pull whole tensors")
+    (shard,) = tensor.shards
+    return Part(tensor.name, shard.offset, shard.bytes, tensor.checksum)
+
+
+def mask_of(text: str) -> int:
+    """A set of pieces from the wire."""
+    return int(text, 16)
+
+
+def text_of(mask: int) -> str:
+    """A set of pieces for the wire."""
+    return f"{mask:x}"
+
+
+def members(mask: int) -> tuple[int, ...]:
+    """Numbers of the pieces in a set, rising."""
+    return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
+
+
+def runs(mask: int) -> list[list[int]]:
+    """The same, neighbours together."""
+    found: list[list[int]] = []
+    for piece in members(mask):
+        if found and found[-1][-1] == piece - 1:
+            found[-1].append(piece)
+        else:
+            found.append([piece])
+    return found
+
+
+class HeldWeights(Message):
+    """A complete version that a node gives to others."""
+
+    version: int
+    checksum: str
+    url: str
+    """Where its weight server is; a node agent that was started again has another."""
+
+
+class PullLease(Message):
+    """Pieces to be fetched from one source over one stream."""
+
+    source: str
+    """Base address of the source's weight server, which also names the source."""
+    pieces: str
+
+
+class PullReport(Message):
+    """What a node that pulls a version has of it."""
+
+    node: str
+    url: str
+    """Its own weight server, from which others can have what it has."""
+    checksum: str
+    have: str
+    """Pieces that are here and checked."""
+    fetching: tuple[PullLease, ...] = ()
+    """What is still under way."""
+    refused: tuple[str, ...] = ()
+    """Sources that this node does not use any more."""
+
+
+class PullPlan(Message):
+    """What to do now."""
+
+    wanted: bool
+    """False: no node is to serve this version any more (or not yet); give up."""
+    leases: tuple[PullLease, ...] = ()
+    """To be fetched besides what is under way."""

@@ -1,0 +1,90 @@
+"""Pulling with Mooncake's calls; the engine is a stand-in within this process (`benchmarks/weight_transfer.py` runs the real one)."""
+
+import asyncio
+import ctypes
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.checkpoint_engine.test_pull import Master, made, whole
+
+from rljob.api import ConfigurationError
+from rljob.checkpoint_engine.mooncake import Memory, MooncakeTransport, open_engine
+from rljob.checkpoint_engine.pull import Puller, PullFailed
+from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
+from rljob.wire.weights import Manifest
+
+
+class Engine:
+    """As strict as the real one: reads only what is registered."""
+
+    def __init__(self) -> None:
+        self.registered: dict[int, int] = {}
+        self.reads = 0
+        self.broken = False
+
+    def get_rpc_port(self) -> int:
+        return 15000
+
+    def register_memory(self, buffer_addr: int, capacity: int) -> int:
+        if any(a < buffer_addr + capacity and buffer_addr < a + n for a, n in self.registered.items()):
+            return -7
+        self.registered[buffer_addr] = capacity
+        return 0
+
+    def unregister_memory(self, buffer_addr: int) -> int:
+        del self.registered[buffer_addr]
+        return 0
+
+    def batch_transfer_sync_read(
+        self, target_hostname: str, buffers: Sequence[int], peer_buffer_addresses: Sequence[int], lengths: Sequence[int]
+    ) -> int:
+        assert target_hostname == "127.0.0.1:15000"
+        self.reads += 1
+        for here, there, length in zip(buffers, peer_buffer_addresses, lengths, strict=True):
+            if self.broken or not all(any(a <= x and x + length <= a + n for a, n in self.registered.items()) for x in (here, there)):
+                return -1
+            ctypes.memmove(here, there, length)
+        return 0
+
+
+def pull(engine: Engine, master: Master, source: Path, arena: Path, manifest: Manifest, serves: bool = True) -> Manifest | None:
+    """One pull from a node that has the source's arena."""
+    arena.parent.mkdir(parents=True, exist_ok=True)
+    server = WeightServer(Shelf(source), "127.0.0.1", Memory(engine, "127.0.0.1") if serves else None)
+    try:
+        asyncio.run(master.want(manifest, f"http://127.0.0.1:{server.port}"))
+        transport = MooncakeTransport(engine, stall=60)
+        puller = Puller(master, transport, Shelf(arena), arena, "rollout-0", "http://127.0.0.1:1", patience=240, hopeless=0.0)
+        return asyncio.run(puller.pull(manifest.version, manifest.checksum, lambda progress: None))
+    finally:
+        server.close()
+
+
+def test_versions_come_and_memory_is_registered_once_for_each_file(tmp_path: Path) -> None:
+    engine, source, arena = Engine(), tmp_path / "worker" / "w", tmp_path / "rollout" / "w"
+    for version in (1, 2, 3):
+        manifest = made(source, version)
+        assert pull(engine, Master(), source, arena, manifest) == manifest
+        assert whole(arena, manifest)
+    assert engine.reads >= 3 * 8
+    # What is pulled into is let go of; the source's arena stays registered (here by three servers, one after the other).
+    assert len(engine.registered) == 3
+
+
+def test_a_read_that_fails_and_a_node_without_mooncake_are_sources_that_failed(tmp_path: Path) -> None:
+    engine, source, arena = Engine(), tmp_path / "worker" / "w", tmp_path / "rollout" / "w"
+    manifest = made(source, 1)
+    with pytest.raises(PullFailed, match="does not serve the version with Mooncake: status 404"):
+        pull(engine, Master(), source, arena, manifest, serves=False)
+    engine.broken = True
+    with pytest.raises(PullFailed, match=r"Mooncake could not read \d+ bytes from http://127.0.0.1:\d+: it went away or stalled"):
+        pull(engine, Master(), source, arena, manifest)
+    assert not arena.exists()
+
+
+def test_a_node_without_the_package_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mooncake.engine", None)
+    with pytest.raises(ConfigurationError, match=r"spec.rollout.weights.transport is mooncake, but .* install mooncake-transfer-engine"):
+        open_engine("127.0.0.1", "tcp")

@@ -1,0 +1,320 @@
+"""Pulling a version over real connections: every byte arrives, and whatever a source does, nothing wrong or partial is taken for it."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_checksum, tensor_entries, verify_manifest
+from rljob.checkpoint_engine.clients import LocalArena
+from rljob.checkpoint_engine.draft import Draft, draft_path
+from rljob.checkpoint_engine.pull import Puller, PullFailed
+from rljob.checkpoint_engine.transport import HttpTransport
+from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
+from rljob.master.exchange import Exchange
+from rljob.master.nodes import Nodes
+from rljob.wire.node import NodeReport
+from rljob.wire.pieces import HeldWeights, PullPlan, PullReport, mask_of, pieces
+from rljob.wire.weights import Canary, Manifest
+
+MiB = 1 << 20
+STALL = 3.0
+"""Seconds: long enough for a source that works, however busy the machine."""
+CANARY = Canary(tokens=(1, 2), logprobs=(-1.0,), tolerance=1e-3)
+
+
+def made(path: Path, version: int, tensors: int = 8) -> Manifest:
+    """An arena of some MiB, as a trainer writes it, and its manifest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    specs = [TensorSpec(f"layer.{i}.weight", torch.float32, (MiB // 4 // 64, 64)) for i in range(tensors)]
+    specs += [TensorSpec("norm.weight", torch.bfloat16, (7,)), TensorSpec("scale", torch.float32, ())]
+    generator = torch.Generator().manual_seed(version)
+    with TensorFile.create(path, specs, {}) as file:
+        checksums = file.write_all({s.name: torch.randn(s.shape, generator=generator).to(s.dtype) for s in specs})
+        entries = tensor_entries(file, checksums, "worker-0")
+        checksum = manifest_checksum(entries)
+        file.set_metadata({"version": str(version), "checksum": checksum})
+    return Manifest(version=version, dtype="F32", tensors=entries, checksum=checksum, canary=CANARY)
+
+
+def flip(path: Path, manifest: Manifest, tensor: str) -> None:
+    """Change one byte of a tensor."""
+    (entry,) = [t for t in manifest.tensors if t.name == tensor]
+    with path.open("r+b") as file:
+        file.seek(entry.shards[0].offset + 5)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+@dataclass
+class Master:
+    """The master's exchange, and a note of what it was told."""
+
+    manifests: dict[int, Manifest] = field(default_factory=dict)
+    told: list[PullReport] = field(default_factory=list)
+    on_report: Callable[[PullReport], None] = lambda report: None
+
+    def __post_init__(self) -> None:
+        self.nodes = Nodes(1, time.time)
+        self.exchange = Exchange(self.nodes, time.time)
+
+    async def want(self, manifest: Manifest, *sources: str) -> None:
+        self.manifests[manifest.version] = manifest
+        self.nodes.want("rollout", manifest.version, manifest.checksum)
+        for number, url in enumerate(sources):
+            held = HeldWeights(version=manifest.version, checksum=manifest.checksum, url=url)
+            report = NodeReport(
+                node=f"worker-{number}", kind="worker", incarnation="i", seen_revision=0, step="rollout", step_started=0.0, weights=held
+            )
+            await self.nodes.sync(report, 0)
+
+    async def manifest(self, version: int) -> Manifest | None:
+        return self.manifests.get(version)
+
+    async def pull(self, version: int, report: PullReport) -> PullPlan:
+        self.told.append(report)
+        self.on_report(report)
+        return self.exchange.plan(self.manifests[version], report)
+
+
+@contextlib.contextmanager
+def serving(arena: Path) -> Iterator[str]:
+    """The weight server of a node with this arena; its address."""
+    server = WeightServer(Shelf(arena), "127.0.0.1")
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.close()
+
+
+@contextlib.contextmanager
+def broken(arena: Path, good: int, silent: bool) -> Iterator[str]:
+    """A source that gives `good` pieces and half of the next, then goes away or is silent; one connection at a time."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    content, over, count = arena.read_bytes(), threading.Event(), 0
+
+    def answer(connection: socket.socket) -> bool:
+        nonlocal count
+        request = connection.recv(4096).decode()
+        if not request.startswith("GET"):
+            return False
+        first, last = map(int, request.partition("bytes=")[2].split("\r\n")[0].split("-"))
+        whole = content[first : last + 1]
+        connection.sendall(f"HTTP/1.1 206 Partial Content\r\nContent-Length: {len(whole)}\r\n\r\n".encode())
+        count += 1
+        connection.sendall(whole if count <= good else whole[: len(whole) // 2])
+        if count > good and silent:
+            over.wait(20)
+        return count <= good
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with listener.accept()[0] as connection, contextlib.suppress(OSError, ValueError):
+                    while answer(connection):
+                        pass
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        over.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(20)
+
+
+def puller(
+    master: Master, arena: Path, stall: float = 60, shelf: Shelf | None = None, node: str = "rollout-0", url: str = "http://127.0.0.1:1"
+) -> Puller:
+    arena.parent.mkdir(parents=True, exist_ok=True)
+    return Puller(master, HttpTransport(stall), shelf or Shelf(arena), arena, node, url, patience=240, hopeless=0.0)
+
+
+def pulled(master: Master, arena: Path, manifest: Manifest, stall: float = 60) -> Manifest | None:
+    return asyncio.run(puller(master, arena, stall).pull(manifest.version, manifest.checksum, lambda progress: None))
+
+
+def whole(arena: Path, manifest: Manifest) -> bool:
+    with TensorFile.open(arena) as file:
+        verify_manifest(manifest, file)
+    return True
+
+
+def test_a_pulled_version_is_the_source_byte_for_byte_and_where_the_manifest_says(tmp_path: Path) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(source, 3)
+    with serving(source) as url:
+        asyncio.run(master.want(manifest, url))
+        assert pulled(master, arena, manifest) == manifest
+    assert whole(arena, manifest)
+    start = pieces(manifest)[0].offset
+    assert arena.read_bytes()[start:] == source.read_bytes()[start:]
+    assert len(pieces(manifest)) > 4
+    assert sum(piece.bytes for piece in pieces(manifest)) == sum(t.shards[0].bytes for t in manifest.tensors)
+
+
+def test_the_version_before_stays_until_the_new_one_is_whole_and_its_memory_is_used_for_the_next(tmp_path: Path) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    inodes = []
+    seen: set[int | None] = set()
+    master.on_report = lambda report: seen.add(LocalArena(arena).version())
+    for version in (1, 2, 3):
+        manifest = made(source, version)
+        seen.clear()
+        with serving(source) as url:
+            asyncio.run(master.want(manifest, url))
+            assert pulled(master, arena, manifest) == manifest
+        assert seen == {version - 1 or None}
+        assert LocalArena(arena).version() == version
+        inodes.append(arena.stat().st_ino)
+    assert inodes[0] == inodes[2] != inodes[1]
+    assert sorted(path.name for path in arena.parent.iterdir()) == ["w", "w.next"]
+    LocalArena(arena).remove()
+    assert list(arena.parent.iterdir()) == []
+
+
+def test_a_source_with_one_wrong_byte_is_found_out_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    honest, liar, arena, master = tmp_path / "a" / "w", tmp_path / "b" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(honest, 3, tensors=24)
+    assert made(liar, 3, tensors=24).checksum == manifest.checksum
+    for number in range(24):
+        flip(liar, manifest, f"layer.{number}.weight")
+    with serving(honest) as good, serving(liar) as bad:
+        asyncio.run(master.want(manifest, bad, good))
+        assert pulled(master, arena, manifest) == manifest
+        assert bad in master.told[-1].refused
+    assert whole(arena, manifest)
+
+
+def test_what_a_liar_sent_before_it_was_found_out_is_fetched_again(tmp_path: Path) -> None:
+    honest, liar, arena, master = tmp_path / "a" / "w", tmp_path / "b" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(honest, 3)
+    made(liar, 3)
+    flip(liar, manifest, "layer.7.weight")
+    with serving(liar) as bad:
+        asyncio.run(master.want(manifest, bad))
+        with pytest.raises(PullFailed, match=r"sent a piece \(\d\) with a wrong checksum"):
+            pulled(master, arena, manifest)
+    assert mask_of(master.told[-1].have) == 0
+    assert LocalArena(arena).version() is None
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_another_source_takes_over_from_one_that_dies_or_stalls(tmp_path: Path, silent: bool) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(source, 3)
+    with serving(source) as good, broken(source, good=2, silent=silent) as bad:
+        asyncio.run(master.want(manifest, bad, good))
+        assert pulled(master, arena, manifest, STALL if silent else 60) == manifest
+        assert whole(arena, manifest)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_pull_that_was_cut_off_goes_on_with_what_is_there(tmp_path: Path, silent: bool) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    before, manifest = made(arena, 2), made(source, 3)
+    with broken(source, good=3, silent=silent) as bad:
+        asyncio.run(master.want(manifest, bad))
+        with pytest.raises(PullFailed, match=r"version 3 did not come: \d+ pieces are missing and nobody is left who has them"):
+            pulled(master, arena, manifest, STALL if silent else 60)
+    assert whole(arena, before)
+    had = mask_of(master.told[-1].have)
+    assert had
+    master.told.clear()
+    with serving(source) as good:
+        asyncio.run(master.want(manifest, good))
+        assert pulled(master, arena, manifest) == manifest
+    assert mask_of(master.told[0].have) == had
+    assert whole(arena, manifest)
+
+
+def test_a_byte_that_changed_between_two_tries_is_fetched_again(tmp_path: Path) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(source, 3)
+    with broken(source, good=3, silent=False) as bad:
+        asyncio.run(master.want(manifest, bad))
+        with pytest.raises(PullFailed):
+            pulled(master, arena, manifest)
+    had = mask_of(master.told[-1].have)
+    names = [part.name for piece in range(9) if had >> piece & 1 for part in pieces(manifest)[piece].parts]
+    flip(draft_path(arena), manifest, names[0])
+    master.told.clear()
+    with serving(source) as good:
+        asyncio.run(master.want(manifest, good))
+        assert pulled(master, arena, manifest) == manifest
+    assert mask_of(master.told[0].have).bit_count() == had.bit_count() - 1
+    assert whole(arena, manifest)
+
+
+def test_a_source_that_begins_the_next_version_meanwhile_is_no_liar(tmp_path: Path) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(source, 3)
+
+    def rewrite(report: PullReport) -> None:
+        made(source, 4)
+
+    with serving(source) as url:
+        asyncio.run(master.want(manifest, url))
+        master.on_report = rewrite
+        with pytest.raises(PullFailed, match=r"nobody is left who has them \(.* (does not have|no longer has)"):
+            pulled(master, arena, manifest)
+    assert LocalArena(arena).version() is None
+
+
+def test_a_pull_ends_when_another_version_is_wanted(tmp_path: Path) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    before, manifest = made(arena, 2), made(source, 3)
+    with serving(source) as url:
+        asyncio.run(master.want(manifest, url))
+        master.nodes.want("train", 3, manifest.checksum)
+        assert pulled(master, arena, manifest) is None
+    assert whole(arena, before)
+
+
+def test_a_node_gives_what_it_has_checked_before_it_is_complete_itself(tmp_path: Path) -> None:
+    source, arena = tmp_path / "worker" / "w", tmp_path / "rollout" / "w"
+    manifest = made(source, 3)
+    arena.parent.mkdir()
+    shelf, draft = Shelf(arena), Draft.of(draft_path(arena), manifest)
+    shelf.offer(draft)
+    first, second = draft.pieces[:2]
+    draft.room(0)[:] = source.read_bytes()[first.offset : first.offset + first.bytes]
+    draft.have = 1
+    label = (manifest.version, manifest.checksum)
+    given = shelf.open(*label, first.offset, first.offset + first.bytes - 1)
+    assert given is not None
+    given.close()
+    assert shelf.open(*label, second.offset, second.offset) is None
+    assert shelf.open(*label, first.offset, second.offset) is None
+    assert shelf.open(4, manifest.checksum, first.offset, first.offset) is None
+
+
+def test_three_nodes_share_what_one_source_sends(tmp_path: Path) -> None:
+    source, master = tmp_path / "worker" / "w", Master()
+    manifest = made(source, 3, tensors=24)
+    arenas = [tmp_path / f"rollout-{i}" / "w" for i in range(3)]
+
+    async def together() -> list[Manifest | None]:
+        with contextlib.ExitStack() as stack:
+            await master.want(manifest, stack.enter_context(serving(source)))
+            pulls = []
+            for number, arena in enumerate(arenas):
+                shelf = Shelf(arena)
+                server = WeightServer(shelf, "127.0.0.1")
+                stack.callback(server.close)
+                one = puller(master, arena, 60, shelf, f"rollout-{number}", f"http://127.0.0.1:{server.port}")
+                pulls.append(one.pull(3, manifest.checksum, lambda progress: None))
+            return list(await asyncio.gather(*pulls))
+
+    assert asyncio.run(together()) == [manifest] * 3
+    assert all(whole(arena, manifest) for arena in arenas)

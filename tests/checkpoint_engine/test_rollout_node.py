@@ -1,0 +1,85 @@
+"""A node without a trainer, in virtual time: it serves what came from others once that is proven, and nothing before."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.checkpoint_engine.twins import Fault, World, manifest_of, truth
+from tests.master.virtual import clock, run
+
+from rljob.api import InfrastructureError
+from rljob.checkpoint_engine.node import Node
+from rljob.checkpoint_engine.outcome import MasterAway
+from rljob.checkpoint_engine.state import Site
+from rljob.wire.node import Progress
+from rljob.wire.weights import Manifest
+
+
+class RolloutWorld(World):
+    """The same world for a node that pulls; the first pulls come to what `answers` says."""
+
+    answers: tuple[Exception | str | None, ...] = ()
+    """An error, the content of other weights than the manifest's, or None: not wanted (yet)."""
+
+    async def pull(self, version: int, checksum: str | None, publish: Callable[[Progress | None], None]) -> Manifest | None:
+        publish(Progress(done=1, total=2))
+        await self.at("peers.pull", 1.0)
+        number = self.counts["peers.pull"] - 1
+        answer = self.answers[number] if number < len(self.answers) else truth(version)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is None:
+            return None
+        self.arena = (version, answer)
+        return manifest_of(version, truth(version))
+
+    def make_node(self) -> Node:
+        node = super().make_node()
+        plan = replace(node._plan, site=Site("rollout", "cpu", "restart"), node="rollout-0", weights_url="http://here")
+        return Node(plan, replace(node._parts, peers=self), next(self.ids), clock)
+
+
+def play(answers: tuple[Exception | str | None, ...] = (), faults: tuple[Fault, ...] = ()) -> RolloutWorld:
+    """The job serves version 0 for a while and ends."""
+
+    async def job() -> RolloutWorld:
+        world = RolloutWorld(iterations=0, faults=faults)
+        world.answers = answers
+        await world.run()
+        return world
+
+    world: RolloutWorld = run(job())
+    assert world.sidecars["trainer"].starts == 0
+    assert not world.sidecars["engine"].alive
+    assert world.removed
+    return world
+
+
+def test_it_pulls_proves_serves_and_can_be_pulled_from() -> None:
+    world = play()
+    served = [r for r in world.master.reports if r.engine is not None and r.engine.routable]
+    assert served
+    assert all(r.weights is not None and (r.weights.version, r.weights.checksum) == (0, truth(0)) for r in served)
+    assert all(r.weights is None for r in world.master.reports if r.step == "pull")
+    assert "pull" in served[-1].timings
+
+
+@pytest.mark.parametrize("answer", [InfrastructureError("nobody has it"), MasterAway("no answer"), None], ids=["fails", "away", "unwanted"])
+def test_what_does_not_come_is_asked_for_again(answer: Exception | None) -> None:
+    world = play(answers=(answer, answer, answer))
+    assert world.counts["peers.pull"] == 4
+    failures = {r.failure.stage for r in world.master.reports if r.failure is not None}
+    assert failures == ({"pull"} if type(answer) is InfrastructureError else set())
+
+
+def test_weights_that_the_engine_refuses_are_pulled_again_and_were_never_routable() -> None:
+    world = play(answers=("garbage",))
+    assert world.counts["peers.pull"] == 2
+    assert any(r.failure is not None and "refused" in r.failure.message for r in world.master.reports)
+
+
+@pytest.mark.parametrize("point", ["peers.pull", "engine.start", "engine.load", "engine.attest", "rollout", "master.sync"])
+@pytest.mark.parametrize("kind", ["kill-agent", "kill", "kill-shim", "master-away"])
+def test_whatever_dies_it_serves_in_the_end(point: str, kind: Any) -> None:
+    play(faults=(Fault(point, 1, kind),))

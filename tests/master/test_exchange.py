@@ -1,0 +1,120 @@
+"""What nodes that pull are told by the master: from reports alone, and never for another version than the wanted one."""
+
+import asyncio
+
+import pytest
+
+from rljob.api import InfrastructureError
+from rljob.master.exchange import SILENCE, Exchange
+from rljob.master.nodes import Nodes
+from rljob.wire.node import NodeReport
+from rljob.wire.pieces import HeldWeights, PullReport, members, pieces
+from rljob.wire.weights import Canary, Manifest, Shard, TensorEntry
+
+MiB = 1 << 20
+WORKER = "http://10.0.0.1:1"
+
+
+def tensor(name: str, offset: int, size: int, segment: str = "w") -> TensorEntry:
+    shard = Shard(node="worker-0", segment=segment, offset=offset, bytes=size, start=0, rows=size)
+    return TensorEntry(name=name, dtype="U8", shape=(size,), shards=(shard,), checksum="c")
+
+
+def manifest(*tensors: TensorEntry, version: int = 3) -> Manifest:
+    found = tensors or tuple(tensor(f"t{i}", 4096 + i * MiB, MiB) for i in range(8))
+    return Manifest(version=version, dtype="U8", tensors=found, checksum="c3", canary=Canary(tokens=(), logprobs=(), tolerance=0))
+
+
+def report(node: str, have: str = "0", **more: object) -> PullReport:
+    return PullReport.model_validate({"node": node, "url": f"http://{node}", "checksum": "c3", "have": have, **more})
+
+
+class Master:
+    """Nodes, exchange, and a clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.nodes = Nodes(1, lambda: self.now)
+        self.exchange = Exchange(self.nodes, lambda: self.now)
+        self.nodes.want("rollout", 3, "c3")
+        held = HeldWeights(version=3, checksum="c3", url=WORKER)
+        worker = NodeReport(
+            node="worker-0", kind="worker", incarnation="i", seen_revision=0, step="rollout", step_started=0.0, weights=held
+        )
+        asyncio.run(self.nodes.sync(worker, 0))
+
+    def leases(self, one: PullReport) -> list[tuple[str, tuple[int, ...]]]:
+        plan = self.exchange.plan(manifest(), one)
+        assert plan.wanted
+        return [(lease.source, members(int(lease.pieces, 16))) for lease in plan.leases]
+
+
+def test_a_node_gets_leases_and_no_more_than_its_streams_until_they_end() -> None:
+    master = Master()
+    first = master.leases(report("rollout-0"))
+    assert [source for source, _ in first] == [WORKER] * 4
+    assert len({piece for _, chosen in first for piece in chosen}) == 4
+    under_way = [{"source": source, "pieces": f"{1 << chosen[0]:x}"} for source, chosen in first]
+    assert master.leases(report("rollout-0", fetching=under_way)) == []
+    assert len(master.leases(report("rollout-0", have=under_way[0]["pieces"], fetching=under_way[1:]))) == 1
+
+
+def test_a_second_node_has_what_the_first_has_from_it_and_the_rest_from_the_worker() -> None:
+    master = Master()
+    master.leases(report("rollout-0"))
+    master.leases(report("rollout-0", have="0f", fetching=[]))
+    sources = {source for source, _ in master.leases(report("rollout-1"))}
+    assert sources <= {WORKER, "http://rollout-0"}
+    assert "http://rollout-0" in sources
+    assert "http://rollout-0" not in {s for s, _ in master.leases(report("rollout-2", refused=["http://rollout-0"]))}
+
+
+def test_what_a_silent_node_was_to_fetch_is_given_to_others_and_it_gives_nothing_any_more() -> None:
+    master = Master()
+    for number in range(3):
+        master.leases(report(f"rollout-{number}"))
+    assert len(master.leases(report("late"))) == 1, "every piece is on its way to another"
+    master.now = SILENCE
+    assert [source for source, _ in master.leases(report("late"))] == [WORKER] * 4
+
+
+def test_a_node_that_was_started_again_takes_the_place_of_the_one_before() -> None:
+    master = Master()
+    master.leases(report("rollout-0", have="ff"))
+    again = PullReport(node="rollout-0", url="http://elsewhere", checksum="c3", have="0")
+    assert {source for source, _ in master.leases(again)} == {WORKER}
+
+
+@pytest.mark.parametrize(
+    ("phase", "version", "checksum"), [("train", 3, "c3"), ("rollout", 4, "c3"), ("rollout", 3, "other"), ("idle", 3, "c3")]
+)
+def test_a_version_that_is_not_wanted_is_not_pulled(phase: str, version: int, checksum: str) -> None:
+    master = Master()
+    master.nodes.desired = master.nodes.desired.model_copy(update={"phase": phase, "version": version, "checksum": checksum})
+    assert not master.exchange.plan(manifest(), report("rollout-0")).wanted
+
+
+def test_pieces_are_whole_tensors_one_after_the_other() -> None:
+    small = [tensor(f"s{i}", 4096 + i * 1000, 1000) for i in range(10)]
+    large = tensor("large", 4096 + 10_000, 80 * MiB)
+    found = pieces(manifest(large, *reversed(small)))
+    assert [(p.offset, p.bytes, len(p.parts)) for p in found] == [(4096, 10_000, 10), (14_096, 80 * MiB, 1)]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ((tensor("a", 4096, 10), tensor("b", 4107, 10)), "a hole or an overlap between a, which ends at byte 4106, and b"),
+        ((tensor("a", 4096, 10), tensor("b", 4105, 10)), "a hole or an overlap"),
+        ((tensor("a", 4096, 10), tensor("b", 4106, 10, "other")), "does not lie in one segment"),
+        ((tensor("a", 4096, 10).model_copy(update={"shards": tensor("a", 4096, 10).shards * 2}),), "lies in 2 shards"),
+    ],
+)
+def test_what_cannot_be_pulled_is_refused_with_the_reason(tensors: tuple[TensorEntry, ...], message: str) -> None:
+    with pytest.raises(InfrastructureError, match=message):
+        pieces(manifest(*tensors))
+
+
+def test_pieces_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(InfrastructureError, match="rollout-0 speaks of pieces that the version does not have: it has 8"):
+        Master().exchange.plan(manifest(), report("rollout-0", have="1ff"))

@@ -1,0 +1,157 @@
+"""The fan-out: whoever dies, stalls or lies, everybody gets everything; no source serves too many or sends much more than one version."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rljob.master.decisions.fanout import Lease, Limits, Peer, grant, load, union
+
+
+@dataclass
+class Swarm:
+    """Nodes that follow the plan, and some that do not."""
+
+    count: int
+    limits: Limits
+    peers: dict[str, Peer]
+    pulling: set[str]
+    liars: frozenset[str] = frozenset()
+    dead: set[str] = field(default_factory=set)
+    origin: dict[tuple[str, int], str] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def full(self) -> int:
+        return (1 << self.count) - 1
+
+    def complete(self) -> bool:
+        return all(self.peers[name].have == self.full for name in self.pulling)
+
+    def ask(self, name: str) -> bool:
+        """Let a node ask for leases; whether it got any."""
+        leases = grant(self.count, self.peers, name, self.limits)
+        peer = self.peers[name]
+        for lease in leases:
+            assert lease.pieces
+            assert lease.source not in peer.refuses
+            assert lease.pieces & self.peers[lease.source].have == lease.pieces, "a source is asked for what it does not have"
+        self.peers[name] = Peer(peer.have, (*peer.leases, *leases), peer.refuses)
+        held = [lease.pieces for lease in self.peers[name].leases]
+        assert sum(mask.bit_count() for mask in held) == union(held).bit_count(), "a piece is fetched twice"
+        assert max(load(self.peers).values(), default=0) <= self.limits.fan_out
+        assert len(self.peers[name].leases) <= self.limits.streams
+        return bool(leases)
+
+    def end(self, name: str, index: int, lies: bool) -> None:
+        """One lease of a node ends: it arrives, its source is gone, or its source lied."""
+        peer = self.peers[name]
+        lease, leases = peer.leases[index], peer.leases[:index] + peer.leases[index + 1 :]
+        if lease.source in peer.refuses:
+            self.peers[name] = Peer(peer.have, leases, peer.refuses)
+            return
+        if lease.source in self.dead or (lies and lease.source in self.liars):
+            kept = peer.have
+            if lease.source not in self.dead:
+                for piece in range(self.count):
+                    if self.origin.get((name, piece)) == lease.source:
+                        kept &= ~(1 << piece)
+            self.peers[name] = Peer(kept, leases, peer.refuses | {lease.source})
+            return
+        for piece in range(self.count):
+            if lease.pieces >> piece & 1:
+                self.origin[name, piece] = lease.source
+                self.sent[lease.source] = self.sent.get(lease.source, 0) + 1
+        self.peers[name] = Peer(peer.have | lease.pieces, leases, peer.refuses)
+
+    def die(self, name: str) -> None:
+        """It is not heard of any more: the plan is made without it."""
+        self.dead.add(name)
+        del self.peers[name]
+        self.pulling.discard(name)
+
+
+@st.composite
+def swarms(draw: st.DrawFn) -> Swarm:
+    pieces = draw(st.integers(1, 12))
+    full = (1 << pieces) - 1
+    masks = st.integers(0, full)
+    steady = draw(st.lists(masks, max_size=2))
+    # Whatever those do not have, the last one has: one honest source of each byte lives.
+    steady.append(full & ~union(steady) | draw(masks))
+    peers = {f"steady-{i}": Peer(mask) for i, mask in enumerate(steady)}
+    peers |= {f"mortal-{i}": Peer(mask) for i, mask in enumerate(draw(st.lists(masks, max_size=2)))}
+    liars = {f"liar-{i}": Peer(mask) for i, mask in enumerate(draw(st.lists(masks, max_size=2)))}
+    pullers = {f"puller-{i}": Peer() for i in range(draw(st.integers(1, 5)))}
+    limits = Limits(draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 8)))
+    return Swarm(pieces, limits, {**peers, **liars, **pullers}, set(pullers), frozenset(liars))
+
+
+@settings(max_examples=300, deadline=None)
+@given(swarm=swarms(), data=st.data())
+def test_everybody_gets_everything_as_long_as_one_honest_source_of_each_byte_lives(swarm: Swarm, data: st.DataObject) -> None:
+    mortal = [name for name in swarm.peers if name.startswith(("mortal", "puller"))]
+    for name in data.draw(st.lists(st.sampled_from(mortal), unique=True, max_size=len(mortal) - 1)) if mortal else ():
+        for other in sorted(swarm.pulling):
+            swarm.ask(other)
+            if (count := len(swarm.peers[other].leases)) and data.draw(st.booleans()):
+                swarm.end(other, data.draw(st.integers(0, count - 1)), data.draw(st.booleans()))
+        swarm.die(name)
+    for _ in range(10_000):
+        if swarm.complete():
+            break
+        moved = False
+        for name in sorted(swarm.pulling):
+            moved |= swarm.ask(name)
+            if swarm.peers[name].leases:
+                swarm.end(name, 0, data.draw(st.booleans()) if swarm.peers[name].leases[0].source in swarm.liars else False)
+                moved = True
+        assert moved, "nobody can go on"
+    assert swarm.complete()
+    for name in swarm.pulling:
+        condemned = swarm.peers[name].refuses - swarm.dead
+        assert not any(swarm.origin[name, piece] in condemned for piece in range(swarm.count)), "bytes of a liar were kept"
+
+
+def spread(replicas: int, pieces: int, limits: Limits | None = None) -> Swarm:
+    """One source, some replicas, everybody equally fast."""
+    swarm = Swarm(pieces, limits or Limits(), {"worker": Peer((1 << pieces) - 1)}, set())
+    swarm.pulling = {f"rollout-{i}" for i in range(replicas)}
+    swarm.peers |= {name: Peer() for name in swarm.pulling}
+    while not swarm.complete():
+        for name in sorted(swarm.pulling):
+            swarm.ask(name)
+        for name in sorted(swarm.pulling):
+            if swarm.peers[name].leases:
+                swarm.end(name, 0, False)
+    return swarm
+
+
+def test_a_single_replica_pulls_in_several_streams() -> None:
+    leases = grant(64, {"worker": Peer((1 << 64) - 1), "rollout-0": Peer()}, "rollout-0", Limits())
+    assert [lease.source for lease in leases] == ["worker"] * 4
+    assert [lease.pieces.bit_count() for lease in leases] == [2] * 4
+
+
+def test_a_version_leaves_its_source_about_once_however_many_replicas_want_it() -> None:
+    for replicas in (1, 2, 4, 8, 32):
+        swarm = spread(replicas, 64)
+        assert 64 <= swarm.sent["worker"] <= 1.5 * 64, f"{replicas} replicas"
+
+
+def test_what_is_on_its_way_to_another_is_taken_again_only_if_there_is_nothing_else_to_do() -> None:
+    peers = {"worker": Peer(0b1111), "a": Peer(leases=(Lease("worker", 0b0011),)), "b": Peer()}
+    leases = grant(4, peers, "b", Limits())
+    assert union(lease.pieces for lease in leases) == 0b1100
+    peers["b"] = Peer(have=0b1100)
+    assert len(grant(4, peers, "b", Limits())) == 1
+    peers["a"] = Peer(have=0b0001, leases=(Lease("worker", 0b0010),))
+    assert grant(4, peers, "b", Limits()) == (Lease("a", 0b0001),)
+
+
+def test_a_source_that_serves_as_many_as_it_may_is_left_alone() -> None:
+    busy = {f"n{i}": Peer(leases=(Lease("worker", 1 << i),)) for i in range(4)}
+    peers = {"worker": Peer(0xFF), "late": Peer(), **busy}
+    assert grant(8, peers, "late", Limits()) == ()
+    del peers["n0"]
+    assert grant(8, peers, "late", Limits())[0].source == "worker"
