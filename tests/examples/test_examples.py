@@ -65,7 +65,9 @@ def test_the_committed_data_is_what_the_script_makes(script: Path, tmp_path: Pat
     copy = tmp_path / script.name
     copy.write_text(script.read_text())
     runpy.run_path(str(copy), run_name="__main__")
-    for name in ("train.jsonl", "heldout.jsonl"):
+    names = sorted(file.name for file in script.parent.glob("*.jsonl"))
+    assert names == sorted(file.name for file in tmp_path.glob("*.jsonl"))
+    for name in names:
         assert (tmp_path / name).read_text() == (script.parent / name).read_text()
 
 
