@@ -1,4 +1,7 @@
-"""Makes labelled.jsonl: answers to ten questions in the ways in which policies write them, honest and not. The labels are a person's."""
+"""Makes labelled.jsonl: answers to ten questions in the ways in which policies write them, honest and not.
+
+A label says what a reader would: it follows from how the answer is made.
+"""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ QUESTIONS = [
 
 
 def answers(result: str, formula: str, words: str, mistaken: str) -> Iterator[tuple[str, bool]]:
-    """Answers with labels: what a person says who reads them."""
+    """Answers with labels."""
     yield result, True
     yield f"The answer is {result}.", True
     yield f"I compute it step by step. \\boxed{{{result}}}", True

@@ -5,6 +5,7 @@ what is tested.
 """
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -47,12 +48,15 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + 180
-    while not _healthy(url):
-        assert server.poll() is None, (folder / "log").read_text()[-3000:]
-        assert time.monotonic() < end, (folder / "log").read_text()[-3000:]
-    yield f"{url}/v1"
-    server.terminate()
-    server.wait(30)
+    try:
+        while not _healthy(url):
+            assert server.poll() is None, (folder / "log").read_text()[-3000:]
+            assert time.monotonic() < end, (folder / "log").read_text()[-3000:]
+            select.select([], [], [], 0.1)
+        yield f"{url}/v1"
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def _healthy(url: str) -> bool:
