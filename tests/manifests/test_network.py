@@ -97,7 +97,8 @@ def test_the_reward_pods_reach_others_only_if_the_job_names_a_judge_by_its_addre
     http = "{verifier: http, options: {url: 'http://judge.team:8000/'}}"
     weighted = f"{{verifier: weighted, options: {{terms: [{{verifier: exact}}, {http}]}}}}"
     assert not flows(TINY, member("reward"), judge, 8000)
-    for reward in (http, weighted):
+    model = "{verifier: judge, options: {endpoint: 'http://judge.team:8000/v1', model: m}}"
+    for reward in (http, weighted, model):
         manifests = objects(tiny(f"spec.reward={reward}"))
         assert flows(manifests, member("reward"), judge, 8000)
         assert not flows(manifests, member("reward"), member("master"), 8080)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.manifests.jobs import objects
 
 from rljob.api import RLJob
 from rljob.api.load import parse
@@ -56,6 +57,19 @@ def test_every_record_can_be_judged(name: str) -> None:
     for line in "".join(blocks(name, "json")).splitlines():
         record: dict[str, Any] = json.loads(line)
         check(name, reward.options | record.get("options", {}), record.get("reference"), allowed)
+
+
+def test_the_secret_of_a_judge_reaches_the_reward_service_alone() -> None:
+    (block,) = blocks("judge", "yml")
+    base = job("judge").model_dump(mode="json", by_alias=True)
+    given = RLJob.model_validate(base | {"spec": base["spec"] | {"files": {"claim": "files"}} | yaml.safe_load(block)})
+    pods = [found for found in objects(given) if found["kind"] in ("Pod", "Deployment")]
+    holders = [pod["metadata"]["name"] for pod in pods if "secretKeyRef" in json.dumps(pod)]
+    assert holders == ["a-reward"]
+    (deployment,) = [pod for pod in pods if pod["metadata"]["name"] == "a-reward"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (variable,) = [one for one in container["env"] if one["name"] == given.spec.reward.options["key_variable"]]
+    assert variable["valueFrom"] == {"secretKeyRef": {"name": "judge", "key": "api-key"}}
 
 
 def test_the_function_does_what_is_said() -> None:

@@ -1,6 +1,7 @@
 """Whatever a policy writes is right or wrong, within the limit: no verifier raises, hangs, or fails because of an answer."""
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ import pytest
 import reasoning_gym
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.reward.scripted import completion, verdict
 
-from rljob.api.verifiers import OPTIONS
+from rljob.api.verifiers import OPTIONS, named
 from rljob.prepare.data_sources import stored
 from rljob.reward.judge import Judge, standard_judge
 from rljob.reward.outside import Outside
@@ -21,6 +23,7 @@ from rljob.wire.reward import ScoreItem
 from rljob.wire.sandbox import JudgeRequest, JudgeResult
 
 _SUM = {"dataset": "chain_sum", "parameters": {}, "entry": stored(reasoning_gym.create_dataset("chain_sum", size=1, seed=1)[0])}
+JUDGE = {"endpoint": "http://model/v1", "model": "m"}
 KINDS: list[tuple[str, Any, dict[str, Any]]] = [
     ("exact", ["a", "b"], {"ignore_case": True}),
     ("numeric", "3", {}),
@@ -36,6 +39,7 @@ KINDS: list[tuple[str, Any, dict[str, Any]]] = [
     ("code", {"tests": [{"stdin": "", "expected": "1"}]}, {"partial": True}),
     ("length", None, {}),
     ("repetition", None, {}),
+    ("judge", "3", JUDGE),
     ("weighted", "3", {"terms": [{"verifier": "math"}, {"verifier": "repetition"}, {"verifier": "regex", "options": {"pattern": "3"}}]}),
 ]
 
@@ -58,8 +62,10 @@ LOOPS = st.tuples(st.sampled_from(["x", "9", "{", "\\boxed{", "(", "```\n", "1,"
 ANSWERS = LATEX | LATEX.map(lambda text: f"\\boxed{{{text}}}") | PROSE | TEXT | LOOPS
 
 
-async def _sandbox(request: httpx.Request) -> httpx.Response:
-    """Takes whatever is a request; the real one is tested by its own threat list."""
+async def _others(request: httpx.Request) -> httpx.Response:
+    """A sandbox that takes whatever is a request (the real one is tested by its own threat list), and a model that judges."""
+    if request.url.host == "model":
+        return httpx.Response(200, json=completion(verdict(json.loads(await request.aread()), 0)))
     tests = JudgeRequest.model_validate_json(await request.aread()).tests
     result = JudgeResult(verdict="wrong_answer", passed=0, total=len(tests), cases=())
     return httpx.Response(200, text=result.model_dump_json())
@@ -69,9 +75,9 @@ async def _sandbox(request: httpx.Request) -> httpx.Response:
 def service() -> Iterator[tuple[asyncio.Runner, Judge]]:
     with asyncio.Runner() as runner:
         pool = WorkerPool(2, dict(os.environ))
-        outside = Outside(httpx.AsyncClient(transport=httpx.MockTransport(_sandbox)), "http://sandbox", asyncio.sleep, random.Random(0))
+        outside = Outside(httpx.AsyncClient(transport=httpx.MockTransport(_others)), "http://sandbox", asyncio.sleep, random.Random(0))
         runner.run(pool.start())
-        yield runner, standard_judge(pool, 1.0, outside)
+        yield runner, standard_judge(pool, 1.0, outside, frozenset(named("judge", JUDGE)))
         runner.run(pool.stop())
 
 

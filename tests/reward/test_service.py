@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from rljob.api import RLJob
+from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.prepare.data_sources import stored
 from rljob.wire.reward import ScoreItem, ScoreRequest, ScoreResponse
 
@@ -112,7 +113,23 @@ def test_what_is_no_request_is_refused(process: tuple[subprocess.Popen[bytes], s
 
 def test_metrics_count_verdicts(process: tuple[subprocess.Popen[bytes], str]) -> None:
     _score(process[1], {"verifier": "exact", "answer": "a", "reference": "a"})
-    assert 'rljob_reward_judgements_total{verdict="right",verifier="exact"}' in httpx.get(f"{process[1]}/metrics").text
+    metrics = httpx.get(f"{process[1]}/metrics").text
+    assert 'rljob_reward_judgements_total{verdict="right",verifier="exact"}' in metrics
+    assert 'rljob_reward_judge_tokens_total{kind="prompt"} 0.0' in metrics
+
+
+def test_a_service_without_the_key_that_the_job_names_does_not_start(tmp_path: Path) -> None:
+    judge = {"verifier": "judge", "options": {"endpoint": "http://127.0.0.1:1/v1", "model": "m", "key_variable": "NO_SUCH_KEY"}}
+    reward = {"verifier": "weighted", "options": {"terms": [{"verifier": "exact"}, judge]}}
+    spec = {"model": {"source": {"path": "x"}}, "data": {"train": {"path": "x.jsonl"}}, "reward": reward}
+    job = RLJob.model_validate({"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "a"}, "spec": spec})
+    (tmp_path / "job.json").write_text(job.model_dump_json(by_alias=True))
+    given = {"RLJOB_JOB": str(tmp_path / "job.json"), "RLJOB_LISTEN_REWARD": "127.0.0.1:0"}
+    ended = subprocess.run([sys.executable, "-m", "rljob.reward"], env=dict(os.environ) | given, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == EXIT_CONFIGURATION
+    assert ended.stderr.startswith(
+        "error: spec.reward.options: option key_variable: NO_SUCH_KEY holds no API key where the reward service runs"
+    )
 
 
 def test_no_worker_survives_the_service_even_if_it_is_killed(process: tuple[subprocess.Popen[bytes], str]) -> None:

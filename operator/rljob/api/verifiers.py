@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 TermName = Literal[
-    "exact", "numeric", "math", "choice", "regex", "instruction", "reasoning-gym", "code", "length", "repetition", "import", "http"
+    "exact", "numeric", "math", "choice", "regex", "instruction", "reasoning-gym", "code", "length", "repetition", "import", "http",
+    "judge",
 ]  # fmt: skip
 """What `weighted` combines: everything but itself."""
 VerifierName = Literal[TermName, "weighted"]
@@ -199,6 +200,82 @@ class HttpOptions(Options):
     """Passed on as they are."""
 
 
+class JudgeOptions(Options):
+    """A language model behind an OpenAI-compatible endpoint reasons about the answer and says what it is worth. Only the job can name the
+    endpoint, the model and the key, a data record cannot."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?$")] | None = None
+    """Base address, such as `http://judge.team-a:8000/v1`; `/chat/completions` is added."""
+    model: str | None = None
+    """Name of the model there."""
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Name of the environment variable of the reward service that holds the API key."""
+    key_file: str | None = None
+    """File that holds the API key, where the reward service runs. It is read for each call, so the key can be exchanged."""
+    template: str | None = None
+    """What the judge is asked, with `{answer}` and, as needed, `{question}` and `{reference}`. The form of the verdict is added."""
+    scale: Annotated[int, Field(ge=1, le=100)] = 1
+    """A verdict is a whole number from 0 to this; the reward is its share of this. 1: wrong or right."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Reward from which an answer is right."""
+    reasoning: bool = True
+    """The judge writes its reasons before its verdict. Set it to false for models that think by themselves."""
+    output: Literal["json_schema", "json_object", "text"] = "json_schema"
+    """How the endpoint is told the form of a verdict (`response_format`); `text`: only by the prompt, for those that know neither."""
+    samples: Annotated[int, Field(ge=1, le=15)] = 1
+    """Verdicts on one answer; their median counts. An odd number."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Sampling temperature of the judge."""
+    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Longest reply of the judge."""
+    longest_answer: Annotated[int, Field(ge=1)] = 100_000
+    """Characters; a longer answer is wrong unseen. Set it to what fits the judge's context: what does not is refused by the endpoint."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=280)] = 60.0
+    """Time limit of one call."""
+    attempts: Annotated[int, Field(ge=1, le=10)] = 4
+    """Calls for one verdict while the endpoint is busy, broken or silent, before the judgement counts as failed."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further calls when a reply holds no verdict, before the judgement counts as failed. The last one asks for the verdict alone."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """More fields of the request, such as `reasoning_effort`; null leaves one out."""
+
+    @field_validator("samples")
+    @classmethod
+    def _have_a_median(cls, samples: int) -> int:
+        if samples % 2 == 0:
+            raise ValueError(f"{samples} verdicts have no middle one; set an odd number, such as {samples + 1}")
+        return samples
+
+    @field_validator("key_variable")
+    @classmethod
+    def _is_kept_from_workers(cls, name: str | None) -> str | None:
+        if name is not None and name.startswith("RLJOB_"):
+            raise ValueError(f"{name}: variables that begin with RLJOB_ are seen by every process of a run; choose another name")
+        return name
+
+    @field_validator("template")
+    @classmethod
+    def _shows_the_answer(cls, template: str | None) -> str | None:
+        if template is not None and "{answer}" not in template:
+            raise ValueError("does not hold {answer}; the judge would not see what it judges")
+        return template
+
+    @field_validator("extra")
+    @classmethod
+    def _leaves_the_form(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if fixed := sorted(extra.keys() & {"model", "messages", "n", "stream", "response_format"}):
+            raise ValueError(f"cannot set {', '.join(fixed)}; they follow from the other options")
+        return extra
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "JudgeOptions":
+        if self.key_variable is not None and self.key_file is not None:
+            raise ValueError("key_variable and key_file are both set; the key has one source, leave one out")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(f"samples is {self.samples}, but at temperature 0 all verdicts are the same; set temperature, such as 0.6")
+        return self
+
+
 class Term(Options):
     """One part of a weighted reward."""
 
@@ -251,6 +328,7 @@ OPTIONS: Mapping[str, type[Options]] = {
     "weighted": WeightedOptions,
     "import": ImportOptions,
     "http": HttpOptions,
+    "judge": JudgeOptions,
 }
 """Verifier to its options."""
 
@@ -286,10 +364,14 @@ def _kind(error: Any, verifier: str, model: type[Options]) -> str | PydanticCust
 
 
 def named(verifier: str | None, options: Mapping[str, Any]) -> Iterator[str]:
-    """Import paths and addresses that options name: what decides whose code judges, and who is called."""
+    """Import paths and addresses that options name: what decides whose code judges, who is called, and with whose key."""
     target = {"import": "path", "http": "url"}.get(verifier or "")
     if target and isinstance(options.get(target), str):
         yield f"{verifier} {options[target]}"
+    if verifier == "judge":
+        # One text for all of them: else a record could send the key of one judge to another.
+        parts = [f"{name} {options[name]!r}" for name in ("endpoint", "model", "key_variable", "key_file") if options.get(name) is not None]
+        yield f"judge with {', '.join(parts)}"
     if verifier == "weighted":
         for term in options.get("terms") or ():
             yield from named(term.get("verifier"), term.get("options") or {})
@@ -299,3 +381,12 @@ def uses(verifier: str | None, options: Mapping[str, Any]) -> frozenset[str]:
     """The verifier and, if it combines others, those."""
     terms = options.get("terms") if verifier == "weighted" else None
     return frozenset([verifier or "", *(term.get("verifier", "") for term in terms or ())])
+
+
+def judges(verifier: str | None, options: Mapping[str, Any]) -> Iterator[JudgeOptions]:
+    """The language models that judge, among them those that others combine."""
+    if verifier == "judge":
+        yield JudgeOptions.model_validate(options)
+    if verifier == "weighted":
+        for term in options.get("terms") or ():
+            yield from judges(term.get("verifier"), term.get("options") or {})

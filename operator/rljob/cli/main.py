@@ -20,7 +20,7 @@ from rljob.api.explain import explain
 from rljob.api.load import load
 from rljob.api.notes import inert
 from rljob.api.unsupported import unsupported
-from rljob.cli import cluster, data, sandbox
+from rljob.cli import cluster, data, reward, sandbox
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
 from rljob.cli.output import Output
 from rljob.cli.render import rendered
@@ -260,6 +260,7 @@ def stop_command(
 
 app.add_typer(sandbox.app)
 app.add_typer(data.app, name="data")
+app.add_typer(reward.app, name="reward")
 cluster.app.command("plan")(kubectl_plan_command)
 cluster.app.command("validate")(validate_command)
 

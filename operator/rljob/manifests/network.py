@@ -3,7 +3,7 @@
     operator ─► master ─► worker, rollout (engine)     worker, rollout ─► master
                 master ─► reward ─► sandbox             worker, rollout ◄─► each other (collectives, weights)
                 prepare ─► anywhere, if the job downloads something
-                reward ─► anywhere, if the job names a judge of the user's own by its address
+                reward ─► anywhere, if the job names a judge by its address
 
 The sandbox reaches nothing at all: not even names are looked up.
 
@@ -70,7 +70,7 @@ def downloads(job: RLJob) -> bool:
 
 def _judges(job: RLJob) -> list[Manifest]:
     """Where the reward service asks others: a judge can be a Service of any namespace, which no block of addresses covers."""
-    if "http" not in uses(job.spec.reward.verifier, job.spec.reward.options):
+    if not uses(job.spec.reward.verifier, job.spec.reward.options) & {"http", "judge"}:
         return []
     everywhere = [{"namespaceSelector": {}, "podSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
     return [_DNS, {"to": everywhere}]

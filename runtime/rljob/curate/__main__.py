@@ -25,7 +25,7 @@ async def main(spec: Curation) -> None:
         httpx.AsyncClient(timeout=None, headers=headers, limits=limits) as policy,
         httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as others,
     ):
-        judges = Outside(others, Environment.current().sandbox)
+        judges = Outside(others, Environment.current().sandbox, environment=os.environ)
         await curate(spec, pool, Outside(policy), judges, lambda line: print(line, flush=True))
 
 

@@ -8,46 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from rljob.api.curation import Curation
 from rljob.curate.choose import Measured
 from rljob.prepare.records import Record
 from rljob.reward.judge import Judge
 from rljob.reward.outside import Outside
+from rljob.wire.openai import read_completion
 from rljob.wire.reward import ScoreItem
 
 GUESS = "Give the final result only, without any reasoning or explanation."
 """Put under a prompt that is to be guessed (Kimi k1.5 §2.1)."""
 _SECONDS, _ATTEMPTS, _JUDGEMENTS = 600.0, 6, 3
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Completion(BaseModel):
-    """What is read of an OpenAI-compatible answer."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    choices: list[_Choice]
-
-
-def _read(body: bytes) -> _Choice:
-    try:
-        return _Completion.model_validate_json(body).choices[0]
-    except (ValidationError, IndexError) as error:
-        raise ValueError(f"no chat completion: {str(error).splitlines()[0]}") from None
 
 
 @dataclass(frozen=True)
@@ -124,16 +95,16 @@ class Meter:
         """Whether one answer is right; None if it cannot be judged."""
         question = {"model": self.spec.model, "messages": chat, "temperature": self.spec.temperature, "max_tokens": tokens}
         url = f"{self.spec.endpoint.rstrip('/')}/chat/completions"
-        choice = await self.policy.ask(url, json.dumps(question), _read, _SECONDS, _ATTEMPTS)
+        reply = await self.policy.ask(url, json.dumps(question), read_completion, _SECONDS, _ATTEMPTS)
         verifier, options = self.verifier_of(record)
         item = ScoreItem(
             id="",
             verifier=verifier,
             options=options,
             prompt=record.question,
-            answer=choice.message.content or "",
+            answer=reply.text,
             reference=record.reference,
-            finished=choice.finish_reason != "length",
+            finished=reply.finished,
         )
         for _ in range(_JUDGEMENTS):
             result = await self.judge.score(item)

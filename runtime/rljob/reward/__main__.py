@@ -7,9 +7,11 @@ import uvicorn
 
 from rljob.api import ConfigurationError
 from rljob.api.errors import EXIT_CONFIGURATION
-from rljob.api.verifiers import named
+from rljob.api.verifiers import judges, named
 from rljob.reward.app import create_app
+from rljob.reward.outside import NoAnswerError
 from rljob.reward.pool import WorkerPool
+from rljob.reward.verifiers.language_model import api_key
 from rljob.wire.environment import Environment
 
 
@@ -17,6 +19,11 @@ def main(environment: Environment) -> None:
     """Serve until told to stop."""
     reward = environment.job.spec.reward
     host, port = environment.listen("reward")
+    for judge in judges(reward.verifier, reward.options):
+        try:
+            api_key(judge, os.environ)
+        except NoAnswerError as error:
+            raise ConfigurationError(f"spec.reward.options: {error}") from None
     pool = WorkerPool(reward.workers, dict(os.environ))
     targets = frozenset(named(reward.verifier, reward.options))
     app = create_app(pool, reward.timeout_seconds, warm=True, sandbox=environment.sandbox, named=targets)

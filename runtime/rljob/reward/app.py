@@ -1,11 +1,14 @@
 """HTTP of the reward service: `POST /v1/score`, `GET /healthz`, `GET /metrics`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter as Counted
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import httpx
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -31,8 +34,9 @@ def create_app(pool: WorkerPool, seconds: float, warm: bool, sandbox: str | None
     """
     # Time limits are those of each call; a proxy of the environment is for downloads.
     http = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=256), trust_env=False)
-    judge = standard_judge(pool, seconds, Outside(http, sandbox), named)
-    metrics = _Metrics()
+    outside = Outside(http, sandbox, environment=pool.environment)
+    judge = standard_judge(pool, seconds, outside, named)
+    metrics = _Metrics(outside.tokens)
 
     async def score(request: Request) -> Response:
         try:
@@ -70,8 +74,9 @@ def create_app(pool: WorkerPool, seconds: float, warm: bool, sandbox: str | None
 class _Metrics:
     """Counters of this service, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: Counted[str]) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(_Tokens(tokens))
         self._judgements = Counter("rljob_reward_judgements", "Answers judged", ["verifier", "verdict"], registry=self.registry)
         self._seconds = Histogram("rljob_reward_seconds", "Time of one judgement", ["verifier"], registry=self.registry)
 
@@ -79,3 +84,17 @@ class _Metrics:
         known = verifier if verifier in VERIFIERS else "unknown"
         self._judgements.labels(known, result.verdict).inc()
         self._seconds.labels(known).observe(result.seconds)
+
+
+class _Tokens(Collector):
+    """What language models that judge have cost."""
+
+    def __init__(self, tokens: Counted[str]) -> None:
+        self._tokens = tokens
+
+    def collect(self) -> Iterable[Metric]:
+        found = CounterMetricFamily("rljob_reward_judge_tokens", "Tokens of language models that judge", labels=["kind"])
+        for kind in ("prompt", "completion"):
+            found.add_metric([kind], self._tokens[kind])
+        calls = CounterMetricFamily("rljob_reward_judge_calls", "Answered calls of language models that judge", self._tokens["calls"])
+        return found, calls

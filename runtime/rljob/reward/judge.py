@@ -82,7 +82,7 @@ class Judge:
         if isinstance(verifier, RemoteVerifier):
             if self.outside is None:
                 return f"verifier {item.verifier}: nothing outside can be reached from here"
-            return await verifier.ask(item, options, self.outside)
+            return await self._outside(verifier, item, options, self.outside)
         if not verifier.killable:
             return verifier.judge(item, options)
         if (quick := verifier.quick(item, options)) is not None:
@@ -91,6 +91,19 @@ class Judge:
         if same is None:
             return await self._killable(verifier, item)
         return await self.known.once((item.verifier, same), lambda: self._killable(verifier, item))
+
+    async def _outside(self, verifier: RemoteVerifier, item: ScoreItem, options: Any, outside: Outside) -> Said:
+        same = verifier.same(item, options)
+        if same is None:
+            return await verifier.ask(item, options, outside)
+
+        async def ask() -> Said:
+            try:
+                return await verifier.ask(item, options, outside)
+            except NoAnswerError as error:  # several may wait for this; none of them gets a judgement
+                return f"verifier {item.verifier}: {error}"
+
+        return await self.known.once((item.verifier, same), ask)
 
     async def _combined(self, verifier: CombinedVerifier, item: ScoreItem, options: Any) -> Said:
         terms = verifier.terms(options)

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import httpx
@@ -30,8 +31,16 @@ class Outside:
     """Base address of the code sandbox, if the job has one."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     chance: random.Random = field(default_factory=random.Random)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Where API keys are looked up that the job names by a variable."""
+    tokens: Counter[str] = field(default_factory=Counter)
+    """What language models said they read (`prompt`) and wrote (`completion`) for us so far, and how often they were asked (`calls`)."""
 
-    async def ask[T](self, url: str, body: str, read: Callable[[bytes], T], seconds: float, attempts: int) -> T:
+    def count(self, read: int, written: int) -> None:
+        """Note one call of a language model."""
+        self.tokens.update({"calls": 1, "prompt": read, "completion": written})
+
+    async def ask[T](self, url: str, body: str, read: Callable[[bytes], T], seconds: float, attempts: int, key: str | None = None) -> T:
         """POST a JSON text and read the answer.
 
         Busy (429, 503), broken (5xx) and unreachable services, and replies that `read` refuses by ValueError, are tried again after a
@@ -39,6 +48,7 @@ class Outside:
 
         Args:
             seconds: of one attempt.
+            key: sent as bearer token. It stands in no message.
 
         Raises:
             NoAnswerError: none within so many attempts, or one that refuses the question for good (another 4xx).
@@ -48,7 +58,7 @@ class Outside:
             wait = min(_LONGEST, _FIRST * 2 ** (attempt - 1))
             try:
                 async with asyncio.timeout(seconds):
-                    status, told, reply = await self._once(url, body)
+                    status, told, reply = await self._once(url, body, key)
                 if status == 200:
                     return read(reply)
                 problem = f"answered {status}: {reply[:200].decode(errors='replace')}"
@@ -61,11 +71,13 @@ class Outside:
                 problem = f"sent {error}"
             if attempt < attempts:
                 await self.sleep(wait * self.chance.uniform(0.5, 1.0))
+        if key:
+            problem = problem.replace(key, "<key>")
         raise NoAnswerError(f"{url} {problem} (attempt {attempt} of {attempts})")
 
-    async def _once(self, url: str, body: str) -> tuple[int, float, bytes]:
+    async def _once(self, url: str, body: str, key: str | None) -> tuple[int, float, bytes]:
         """Status, seconds the service wants us to wait, and reply."""
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         async with self.http.stream("POST", url, content=body.encode(), headers=headers, follow_redirects=False) as response:
             reply = b""
             async for part in response.aiter_bytes():

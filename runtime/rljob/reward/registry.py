@@ -14,6 +14,7 @@ from rljob.reward.verifiers import (
     http,
     imported,
     instruction,
+    language_model,
     length,
     math,
     numeric,
@@ -39,6 +40,7 @@ VERIFIERS: dict[str, AnyVerifier] = {
         weighted,
         imported,
         http,
+        language_model,
     )
 }
 

@@ -62,6 +62,8 @@ class RemoteVerifier:
     options: type[Options]
     ask: Callable[[ScoreItem, Any, Outside], Awaitable[Judgement]]
     check_reference: Callable[[Any, Any], None] = lambda reference, options: None
+    same: Callable[[ScoreItem, Any], Hashable] = lambda item, options: None
+    """As a Verifier's: equal for items that get the same judgement."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""`python -m rljob.compare JSON OUT`: the process of `rljob reward compare`. JSON is a `rljob.api.comparison.Comparison`."""
+
+import asyncio
+import os
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+
+from rljob.api import ConfigurationError, RLJobError
+from rljob.api.comparison import Comparison
+from rljob.api.errors import EXIT_CONFIGURATION, explained
+from rljob.compare.page import comparison_page
+from rljob.compare.records import read
+from rljob.compare.run import HEADS, PAIR_HEADS, World, compare, pair_rows, pairs, record, rows, table, write
+from rljob.reward.pool import WorkerPool
+from rljob.wire.environment import Environment
+
+
+async def main(spec: Comparison, out: Path) -> None:
+    """Compare, print, write.
+
+    Raises:
+        ConfigurationError: the answers cannot be read or judged, or the page cannot be written.
+    """
+    answers = read(Path(spec.data))
+    async with AsyncExitStack() as stack:
+        pool = WorkerPool(os.cpu_count() or 1, dict(os.environ))
+        stack.push_async_callback(pool.stop)
+        # As the reward service does it: time limits are those of each call; a proxy of the environment is for downloads.
+        http = await stack.enter_async_context(httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=256), trust_env=False))
+        world = World(pool, http, Environment.current().sandbox, os.environ)
+        results = await compare(spec, answers, world, lambda line: print(line, flush=True))
+    found = pairs(answers, results)
+    try:
+        write(out, comparison_page(answers, results, found), record(spec, results, found))
+    except OSError as error:
+        raise ConfigurationError(f"OUT: {explained(error)}") from None
+    for line in ["", *table(HEADS, rows(results)), *(["", *table(PAIR_HEADS, pair_rows(found))] if found else []), "", f"page: {out}"]:
+        print(line)
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main(Comparison.model_validate_json(sys.argv[1]), Path(sys.argv[2])))
+    except RLJobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
