@@ -21,6 +21,10 @@ from rljob.reward.pool import WorkerPool
 from rljob.reward.registry import VERIFIERS
 from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
 
+# Few idle ones: for each that is idle, httpcore's pool (1.0) looks at all others whenever a request begins or ends; a hundred programs that
+# are judged side by side would cost a second of processor time. Idle for less time than after which our servers close them.
+CONNECTIONS = httpx.Limits(max_connections=256, max_keepalive_connections=8, keepalive_expiry=2.0)
+
 
 def create_app(pool: WorkerPool, seconds: float, warm: bool, sandbox: str | None = None, named: frozenset[str] = frozenset()) -> Starlette:
     """The service.
@@ -33,7 +37,7 @@ def create_app(pool: WorkerPool, seconds: float, warm: bool, sandbox: str | None
         named: code and addresses that the job names; nobody can use others (`rljob.api.verifiers.named`).
     """
     # Time limits are those of each call; a proxy of the environment is for downloads.
-    http = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=256), trust_env=False)
+    http = httpx.AsyncClient(timeout=None, limits=CONNECTIONS, trust_env=False)
     outside = Outside(http, sandbox, environment=pool.environment)
     judge = standard_judge(pool, seconds, outside, named)
     metrics = _Metrics(outside.tokens)
