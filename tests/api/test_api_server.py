@@ -147,7 +147,7 @@ def test_names_of_jobs_are_taken_alike(judge: Judge, name: str) -> None:
     [
         (
             {("rollout", "weights"): {"protocol": "rdma"}},
-            "protocol is rdma, which transport (http) does not have; set transport to mooncake",
+            "protocol is rdma, which only transport mooncake has; set transport to mooncake or protocol to tcp",
         ),
         ({("rollout", "tokenBudget"): 600}, "tokenBudget (600) is more than maxTokens (512); leave tokenBudget out or lower it"),
         ({("rollout", "tensorParallel"): 4}, "rollout.tensorParallel (4) is more than accelerator.perNode (1); lower it or raise perNode"),
