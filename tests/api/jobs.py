@@ -78,6 +78,7 @@ rollout:
   tokenBudget: 256
   maxStaleness: 1
   repetition: {enabled: false, window: 8, times: 3, penalty: 0.1}
+  weights: {transport: mooncake, protocol: tcp}
   engine: {dtype: bfloat16, maxSequences: 64, kvCacheMemory: 2Gi, enforceEager: true, extraArgs: {max-num-batched-tokens: "2048"}}
 switch: {policy: sleep, deadlineSeconds: 60, memoryGate: {deadlineSeconds: 10.5, leakTolerance: 1Gi}}
 accelerator: {type: nvidia, perNode: 2, sharing: claim}

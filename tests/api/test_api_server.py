@@ -147,7 +147,7 @@ def test_names_of_jobs_are_taken_alike(judge: Judge, name: str) -> None:
     [
         (
             {("rollout", "weights"): {"protocol": "rdma"}},
-            "protocol is rdma, which transport (http) does not have; set transport to mooncake",
+            "protocol is rdma, which only transport mooncake has; set transport to mooncake or protocol to tcp",
         ),
         ({("rollout", "tokenBudget"): 600}, "tokenBudget (600) is more than maxTokens (512); leave tokenBudget out or lower it"),
         ({("rollout", "tensorParallel"): 4}, "rollout.tensorParallel (4) is more than accelerator.perNode (1); lower it or raise perNode"),
@@ -190,6 +190,7 @@ ALTERNATIVES: dict[str, Any] = {
     "trainer.precision": "fp32", "trainer.tensorParallel": 1, "trainer.nodes": 4, "trainer.pipelineParallel": 1,
     "trainer.microBatchTokens": 1024, "rollout.tensorParallel": 1, "rollout.engine.dtype": "float32", "rollout.engine.kvCacheMemory": "1Gi",
     "rollout.repetition.times": 4, "rollout.engine.extraArgs": {"x": "y"}, "rollout.maxTokens": 500, "switch.policy": "restart",
+    "rollout.weights.transport": "http", "rollout.weights.protocol": "rdma",
     "switch.memoryGate.leakTolerance": "2Gi", "accelerator.type": "cpu", "accelerator.perNode": 4, "accelerator.sharing": "auto",
     "reward.verifier": "exact", "reward.options": {"tolerance": 0.2}, "algorithm.samplesPerPrompt": 5,
     "data.train.columns": {"prompt": "q"},

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import threading
 import time
@@ -96,31 +97,37 @@ def serving(arena: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def broken(arena: Path, good: int, silent: bool) -> Iterator[str]:
-    """A source that gives `good` pieces and half of the next, then goes away or is silent; one connection at a time."""
+def broken(master: Master, arena: Path, good: int, silent: bool) -> Iterator[str]:
+    """A source that gives `good` pieces and, once they are known to have come, half of each one after: it goes away or is silent."""
     listener = socket.create_server(("127.0.0.1", 0))
-    content, over, count = arena.read_bytes(), threading.Event(), 0
+    content, over, numbers = arena.read_bytes(), threading.Event(), itertools.count()
 
     def answer(connection: socket.socket) -> bool:
-        nonlocal count
         request = connection.recv(4096).decode()
         if not request.startswith("GET"):
             return False
         first, last = map(int, request.partition("bytes=")[2].split("\r\n")[0].split("-"))
         whole = content[first : last + 1]
         connection.sendall(f"HTTP/1.1 206 Partial Content\r\nContent-Length: {len(whole)}\r\n\r\n".encode())
-        count += 1
-        connection.sendall(whole if count <= good else whole[: len(whole) // 2])
-        if count > good and silent:
+        if next(numbers) < good:
+            connection.sendall(whole)
+            return True
+        while not over.wait(0.01) and (not master.told or mask_of(master.told[-1].have).bit_count() < good):
+            pass
+        connection.sendall(whole[: len(whole) // 2])
+        if silent:
             over.wait(20)
-        return count <= good
+        return False
+
+    def attend(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError, ValueError):
+            while answer(connection):
+                pass
 
     def serve() -> None:
         with contextlib.suppress(OSError):
             while True:
-                with listener.accept()[0] as connection, contextlib.suppress(OSError, ValueError):
-                    while answer(connection):
-                        pass
+                threading.Thread(target=attend, args=(listener.accept()[0],), daemon=True).start()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -213,7 +220,7 @@ def test_what_a_liar_sent_before_it_was_found_out_is_fetched_again(tmp_path: Pat
 def test_another_source_takes_over_from_one_that_dies_or_stalls(tmp_path: Path, silent: bool) -> None:
     source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
     manifest = made(source, 3)
-    with serving(source) as good, broken(source, good=2, silent=silent) as bad:
+    with serving(source) as good, broken(master, source, good=2, silent=silent) as bad:
         asyncio.run(master.want(manifest, bad, good))
         assert pulled(master, arena, manifest, STALL if silent else 60) == manifest
         assert whole(arena, manifest)
@@ -223,7 +230,7 @@ def test_another_source_takes_over_from_one_that_dies_or_stalls(tmp_path: Path, 
 def test_a_pull_that_was_cut_off_goes_on_with_what_is_there(tmp_path: Path, silent: bool) -> None:
     source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
     before, manifest = made(arena, 2), made(source, 3)
-    with broken(source, good=3, silent=silent) as bad:
+    with broken(master, source, good=3, silent=silent) as bad:
         asyncio.run(master.want(manifest, bad))
         with pytest.raises(PullFailed, match=r"version 3 did not come: \d+ pieces are missing and nobody is left who has them"):
             pulled(master, arena, manifest, STALL if silent else 60)
@@ -241,7 +248,7 @@ def test_a_pull_that_was_cut_off_goes_on_with_what_is_there(tmp_path: Path, sile
 def test_a_byte_that_changed_between_two_tries_is_fetched_again(tmp_path: Path) -> None:
     source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
     manifest = made(source, 3)
-    with broken(source, good=3, silent=False) as bad:
+    with broken(master, source, good=3, silent=False) as bad:
         asyncio.run(master.want(manifest, bad))
         with pytest.raises(PullFailed):
             pulled(master, arena, manifest)

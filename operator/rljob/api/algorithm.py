@@ -155,7 +155,7 @@ class WeightsSpec(Part):
     @model_validator(mode="after")
     def _rdma_by_mooncake(self) -> "WeightsSpec":
         if self.protocol == "rdma" and self.transport != "mooncake":
-            raise ValueError(f"protocol is rdma, which transport ({self.transport}) does not have; set transport to mooncake")
+            raise ValueError("protocol is rdma, which only transport mooncake has; set transport to mooncake or protocol to tcp")
         return self
 
 

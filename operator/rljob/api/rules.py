@@ -78,7 +78,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "spec.rollout.weights": (
         Rule(
             "self.protocol != 'rdma' || self.transport == 'mooncake'",
-            "protocol is rdma, which transport ({self.transport}) does not have; set transport to mooncake",
+            "protocol is rdma, which only transport mooncake has; set transport to mooncake or protocol to tcp",
         ),
     ),
     "spec": (

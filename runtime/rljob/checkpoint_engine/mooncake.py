@@ -18,11 +18,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import accumulate, batched, repeat
 from typing import Any, BinaryIO, Protocol
 
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.transport import STALL, HttpStream, SourceFailed
 
+LONGEST_BATCH = 64
+"""Reads of one call; past some thousands it refuses all of them."""
 FILES = 2
 """Registered files of a node: its arena and its draft."""
 
@@ -145,12 +148,15 @@ class MooncakeStream:
 
     def read(self, offset: int, rooms: Sequence[memoryview]) -> Iterator[None]:
         segment, base = self._place = self._place or self._ask()
-        for room in rooms:
-            address = ctypes.addressof(ctypes.c_char.from_buffer(room))
-            if self._engine.batch_transfer_sync_read(segment, [address], [base + offset], [len(room)]) != 0:
-                raise SourceFailed(f"Mooncake could not read {len(room)} bytes from {self._source}: it went away or stalled")
-            offset += len(room)
-            yield
+        for some in batched(rooms, LONGEST_BATCH):
+            # Each call costs as much as some hundred KiB.
+            lengths = [len(room) for room in some]
+            here = [ctypes.addressof(ctypes.c_char.from_buffer(room)) for room in some]
+            there = list(accumulate(lengths[:-1], initial=base + offset))
+            if self._engine.batch_transfer_sync_read(segment, here, there, lengths) != 0:
+                raise SourceFailed(f"Mooncake could not read {sum(lengths)} bytes from {self._source}: it went away or stalled")
+            offset += sum(lengths)
+            yield from repeat(None, len(some))
 
     def _ask(self) -> tuple[str, int]:
         try:

@@ -8,6 +8,7 @@ try ends: the next one begins with what is here, checked anew, and trusts everyb
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.draft import Draft, draft_path
 from rljob.checkpoint_engine.outcome import DeadlineExceeded, MasterAway
 from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
-from rljob.checkpoint_engine.weight_server import Shelf
+from rljob.checkpoint_engine.weight_server import IDLE, Shelf
 from rljob.wire.node import Progress
 from rljob.wire.pieces import PullLease, PullPlan, PullReport, mask_of, runs, text_of
 from rljob.wire.weights import Manifest
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = 0.5
 """Seconds between two reports while everything goes on: so late can others have what is here."""
+FRESH = IDLE / 3
+"""Seconds for which a stream that nobody uses is as good as a new one: the source closes it after IDLE."""
 HOPELESS = 5.0
 """Seconds for which a source may still turn up after others have failed."""
 
@@ -54,7 +57,33 @@ class _Pull:
     refused: dict[str, str] = field(default_factory=dict)
     """Source to reason."""
     streams: dict[Stream, str] = field(default_factory=dict)
+    """Stream to source."""
+    idle: dict[str, list[tuple[float, Stream]]] = field(default_factory=dict)
+    """Source to streams that no lease uses, and since when; a new connection would begin slowly."""
     ended: bool = False
+
+    def stream(self, source: str, transport: Transport) -> Stream | None:
+        """A stream for a lease; None if there is nothing more to do."""
+        with self.lock:
+            if self.ended or source in self.refused:
+                return None
+            kept = self.idle.get(source, [])
+            while kept:
+                since, stream = kept.pop()
+                if time.monotonic() - since < FRESH:
+                    return stream
+                stream.close()
+                self.streams.pop(stream, None)
+            manifest = self.draft.manifest
+            stream = transport.connect(source, manifest.version, manifest.checksum)
+            self.streams[stream] = source
+            return stream
+
+    def put_back(self, stream: Stream) -> None:
+        """A lease is done and its stream is as it was."""
+        with self.lock:
+            if stream in self.streams and not self.ended:
+                self.idle.setdefault(self.streams[stream], []).append((time.monotonic(), stream))
 
     def accept(self, piece: int, source: str) -> bool:
         """A piece is here and checked; False if its source is not to be used any more."""
@@ -77,6 +106,7 @@ class _Pull:
                     del self.origin[piece]
             for stream in [stream for stream, s in self.streams.items() if s == source]:
                 stream.close()
+                del self.streams[stream]
         log.warning("%s; it is not used any more for version %d", error, self.draft.manifest.version)
 
     def end(self) -> None:
@@ -188,11 +218,9 @@ class Puller:
     def _fetch(self, pull: _Pull, lease: PullLease) -> None:
         """Fetch the pieces of a lease, one after the other; in a thread."""
         source, manifest = lease.source, pull.draft.manifest
-        stream = self._transport.connect(source, manifest.version, manifest.checksum)
-        with pull.lock:
-            if pull.ended:
-                return
-            pull.streams[stream] = source
+        stream = pull.stream(source, self._transport)
+        if stream is None:
+            return
         try:
             for run in runs(mask_of(lease.pieces)):
                 arriving = stream.read(pull.draft.pieces[run[0]].offset, [pull.draft.room(piece) for piece in run])
@@ -201,13 +229,10 @@ class Puller:
                         raise _wrong(self._transport.connect(source, manifest.version, manifest.checksum), source, piece)
                     if not pull.accept(piece, source):
                         return
+            pull.put_back(stream)
         except SourceFailed as error:
             if not pull.ended:
                 pull.refuse(source, error)
-        finally:
-            with pull.lock:
-                pull.streams.pop(stream, None)
-            stream.close()
 
 
 def _wrong(stream: Stream, source: str, piece: int) -> SourceFailed:

@@ -19,7 +19,6 @@ STALL = 5.0
 """Seconds without a byte after which a source counts as stalled."""
 SLOWEST = 1 << 20
 """Bytes per second below which a source counts as stalled, however steadily it drips."""
-BLOCK = 1 << 20
 LONGEST_HEAD = 1 << 16
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3})\b.*?\r\ncontent-length: *(\d+)", re.IGNORECASE | re.DOTALL)
 
@@ -125,7 +124,7 @@ class HttpStream:
     def _fill(self, room: memoryview) -> None:
         at, until = 0, time.monotonic() + self._stall + len(room) / SLOWEST
         while at < len(room):
-            count = self._connected().recv_into(room[at : at + BLOCK])
+            count = self._connected().recv_into(room[at:])
             if not count:
                 raise ConnectionError(f"the answer ended after {at} of {len(room)} bytes")
             at += count

@@ -1,0 +1,88 @@
+"""A rollout pod with every real part: it pulls each version, proves it and answers, and may be killed at any time."""
+
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from tests.e2e.jobfolder import (
+    EXAMPLE,
+    PROMPTS,
+    assert_every_prompt_is_accounted_for,
+    database,
+    live_status,
+    metrics,
+    processes,
+    small_job,
+    start,
+    wait,
+)
+
+from rljob.rollout.client import parse_metrics
+
+ITERATIONS = 4
+SAMPLES = 96
+"""Answers to a prompt: enough that an iteration takes longer than a rollout pod's way to its first answer."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def members(folder: Path, container: str) -> list[int]:
+    """Processes of a container of the rollout pod."""
+    return [p.pid for p in processes(folder) if p.container.endswith(f"rollout-0/{container}")]
+
+
+def generated(folder: Path) -> int:
+    """Tokens that the rollout pod's engine says that it has generated; 0 while there is none."""
+    for pid in members(folder, "vllm")[:1]:
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+            address = next(v.partition("=")[2] for v in variables if v.startswith("RLJOB_LISTEN_ENGINE="))
+            return parse_metrics(httpx.get(f"http://{address}/metrics", timeout=5, trust_env=False).text).generation_tokens
+        except (OSError, StopIteration, httpx.HTTPError):
+            break
+    return 0
+
+
+def test_a_rollout_pod_answers_with_every_version_and_its_death_costs_no_prompt(tmp_path: Path) -> None:
+    file, folder = small_job(tmp_path, ITERATIONS), tmp_path / "job"
+    job = yaml.safe_load(file.read_text())
+    job["spec"]["algorithm"]["samplesPerPrompt"] = SAMPLES
+    job["spec"]["rollout"]["replicas"] = 1
+    file.write_text(yaml.safe_dump(job))
+    process = start(file, folder)
+    served: set[int] = set()
+    killed = False
+
+    def ended() -> bool:
+        nonlocal killed
+        for node in live_status(folder).get("nodes", []):
+            if node["name"] == "rollout-0" and node.get("version") is not None and generated(folder):
+                served.add(node["version"])
+        if served and not killed:
+            for pid in members(folder, "checkpoint-engine"):
+                os.kill(pid, signal.SIGKILL)
+                killed = True
+        return process.poll() is not None
+
+    try:
+        wait(ended, "the end of the job", timeout=300)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=60)
+    assert process.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
+    assert processes(folder) == []
+    assert killed
+    assert len(served) > 1, "it answered before it was killed and after"
+    lines = metrics(folder)
+    assert [line["iteration"] for line in lines] == list(range(1, ITERATIONS + 1))
+    assert max(line["logprob_gap"] for line in lines) < 1e-3, "the trainer agrees with the tokens of both engines"
+    log = (folder / "logs" / "rollout-0.checkpoint-engine.log").read_text()
+    assert "pull: " in log
+    assert "attested version" in log
+    epoch = len((EXAMPLE / "train.jsonl").read_text().splitlines())
+    with database(folder) as db:
+        assert_every_prompt_is_accounted_for(db, lines, per_iteration=PROMPTS, samples=SAMPLES, epoch=epoch)
