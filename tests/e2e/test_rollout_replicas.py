@@ -22,7 +22,7 @@ from tests.e2e.jobfolder import (
 
 from rljob.rollout.client import parse_metrics
 
-ITERATIONS = 4
+ITERATIONS = 8
 SAMPLES = 96
 """Answers to a prompt: enough that an iteration takes longer than a rollout pod's way to its first answer."""
 
