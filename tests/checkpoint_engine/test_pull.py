@@ -15,7 +15,7 @@ import torch
 
 from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_checksum, tensor_entries, verify_manifest
 from rljob.checkpoint_engine.clients import LocalArena
-from rljob.checkpoint_engine.draft import Draft, draft_path
+from rljob.checkpoint_engine.draft import Draft, aside_path, draft_path
 from rljob.checkpoint_engine.pull import Puller, PullFailed
 from rljob.checkpoint_engine.transport import HttpTransport
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
@@ -186,6 +186,20 @@ def test_the_version_before_stays_until_the_new_one_is_whole_and_its_memory_is_u
         inodes.append(arena.stat().st_ino)
     assert inodes[0] == inodes[2] != inodes[1]
     assert sorted(path.name for path in arena.parent.iterdir()) == ["w", "w.next"]
+    LocalArena(arena).remove()
+    assert list(arena.parent.iterdir()) == []
+
+
+def test_nothing_stays_of_an_agent_that_was_killed_while_the_two_files_changed_names(tmp_path: Path) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(source, 2)
+    made(arena, 1)
+    arena.rename(aside_path(arena))
+    assert LocalArena(arena).version() is None, "what serves was started from the arena, and there is none"
+    with serving(source) as url:
+        asyncio.run(master.want(manifest, url))
+        assert pulled(master, arena, manifest) == manifest
+    assert whole(arena, manifest)
     LocalArena(arena).remove()
     assert list(arena.parent.iterdir()) == []
 

@@ -10,11 +10,9 @@ otherwise it would go on under its old version with new weights.
 """
 
 import ctypes
-import fcntl
 import math
 import mmap
 import os
-import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +24,7 @@ import torch
 import xxhash
 
 from rljob.api import ConfigurationError, InfrastructureError
+from rljob.checkpoint_engine.hold import give_back, held, take
 from rljob.checkpoint_engine.layout import DTYPES, NAMES, PAGE, TensorSpec, allocate, header_text, parse_header
 from rljob.checkpoint_engine.space import human_size
 from rljob.wire.weights import Manifest, Shard, TensorEntry
@@ -35,8 +34,6 @@ __all__ = [
 ]  # fmt: skip
 CHUNK = 1 << 20
 """Bytes that are copied before they are hashed: small enough that the hash still finds them in a cache."""
-_FLOCK = "hhqqi4x"
-"""struct flock of 64-bit Linux: type, whence, start, length, pid."""
 
 
 class WeightsRefused(InfrastructureError):
@@ -242,21 +239,15 @@ class TensorFile:
 
     def hold(self) -> None:
         """From now on nobody can write this file through a TensorFile, until `release`, `close` or the end of this process."""
-        self._lock(fcntl.F_OFD_SETLK, fcntl.F_RDLCK)
+        take(self._descriptor)
 
     def release(self) -> None:
         """Undo `hold`; repeated: nothing."""
-        self._lock(fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
+        give_back(self._descriptor)
 
     def _refuse_if_held(self) -> None:
-        """Raise if another open file holds this one; nothing is taken, so that several writers do not get in each other's way."""
-        if self._lock(fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK:
+        if held(self._descriptor):
             raise InfrastructureError(f"{self.path} is in use: an engine serves from it; stop the engine before writing the next version")
-
-    def _lock(self, command: int, kind: int) -> int:
-        """Open-file-description lock of the whole file (fcntl(2)); the kind that stands in the way, if asked."""
-        answer = fcntl.fcntl(self._descriptor, command, struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0))
-        return int(struct.unpack(_FLOCK, answer)[0])
 
     def sync(self) -> None:
         """Return once data and metadata are durable.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import httpx
 
 from rljob.api import ConfigurationError, InfrastructureError
-from rljob.checkpoint_engine.draft import draft_path
+from rljob.checkpoint_engine.draft import aside_path, draft_path
 from rljob.checkpoint_engine.outcome import ChecksumMismatch, MasterAway, WrongState
 from rljob.checkpoint_engine.state import EngineState
 from rljob.rollout.client import EngineClient
@@ -272,7 +272,7 @@ class LocalArena:
             return None  # no file, being made, or half written
 
     def remove(self) -> None:
-        for path in (self.path, draft_path(self.path)):
+        for path in (self.path, draft_path(self.path), aside_path(self.path)):
             path.unlink(missing_ok=True)
 
 

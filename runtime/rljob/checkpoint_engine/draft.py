@@ -7,7 +7,6 @@ change names, and the next version is written where the one before lay: fresh pa
 Its metadata says what it is a draft of. An agent that was killed finds out by the checksums which pieces are there, and goes on.
 """
 
-import fcntl
 import json
 import mmap
 import os
@@ -19,18 +18,22 @@ from typing import Any
 import xxhash
 
 from rljob.api import ConfigurationError, InfrastructureError
+from rljob.checkpoint_engine.hold import held
 from rljob.checkpoint_engine.space import reserve
 from rljob.wire.pieces import Piece, pieces
 from rljob.wire.weights import Manifest
 
-_FLOCK = "hhqqi4x"
-"""struct flock of 64-bit Linux (rljob.checkpoint_engine.arena)."""
 METADATA = b'{"__metadata__":'
 
 
 def draft_path(arena: Path) -> Path:
     """Where the next version of an arena is put together."""
     return arena.with_name(f"{arena.stem}.next{arena.suffix}")
+
+
+def aside_path(arena: Path) -> Path:
+    """Where the version before lies between two renames (`Draft.become`); what an agent that was killed there leaves behind."""
+    return arena.with_name(f"{arena.stem}.before{arena.suffix}")
 
 
 def read_metadata(descriptor: int) -> dict[str, str]:
@@ -73,7 +76,8 @@ class Draft:
         except OSError as error:
             raise ConfigurationError(f"cannot create {path}: {error.strerror}; check that the folder exists and may be written") from error
         try:
-            _refuse_if_held(path, descriptor)
+            if held(descriptor):
+                raise InfrastructureError(f"{path} is in use: an engine serves from it; the next version waits for its end")
             if os.fstat(descriptor).st_size != size:
                 os.ftruncate(descriptor, 0)
                 reserve(path, descriptor, size)
@@ -120,7 +124,7 @@ class Draft:
                 f"{self.missing.bit_count()} of {len(self.pieces)} pieces of version {self.manifest.version} are missing"
             )
         self._write_header({"version": str(self.manifest.version), "checksum": self.manifest.checksum})
-        aside = arena.with_name(f"{arena.stem}.before{arena.suffix}")
+        aside = aside_path(arena)
         if arena.exists():
             os.rename(arena, aside)
         os.rename(self.path, arena)
@@ -145,9 +149,3 @@ class Draft:
                 f"the header of version {self.manifest.version} takes {len(text)} bytes, its first tensor leaves {room}"
             )
         self._map[: self._start] = struct.pack("<Q", room) + text.ljust(room)
-
-
-def _refuse_if_held(path: Path, descriptor: int) -> None:
-    answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    if struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK:
-        raise InfrastructureError(f"{path} is in use: an engine serves from it; the next version waits for its end")
