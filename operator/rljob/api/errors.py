@@ -9,6 +9,8 @@ What the policy (the language model) writes is never an exception: a wrong answe
 """
 
 import errno
+import sys
+from collections.abc import Callable
 
 EXIT_CONFIGURATION = 2
 """Exit status of a process whose job cannot work as written. A supervisor does not restart it."""
@@ -40,3 +42,15 @@ def explained(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission for {where} ({error.strerror}); change its owner or mode, or use another folder"
     return str(error)
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Do the work of a command in a process of its own, and say how it ends: what failed on purpose is one line on standard error."""
+    try:
+        work()
+    except RLJobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

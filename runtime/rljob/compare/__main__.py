@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx
 
-from rljob.api import ConfigurationError, RLJobError
+from rljob.api import ConfigurationError
 from rljob.api.comparison import Comparison
-from rljob.api.errors import EXIT_CONFIGURATION, explained
+from rljob.api.errors import exit_status, explained
 from rljob.compare.page import comparison_page
 from rljob.compare.records import read
 from rljob.compare.run import HEADS, PAIR_HEADS, World, compare, pair_rows, pairs, record, rows, table, write
@@ -42,10 +42,4 @@ async def main(spec: Comparison, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main(Comparison.model_validate_json(sys.argv[1]), Path(sys.argv[2])))
-    except RLJobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_status(lambda: asyncio.run(main(Comparison.model_validate_json(sys.argv[1]), Path(sys.argv[2])))))

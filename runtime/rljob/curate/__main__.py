@@ -6,9 +6,8 @@ import sys
 
 import httpx
 
-from rljob.api import ConfigurationError, RLJobError
 from rljob.api.curation import Curation
-from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.api.errors import exit_status
 from rljob.curate.run import curate
 from rljob.reward.outside import Outside
 from rljob.reward.pool import WorkerPool
@@ -30,10 +29,4 @@ async def main(spec: Curation) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main(Curation.model_validate_json(sys.argv[1])))
-    except RLJobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_status(lambda: asyncio.run(main(Curation.model_validate_json(sys.argv[1])))))

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from rljob.api import ConfigurationError, RLJobError
-from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.api.errors import exit_status
 from rljob.api.testcases import TestCaseGeneration
 from rljob.curate.testcases.programs import Programs
 from rljob.curate.testcases.run import Progress, generate, shown
@@ -31,10 +30,4 @@ async def main(spec: TestCaseGeneration) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main(TestCaseGeneration.model_validate_json(sys.argv[1])))
-    except RLJobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_status(lambda: asyncio.run(main(TestCaseGeneration.model_validate_json(sys.argv[1])))))
