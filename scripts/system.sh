@@ -14,6 +14,8 @@ done
 [ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || [ -x /usr/libexec/cni/ptp ] || missing="$missing containernetworking-plugins"
 # A runc that can give pods users of their own is built with these.
 [ -f /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
+# Mooncake's engine links it.
+case $(ldconfig -p) in *libibverbs.so.1*) ;; *) missing="$missing libibverbs1" ;; esac
 [ -f /usr/include/stdio.h ] || missing="$missing libc6-dev"
 # shellcheck disable=SC2086 - a list of words
 [ -z "$missing" ] || install_packages "the test cluster and the images need them" $missing

@@ -46,11 +46,12 @@ def generated(folder: Path) -> int:
     return 0
 
 
-def test_a_rollout_pod_answers_with_every_version_and_its_death_costs_no_prompt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["http", "mooncake"])
+def test_a_rollout_pod_answers_with_every_version_and_its_death_costs_no_prompt(tmp_path: Path, transport: str) -> None:
     file, folder = small_job(tmp_path, ITERATIONS), tmp_path / "job"
     job = yaml.safe_load(file.read_text())
     job["spec"]["algorithm"]["samplesPerPrompt"] = SAMPLES
-    job["spec"]["rollout"]["replicas"] = 1
+    job["spec"]["rollout"] |= {"replicas": 1, "weights": {"transport": transport}}
     file.write_text(yaml.safe_dump(job))
     process = start(file, folder)
     served: set[int] = set()
