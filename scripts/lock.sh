@@ -51,3 +51,12 @@ cp requirements/lock.txt requirements/images/cuda.txt
 compile pyproject.toml --extra master --extra node-cuda --extra reward --extra prepare --extra trainer --extra rollout-cuda --extra operator --extra sandbox \
     --no-annotate -o requirements/images/cuda.txt
 images requirements/images/cuda.txt cuda node-cuda rollout-cuda
+
+# Images install wheels only: each list must have them for the Pythons of the bases (3.12: Ubuntu 24.04; 3.13: Debian 13), whose oldest glibc is 2.39.
+for list in requirements/images/*/*.txt; do
+    case $list in */sdists.txt) continue ;; esac
+    for version in 3.12 3.13; do
+        "$UV" pip compile --quiet --no-deps --only-binary :all: --python-version "$version" --python-platform x86_64-manylinux_2_39 \
+            "$list" -o /dev/null || die "$list: a package has no wheel for Python $version (above); ask for another version in pyproject.toml"
+    done
+done
