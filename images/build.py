@@ -137,12 +137,17 @@ def registry_exports(environment: Mapping[str, str]) -> str:
     return "".join(f"export {name}='{value}'\n" for name, value in values.items() if "'" not in value)
 
 
+def newest(tag: str) -> str:
+    """The tag that moves on to every new build; the two variants lie beside each other in one registry."""
+    return "latest-cuda" if tag.endswith("-cuda") else "latest"
+
+
 def index_manifest(descriptor: Mapping[str, object], name: str, tag: str) -> list[dict[str, object]]:
-    """Entries of an OCI index for one image, under the names that a container runtime looks for: `NAME:TAG` and `NAME:latest`."""
+    """Entries of an OCI index for one image, by the names a container runtime looks for: `NAME:TAG` and `NAME:latest` or `latest-cuda`."""
     full = f"docker.io/rljob/{name}"
     return [
         {**descriptor, "annotations": {"io.containerd.image.name": f"{full}:{t}", "org.opencontainers.image.ref.name": t}}
-        for t in (tag, "latest")
+        for t in (tag, newest(tag))
     ]
 
 
@@ -303,22 +308,23 @@ def build(root: Path, names: Sequence[str], options: argparse.Namespace) -> list
     built = []
     for name in names:
         started = time.monotonic()
-        tag = content_hash(root, source_files(root, name, options.variant), [*arguments.values(), version, str(EPOCH)])
+        digits = content_hash(root, source_files(root, name, options.variant), [*arguments.values(), version, str(EPOCH)])
+        tag = digits if options.variant == "cpu" else f"{digits}-{options.variant}"
         reference = f"localhost/rljob/{name}:{tag}"
         changed = options.no_cache or not exists(reference)
         if changed:
             say(f"building {name}")
             build_image(root, name, tag, arguments, uv, options.no_cache)
-        run("buildah", "tag", reference, f"localhost/rljob/{name}:latest")
+        run("buildah", "tag", reference, f"localhost/rljob/{name}:{newest(tag)}")
         built.append(Built(name, tag, layer_sizes(reference), time.monotonic() - started, changed))
     return built
 
 
 def outdated(references: Iterable[str], images: Iterable[Built]) -> list[str]:
-    """Names in the store that are older builds of these images."""
-    current = {image.name: image.tag for image in images}
+    """Names in the store that are older builds of these images, in the same variant."""
+    current = {(image.name, newest(image.tag)): image.tag for image in images}
     split = [(reference, *reference.removeprefix("localhost/rljob/").partition(":")[::2]) for reference in references]
-    return sorted({reference for reference, name, tag in split if name in current and tag not in (current[name], "latest")})
+    return sorted({r for r, name, tag in split if (kept := current.get((name, newest(tag)))) and tag not in (kept, newest(tag))})
 
 
 def prune(images: Sequence[Built]) -> None:

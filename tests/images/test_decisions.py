@@ -52,7 +52,7 @@ def test_the_table_counts_a_shared_layer_once() -> None:
 
 
 def test_only_older_builds_of_the_named_images_are_removed() -> None:
-    names = [f"localhost/rljob/{n}" for n in ("a:1", "a:000000000000", "a:latest", "b:1", "base:1")]
+    names = [f"localhost/rljob/{n}" for n in ("a:1", "a:000000000000", "a:latest", "a:1-cuda", "a:latest-cuda", "b:1", "base:1")]
     assert build.outdated(names, [built("a")]) == ["localhost/rljob/a:1"]
 
 
@@ -62,6 +62,10 @@ def test_an_archive_names_images_as_kubernetes_does() -> None:
         "docker.io/rljob/master:abc",
         "docker.io/rljob/master:latest",
     ]
+
+
+def test_the_variants_lie_beside_each_other_in_a_registry() -> None:
+    assert [build.newest(tag) for tag in ("abc", "latest", "abc-cuda", "latest-cuda")] == ["latest", "latest", "latest-cuda", "latest-cuda"]
 
 
 def test_a_build_step_gets_uvs_settings_and_nothing_else() -> None:
