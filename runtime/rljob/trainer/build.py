@@ -22,6 +22,7 @@ from rljob.trainer.architecture import Architecture
 from rljob.trainer.device import Device, Precision
 from rljob.trainer.hf_map import Piece, padded_vocabulary, pieces
 from rljob.trainer.optimizer import Optimizer
+from rljob.trainer.place import Place
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ class Replica:
     optimizer: Optimizer
     pieces: tuple[Piece, ...]
     """What this rank holds, by Hugging Face name."""
-    tensor_rank: int
-    tensor_size: int
-    data_rank: int
+    place: Place
     data_size: int
     tensor_group: Any
     data_group: Any
@@ -91,6 +90,7 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
     with device.megatron():
         optimizer = _optimizer(spec.optimizer, precision, config, ddp)
     tensor_group, data_group = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group()
+    place = Place(range(architecture.layers), tensor_rank=tensor_group.rank(), tensor_size=tensor_group.size(), data_rank=data_group.rank())
     return Replica(
         architecture=architecture,
         precision=precision,
@@ -98,10 +98,8 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
         policy=policy,
         ddp=ddp,
         optimizer=optimizer,
-        pieces=tuple(pieces(architecture, tensor_group.rank(), tensor_group.size())),
-        tensor_rank=tensor_group.rank(),
-        tensor_size=tensor_group.size(),
-        data_rank=data_group.rank(),
+        pieces=tuple(pieces(architecture, place)),
+        place=place,
         data_size=data_group.size(),
         tensor_group=tensor_group,
         data_group=data_group,

@@ -127,7 +127,7 @@ def plan_steps(replica: Replica, spec: RLJobSpec, task: TrainTask, batch: Batch)
 
 def _rows(replica: Replica, parts: list[Part], spec: RLJobSpec) -> list[Row]:
     filled = bins(parts, spec.trainer.micro_batch_tokens, replica.data_size) if parts else []
-    return share(filled, replica.data_rank, replica.data_size)
+    return share(filled, replica.place.data_rank, replica.data_size)
 
 
 def _warm_start(spec: RLJobSpec) -> WarmStart:

@@ -82,19 +82,13 @@ def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,
 @torch.no_grad()
 def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], name: Name = str) -> dict[str, str]:
     """Write this rank's part of `tensors` (by Megatron name) into the file; returns the checksums of tensors it holds as a whole."""
-    own = {piece: piece.view(tensors[piece.parameter]) for piece in _to_write(replica)}
+    own = {piece: piece.view(tensors[piece.parameter]) for piece in replica.pieces if piece.writes}
     for piece, mine in own.items():
         if not piece.whole:
             target = file.view(name(piece.name))[piece.region]
             target.copy_(mine.reshape(target.shape))
     replica.device.synchronize()
     return file.write_all({name(piece.name): mine for piece, mine in own.items() if piece.whole})
-
-
-def _to_write(replica: Replica) -> Iterator[Any]:
-    """The first data-parallel replica writes, and of what its ranks all hold the first."""
-    if replica.data_rank == 0:
-        yield from (p for p in replica.pieces if replica.tensor_rank == 0 or not p.replicated)
 
 
 class Arena:
@@ -140,7 +134,7 @@ def _beside(replica: Replica, work: Callable[[], Canary]) -> Iterator[Callable[[
     """Do `work` while what is inside goes on, and give a call that waits for its result. On CPU, where the canary takes one core; on an
     accelerator it would get in the way of the copies, and ranks that share the model would talk from two threads: there it is done when
     it is asked for."""
-    if not replica.device.unified or replica.tensor_size > 1:
+    if not replica.device.unified or replica.place.tensor_size > 1:
         yield work
         return
     with ThreadPoolExecutor(1) as pool:
