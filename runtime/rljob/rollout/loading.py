@@ -193,9 +193,11 @@ def layerwise(model: Any, model_config: Any, layout: Layout, tensors: list[tuple
     """
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-    initialize_layerwise_reload(model)
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {name for name, _ in model.named_parameters()}
+    initialize_layerwise_reload(model)  # which takes a tied lm_head for a parameter of its own, until the end
     try:
-        refuse_incomplete(model, Layout.of(model), record(model, tensors), world)
+        found = record(model, tensors)
+        refuse_incomplete(model, Layout.of(model), {name: parts for name, parts in found.items() if name not in tied}, world)
         model.load_weights(iter(tensors))
     finally:  # with nothing loaded this puts the old weights back
         finalize_layerwise_reload(model, model_config)

@@ -10,6 +10,7 @@ checkpoint and offload paths.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from rljob.api import ConfigurationError
 from rljob.api.algorithm import OptimizerSpec, TrainerSpec
-from rljob.trainer.architecture import Architecture
+from rljob.api.families import Architecture, Experts
 from rljob.trainer.device import Device, Precision
 from rljob.trainer.hf_map import Piece, padded_vocabulary, pieces
 from rljob.trainer.optimizer import Optimizer
@@ -61,7 +62,6 @@ def check(spec: TrainerSpec, architecture: Architecture) -> None:
     for name, size in (
         ("pipelineParallel", spec.pipeline_parallel),
         ("contextParallel", spec.context_parallel),
-        ("expertParallel", spec.expert_parallel),
     ):
         if size != 1:
             raise ConfigurationError(f"spec.trainer.{name} is {size}; the trainer supports 1, use tensor and data parallelism")
@@ -76,7 +76,11 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
     from megatron.core.transformer.module import Float16Module
 
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=spec.tensor_parallel)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=spec.tensor_parallel,
+            expert_model_parallel_size=spec.expert_parallel,
+            expert_tensor_parallel_size=1,
+        )
     config = transformer_config(architecture, spec, precision)
     policy = _model(architecture, config)
     if device.device.type != "cpu":
@@ -90,7 +94,15 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
     with device.megatron():
         optimizer = _optimizer(spec.optimizer, precision, config, ddp)
     tensor_group, data_group = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group()
-    place = Place(range(architecture.layers), tensor_rank=tensor_group.rank(), tensor_size=tensor_group.size(), data_rank=data_group.rank())
+    place = Place(
+        range(architecture.layers),
+        tensor_rank=tensor_group.rank(),
+        tensor_size=tensor_group.size(),
+        data_rank=data_group.rank(),
+        expert_rank=parallel_state.get_expert_model_parallel_rank(),
+        expert_size=parallel_state.get_expert_model_parallel_world_size(),
+        expert_data_rank=parallel_state.get_expert_data_parallel_rank(),
+    )
     return Replica(
         architecture=architecture,
         precision=precision,
@@ -120,6 +132,7 @@ def transformer_config(a: Architecture, spec: TrainerSpec, precision: Precision)
         num_query_groups=a.kv_heads,
         kv_channels=a.head_size,
         add_qkv_bias=a.qkv_bias,
+        qk_layernorm=a.qk_norm,
         add_bias_linear=False,
         gated_linear_unit=True,
         activation_func=F.silu,
@@ -141,17 +154,45 @@ def transformer_config(a: Architecture, spec: TrainerSpec, precision: Precision)
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         **recompute,
+        **_experts(a.experts, spec),
     )
+
+
+def _experts(e: Experts | None, spec: TrainerSpec) -> dict[str, Any]:
+    """Fields of TransformerConfig for a mixture of experts; none for a dense model.
+
+    No auxiliary load-balancing loss: the objective is the paper's, whose gradient it would change, and transformers trains without it too
+    unless it is asked for router logits. The router computes in the precision of training, as vLLM's does, so that both choose the same
+    experts. Tokens are sent by all-to-all, which is the dispatcher for rows of different length on different ranks, and none is dropped.
+    """
+    if e is None:
+        return {}
+    return {
+        "num_moe_experts": e.count,
+        "moe_router_topk": e.active,
+        "moe_ffn_hidden_size": e.ffn,
+        # Megatron's softmax is over the chosen experts after the choice, or over all before it; the first is the second, normalised.
+        "moe_router_pre_softmax": not e.normalised,
+        "moe_router_load_balancing_type": "none",
+        "moe_shared_expert_intermediate_size": e.shared_ffn or None,
+        "moe_shared_expert_gate": e.shared_ffn > 0,
+        "moe_token_dispatcher_type": "alltoall",
+        "expert_model_parallel_size": spec.expert_parallel,
+        "expert_tensor_parallel_size": 1,
+    }
 
 
 def _model(a: Architecture, config: Any) -> Any:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     from rljob.trainer.attention import PackedAttention
+    from rljob.trainer.mixture import Mixture
     from rljob.trainer.policy import Policy
 
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, qk_layernorm=a.qk_norm, normalization="RMSNorm")
     layer.submodules.self_attention.submodules.core_attention = PackedAttention
+    if a.experts is not None:
+        layer.submodules.mlp = partial(Mixture, **layer.submodules.mlp.keywords)
     policy = Policy(
         config=config,
         transformer_layer_spec=layer,

@@ -2,7 +2,8 @@
 
 A Piece pairs a view of what this rank holds of a parameter with the region of the Hugging Face tensor that it is. Copying one onto the
 other loads, copying the other way exports; tensors shaped like the parameter (gradients, Adam's moments, fp32 masters) go the same way.
-Names are Megatron-core 0.19's local layer spec on one side, transformers' LlamaForCausalLM / Qwen2ForCausalLM on the other.
+Names are Megatron-core 0.19's local layer spec on one side and Hugging Face's on the other; where families differ in these, their file in
+rljob.api.families says how.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from rljob.trainer.architecture import Architecture
+from rljob.api.families import Architecture, Experts, FeedForward, Mixture, families
 from rljob.trainer.place import Place
 
 View = Callable[[Tensor], Tensor]
@@ -57,7 +58,7 @@ def pieces(a: Architecture, place: Place) -> Iterator[Piece]:
     for number, i in enumerate(place.layers):
         yield from _layer(a, place, f"model.layers.{i}.", f"decoder.layers.{number}.")
     if place.last:
-        yield _same("model.norm.weight", a, "decoder.final_layernorm.weight", place)
+        yield _same("model.norm.weight", (a.hidden,), "decoder.final_layernorm.weight", place)
     if place.last and not a.tied:
         yield _rows("lm_head.weight", (a.vocabulary, a.hidden), "output_layer.weight", place)
     if place.last and a.tied and not place.first:
@@ -70,14 +71,35 @@ def padded_vocabulary(a: Architecture, size: int) -> int:
 
 
 def _layer(a: Architecture, place: Place, hf: str, megatron: str) -> Iterator[Piece]:
-    yield _same(f"{hf}input_layernorm.weight", a, f"{megatron}input_layernorm.weight", place)
+    attention = f"{megatron}self_attention."
+    yield _same(f"{hf}input_layernorm.weight", (a.hidden,), f"{megatron}input_layernorm.weight", place)
     yield from _qkv(a, place, hf, megatron, "weight", (a.hidden,))
     if a.qkv_bias:
         yield from _qkv(a, place, hf, megatron, "bias", ())
-    yield _columns(f"{hf}self_attn.o_proj.weight", (a.hidden, a.heads * a.head_size), f"{megatron}self_attention.linear_proj.weight", place)
-    yield _same(f"{hf}post_attention_layernorm.weight", a, f"{megatron}pre_mlp_layernorm.weight", place)
-    yield from _gate_up(a, place, hf, megatron)
-    yield _columns(f"{hf}mlp.down_proj.weight", (a.hidden, a.ffn), f"{megatron}mlp.linear_fc2.weight", place)
+    for letter in "qk" if a.qk_norm else "":
+        yield _same(f"{hf}self_attn.{letter}_norm.weight", (a.head_size,), f"{attention}{letter}_layernorm.weight", place)
+    yield _columns(f"{hf}self_attn.o_proj.weight", (a.hidden, a.heads * a.head_size), f"{attention}linear_proj.weight", place)
+    yield _same(f"{hf}post_attention_layernorm.weight", (a.hidden,), f"{megatron}pre_mlp_layernorm.weight", place)
+    names = families()[a.family].feed_forward
+    if isinstance(names, Mixture):
+        if a.experts is not None:
+            yield from _mixture(a.hidden, a.experts, names, place, hf, f"{megatron}mlp.")
+    else:
+        yield from _feed_forward(a.hidden, a.ffn, names, place, hf, f"{megatron}mlp.")
+
+
+def _mixture(hidden: int, e: Experts, names: Mixture, place: Place, hf: str, megatron: str) -> Iterator[Piece]:
+    """The router and a shared expert are on every rank, split as in a dense model; an expert is whole on the ranks that have it."""
+    yield _same(f"{hf}{names.router}.weight", (e.count, hidden), f"{megatron}router.weight", place)
+    if names.shared is not None:
+        yield from _feed_forward(hidden, e.shared_ffn, names.shared, place, hf, f"{megatron}shared_experts.")
+    if names.shared_gate is not None:
+        yield _same(f"{hf}{names.shared_gate}.weight", (1, hidden), f"{megatron}shared_experts.gate_weight", place)
+    count = e.count // place.expert_size
+    whole = replace(place, tensor_rank=0, tensor_size=1, data_rank=place.expert_data_rank)
+    for number in range(count):
+        name = hf + names.experts.format(place.expert_rank * count + number)
+        yield from _feed_forward(hidden, e.ffn, names.expert, whole, name, f"{megatron}experts.local_experts.{number}.")
 
 
 def _qkv(a: Architecture, place: Place, hf: str, megatron: str, kind: str, tail: tuple[int, ...]) -> Iterator[Piece]:
@@ -101,17 +123,17 @@ def _qkv(a: Architecture, place: Place, hf: str, megatron: str, kind: str, tail:
         )
 
 
-def _gate_up(a: Architecture, place: Place, hf: str, megatron: str) -> Iterator[Piece]:
-    """Megatron's rows are this rank's gate rows, then its up rows."""
-    rank, height = place.tensor_rank, a.ffn // place.tensor_size
-    for name, start in (("gate", 0), ("up", height)):
+def _feed_forward(hidden: int, ffn: int, names: FeedForward, place: Place, hf: str, megatron: str) -> Iterator[Piece]:
+    """Megatron's rows of the first matrix are this rank's gate rows, then its up rows."""
+    rank, height = place.tensor_rank, ffn // place.tensor_size
+    for name, start in ((names.gate, 0), (names.up, height)):
 
         def view(t: Tensor, start: int = start) -> Tensor:
             return t[start : start + height]
 
         region = (slice(rank * height, (rank + 1) * height), ALL)
-        parameter = f"{megatron}mlp.linear_fc1.weight"
-        yield Piece(f"{hf}mlp.{name}_proj.weight", (a.ffn, a.hidden), parameter, region, view, place.data_rank == 0)
+        yield Piece(f"{hf}{name}.weight", (ffn, hidden), f"{megatron}linear_fc1.weight", region, view, place.data_rank == 0)
+    yield _columns(f"{hf}{names.down}.weight", (hidden, ffn), f"{megatron}linear_fc2.weight", place)
 
 
 def _rows(name: str, shape: tuple[int, int], parameter: str, place: Place) -> Piece:
@@ -127,9 +149,9 @@ def _columns(name: str, shape: tuple[int, int], parameter: str, place: Place) ->
     return Piece(name, shape, parameter, region, _identity, place.data_rank == 0)
 
 
-def _same(name: str, a: Architecture, parameter: str, place: Place) -> Piece:
+def _same(name: str, shape: tuple[int, ...], parameter: str, place: Place) -> Piece:
     """Held by every tensor parallel rank; the first one writes."""
-    return Piece(name, (a.hidden,), parameter, (ALL,), _identity, place.data_rank == 0 and place.tensor_rank == 0)
+    return Piece(name, shape, parameter, tuple(ALL for _ in shape), _identity, place.data_rank == 0 and place.tensor_rank == 0)
 
 
 def _identity(t: Tensor) -> Tensor:

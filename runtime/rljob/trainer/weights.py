@@ -14,7 +14,9 @@ from torch import Tensor
 from rljob.api import ConfigurationError
 from rljob.checkpoint_engine.arena import NAMES, TensorFile, TensorSpec, manifest_checksum, tensor_entries
 from rljob.trainer.build import Replica
+from rljob.trainer.hf_map import pieces
 from rljob.trainer.packing import sequence_row
+from rljob.trainer.place import alone
 from rljob.trainer.ranks import Ranks
 from rljob.wire.weights import Canary, Manifest
 
@@ -75,8 +77,9 @@ def load(replica: Replica, folder: Path) -> None:
 
 
 def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,)) -> list[TensorSpec]:
-    """All tensors of the model, in the order of the name map, once per naming."""
-    return [TensorSpec(name(piece.name), dtype, piece.shape) for name in names for piece in replica.pieces]
+    """All tensors of the model, also those of other ranks, in the order of the name map, once per naming."""
+    whole = list(pieces(replica.architecture, alone(replica.architecture.layers)))
+    return [TensorSpec(name(piece.name), dtype, piece.shape) for name in names for piece in whole]
 
 
 @torch.no_grad()
@@ -134,7 +137,7 @@ def _beside(replica: Replica, work: Callable[[], Canary]) -> Iterator[Callable[[
     """Do `work` while what is inside goes on, and give a call that waits for its result. On CPU, where the canary takes one core; on an
     accelerator it would get in the way of the copies, and ranks that share the model would talk from two threads: there it is done when
     it is asked for."""
-    if not replica.device.unified or replica.place.tensor_size > 1:
+    if not replica.device.unified or replica.place.tensor_size * replica.place.expert_size > 1:
         yield work
         return
     with ThreadPoolExecutor(1) as pool:
