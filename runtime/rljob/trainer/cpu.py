@@ -2,7 +2,7 @@
 
 Every patch names the upstream line that needs it. `install` is idempotent, changes nothing where CUDA or Triton is there, and must run
 before Megatron is imported; `CudaMeansCpu` goes around calls into Megatron's optimizer and schedule. This is what a dense model with
-tensor and data parallelism needs, and no more: pipeline and expert parallelism, sequence parallelism and the distributed optimizer have
+tensor, pipeline and data parallelism needs, and no more: expert parallelism, sequence parallelism and the distributed optimizer have
 further needs.
 """
 
@@ -46,11 +46,13 @@ def _patch_torch_cuda() -> None:
 
     current_device: `device=torch.cuda.current_device()` in distributed/param_and_grad_buffer.py:1180,1186, utils.py:715.
     current_stream: distributed/param_and_grad_buffer.py:632.
+    synchronize: pipeline_parallel/p2p_communication.py:263,419.
     get_rng_state, manual_seed: tensor_parallel/random.py:303-345, reached from recomputation.
     """
     cuda: Any = torch.cuda
     cuda.current_device = lambda: "cpu"
     cuda.current_stream = lambda *_: _NoStream()
+    cuda.synchronize = lambda *_: None
     cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
     cuda.manual_seed = torch.manual_seed
 

@@ -14,7 +14,10 @@ from torch import Tensor
 from rljob.api import ConfigurationError
 from rljob.checkpoint_engine.arena import NAMES, TensorFile, TensorSpec, manifest_checksum, tensor_entries
 from rljob.trainer.build import Replica
+from rljob.trainer.hf_map import pieces
 from rljob.trainer.packing import sequence_row
+from rljob.trainer.pipeline import relay
+from rljob.trainer.place import alone
 from rljob.trainer.ranks import Ranks
 from rljob.wire.weights import Canary, Manifest
 
@@ -75,8 +78,9 @@ def load(replica: Replica, folder: Path) -> None:
 
 
 def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,)) -> list[TensorSpec]:
-    """All tensors of the model, in the order of the name map, once per naming."""
-    return [TensorSpec(name(piece.name), dtype, piece.shape) for name in names for piece in replica.pieces]
+    """All tensors of the model, also those of other ranks, in the order of the name map, once per naming."""
+    whole = list(pieces(replica.architecture, alone(replica.architecture.layers)))
+    return [TensorSpec(name(piece.name), dtype, piece.shape) for name in names for piece in whole]
 
 
 @torch.no_grad()
@@ -119,6 +123,7 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
     with _beside(replica, lambda: canary(replica, dtype)) as computed:
         with ranks.together():
             checksums = write(file, replica, masters)
+        checksums = merged(ranks, checksums)
         proof = computed()
     if not ranks.leads:
         return None
@@ -127,6 +132,14 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
     identity = manifest_checksum(entries)
     file.set_metadata({"version": str(version), "checksum": identity})
     return Manifest(version=version, dtype=NAMES[dtype], tensors=entries, checksum=identity, canary=proof)
+
+
+def merged[T](ranks: Ranks, mine: Mapping[str, T]) -> dict[str, T]:
+    """What each rank knows of its own tensors, put together; plain JSON values."""
+    together: dict[str, T] = {}
+    for part in ranks.collect(json.dumps(mine).encode()):
+        together |= json.loads(part)
+    return together
 
 
 @contextmanager
@@ -163,6 +176,6 @@ def canary(replica: Replica, dtype: torch.dtype) -> Canary:
     vocabulary = replica.architecture.vocabulary
     tokens = [(7919 * (i + 1)) % vocabulary for i in range(CANARY_LENGTH)]
     row = sequence_row(tokens)
-    with torch.no_grad(), replica.device.undisturbed():
-        logprobs = torch.func.functional_call(replica.policy, dict(replica.masters()), (row,))
+    with replica.device.undisturbed():
+        logprobs = relay(replica, row, replica.masters())
     return Canary(tokens=tuple(tokens), logprobs=tuple(logprobs.tolist()), tolerance=TOLERANCE[dtype])
