@@ -111,7 +111,7 @@ def replica(megatron: Any) -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def batch() -> Callable[..., Batch]:
     """Random groups of answers of different lengths, some tokens out of the loss, advantages that sum to zero per group."""
 

@@ -42,8 +42,9 @@ class Replica:
     """What this rank holds, by Hugging Face name."""
     place: Place
     data_size: int
-    tensor_group: Any
     data_group: Any
+    pipeline_group: Any
+    """The ranks that hold one copy's stages; in order of stage."""
 
     def masters(self) -> dict[str, Tensor]:
         """fp32 weights by Megatron name: what the optimizer changes. In fp32 they are the parameters themselves."""
@@ -60,12 +61,13 @@ class Replica:
 def check(spec: TrainerSpec, architecture: Architecture) -> None:
     """Raises ConfigurationError for what the trainer cannot do."""
     for name, size in (
-        ("pipelineParallel", spec.pipeline_parallel),
         ("contextParallel", spec.context_parallel),
     ):
         if size != 1:
             raise ConfigurationError(f"spec.trainer.{name} is {size}; the trainer supports 1, use tensor and data parallelism")
     architecture.check_tensor_parallel(spec.tensor_parallel)
+    if architecture.layers % spec.pipeline_parallel:
+        raise ConfigurationError("TODO")
 
 
 def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, device: Device) -> Replica:
@@ -78,11 +80,13 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=spec.tensor_parallel,
+            pipeline_model_parallel_size=spec.pipeline_parallel,
             expert_model_parallel_size=spec.expert_parallel,
             expert_tensor_parallel_size=1,
         )
+    place = _place(architecture)
     config = transformer_config(architecture, spec, precision)
-    policy = _model(architecture, config)
+    policy = _model(architecture, config, place)
     if device.device.type != "cpu":
         policy.to(device.device)
     wrapped = Float16Module(config, policy) if precision == "bf16" else policy
@@ -93,16 +97,6 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
     )
     with device.megatron():
         optimizer = _optimizer(spec.optimizer, precision, config, ddp)
-    tensor_group, data_group = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group()
-    place = Place(
-        range(architecture.layers),
-        tensor_rank=tensor_group.rank(),
-        tensor_size=tensor_group.size(),
-        data_rank=data_group.rank(),
-        expert_rank=parallel_state.get_expert_model_parallel_rank(),
-        expert_size=parallel_state.get_expert_model_parallel_world_size(),
-        expert_data_rank=parallel_state.get_expert_data_parallel_rank(),
-    )
     return Replica(
         architecture=architecture,
         precision=precision,
@@ -112,9 +106,28 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
         optimizer=optimizer,
         pieces=tuple(pieces(architecture, place)),
         place=place,
-        data_size=data_group.size(),
-        tensor_group=tensor_group,
-        data_group=data_group,
+        data_size=parallel_state.get_data_parallel_world_size(),
+        data_group=parallel_state.get_data_parallel_group(),
+        pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+    )
+
+
+def _place(a: Architecture) -> Place:
+    """This rank's place, from Megatron's groups."""
+    from megatron.core import parallel_state
+
+    stage, stages = parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_world_size()
+    depth = a.layers // stages
+    return Place(
+        range(stage * depth, (stage + 1) * depth),
+        first=stage == 0,
+        last=stage == stages - 1,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        expert_rank=parallel_state.get_expert_model_parallel_rank(),
+        expert_size=parallel_state.get_expert_model_parallel_world_size(),
+        expert_data_rank=parallel_state.get_expert_data_parallel_rank(),
     )
 
 
@@ -141,6 +154,10 @@ def transformer_config(a: Architecture, spec: TrainerSpec, precision: Precision)
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=spec.tensor_parallel,
+        pipeline_model_parallel_size=spec.pipeline_parallel,
+        variable_seq_lengths=spec.pipeline_parallel > 1,
+        moe_token_dispatcher_type="alltoall",  # the default is refused together with the line above, also without experts
+        init_model_with_meta_device=True,  # stages that share an embedding need not agree on it: it is loaded
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",
@@ -182,7 +199,7 @@ def _experts(e: Experts | None, spec: TrainerSpec) -> dict[str, Any]:
     }
 
 
-def _model(a: Architecture, config: Any) -> Any:
+def _model(a: Architecture, config: Any, place: Place) -> Any:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     from rljob.trainer.attention import PackedAttention
@@ -198,6 +215,8 @@ def _model(a: Architecture, config: Any) -> Any:
         transformer_layer_spec=layer,
         vocab_size=padded_vocabulary(a, config.tensor_model_parallel_size),
         max_sequence_length=0,  # positions are explicit: nothing is sized by it
+        pre_process=place.first,
+        post_process=place.last,
         position_embedding_type="none",
         share_embeddings_and_output_weights=a.tied,
     )

@@ -1,8 +1,8 @@
 """What must be patched for Megatron-core 0.19.2 to run on a machine without CUDA and without Triton. The only file that patches.
 
 Every patch names the upstream line that needs it. `install` is idempotent, changes nothing where CUDA or Triton is there, and must run
-before Megatron is imported; `CudaMeansCpu` goes around calls into Megatron's optimizer and schedule. This is what tensor, data and expert
-parallelism need, and no more: pipeline and sequence parallelism and the distributed optimizer have further needs.
+before Megatron is imported; `CudaMeansCpu` goes around calls into Megatron's optimizer and schedule. This is what tensor, pipeline, data
+and expert parallelism need, and no more: sequence parallelism and the distributed optimizer have further needs.
 """
 
 import importlib.util
@@ -48,12 +48,14 @@ def _patch_torch_cuda() -> None:
     current_device: `device=torch.cuda.current_device()` in distributed/param_and_grad_buffer.py:1180,1186, utils.py:715.
     current_stream: distributed/param_and_grad_buffer.py:632.
     stream: transformer/moe/token_dispatcher.py:1022.
+    synchronize: pipeline_parallel/p2p_communication.py:263,419.
     get_rng_state, manual_seed: tensor_parallel/random.py:303-345, reached from recomputation.
     """
     cuda: Any = torch.cuda
     cuda.current_device = lambda: "cpu"
     cuda.current_stream = lambda *_: _NoStream()
     cuda.stream = lambda *_: nullcontext()
+    cuda.synchronize = lambda *_: None
     cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
     cuda.manual_seed = torch.manual_seed
 

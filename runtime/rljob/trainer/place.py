@@ -22,6 +22,11 @@ class Place:
     expert_data_rank: int = 0
     """Among the ranks that hold the same experts."""
 
+    @property
+    def whole(self) -> bool:
+        """This rank computes the model without others."""
+        return self.first and self.last and self.tensor_size == self.expert_size == 1
+
 
 def alone(layers: int) -> Place:
     """The place of a rank that holds a whole model of so many layers."""

@@ -16,6 +16,7 @@ from rljob.checkpoint_engine.arena import NAMES, TensorFile, TensorSpec, manifes
 from rljob.trainer.build import Replica
 from rljob.trainer.hf_map import pieces
 from rljob.trainer.packing import sequence_row
+from rljob.trainer.pipeline import relay
 from rljob.trainer.place import alone
 from rljob.trainer.ranks import Ranks
 from rljob.wire.weights import Canary, Manifest
@@ -122,6 +123,7 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
     with _beside(replica, lambda: canary(replica, dtype)) as computed:
         with ranks.together():
             checksums = write(file, replica, masters)
+        checksums = merged(ranks, checksums)
         proof = computed()
     if not ranks.leads:
         return None
@@ -132,12 +134,20 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
     return Manifest(version=version, dtype=NAMES[dtype], tensors=entries, checksum=identity, canary=proof)
 
 
+def merged[T](ranks: Ranks, mine: Mapping[str, T]) -> dict[str, T]:
+    """What each rank knows of its own tensors, put together; plain JSON values."""
+    together: dict[str, T] = {}
+    for part in ranks.collect(json.dumps(mine).encode()):
+        together |= json.loads(part)
+    return together
+
+
 @contextmanager
 def _beside(replica: Replica, work: Callable[[], Canary]) -> Iterator[Callable[[], Canary]]:
     """Do `work` while what is inside goes on, and give a call that waits for its result. On CPU, where the canary takes one core; on an
     accelerator it would get in the way of the copies, and ranks that share the model would talk from two threads: there it is done when
     it is asked for."""
-    if not replica.device.unified or replica.place.tensor_size * replica.place.expert_size > 1:
+    if not replica.device.unified or not replica.place.whole:
         yield work
         return
     with ThreadPoolExecutor(1) as pool:
@@ -166,6 +176,6 @@ def canary(replica: Replica, dtype: torch.dtype) -> Canary:
     vocabulary = replica.architecture.vocabulary
     tokens = [(7919 * (i + 1)) % vocabulary for i in range(CANARY_LENGTH)]
     row = sequence_row(tokens)
-    with torch.no_grad(), replica.device.undisturbed():
-        logprobs = torch.func.functional_call(replica.policy, dict(replica.masters()), (row,))
+    with replica.device.undisturbed():
+        logprobs = relay(replica, row, replica.masters())
     return Canary(tokens=tuple(tokens), logprobs=tuple(logprobs.tolist()), tolerance=TOLERANCE[dtype])
