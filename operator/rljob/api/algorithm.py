@@ -102,7 +102,8 @@ class TrainerSpec(Part):
     pipeline_parallel: Small = 1
     """Pipeline parallel size. Only 1 is supported so far."""
     expert_parallel: Small = 1
-    """Expert parallel size (mixture-of-experts models). Only 1 is supported so far."""
+    """Expert parallel size (mixture-of-experts models): the experts of a layer are spread over so many of the tensor × data parallel ranks
+    that hold it."""
     context_parallel: Small = 1
     """Context parallel size (long sequences). Only 1 is supported so far."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

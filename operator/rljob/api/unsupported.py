@@ -10,7 +10,6 @@ from rljob.api.job import RLJobSpec
 _ONLY_ONE = (
     ("pipelineParallel", "pipeline_parallel", "split the model by trainer.tensorParallel instead"),
     ("contextParallel", "context_parallel", "let sequences fit with trainer.recompute or a larger trainer.tensorParallel"),
-    ("expertParallel", "expert_parallel", "mixture-of-experts models cannot be trained yet"),
 )
 
 

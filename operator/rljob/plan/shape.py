@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rljob.api import RLJob
+from rljob.api import ConfigurationError, RLJob
+from rljob.api.families import read
 from rljob.api.sources import ModelSource, ScratchSource
 
 
@@ -26,6 +27,10 @@ class ModelShape:
     head_size: int
     vocabulary: int
     context: int
+    experts: int = 0
+    """Experts of a layer; 0: a dense model."""
+    active: int | None = None
+    """Parameters that a token goes through, where these are not all."""
 
 
 def read_shape(job: RLJob, folder: Path) -> ModelShape | None:
@@ -40,7 +45,7 @@ def read_shape(job: RLJob, folder: Path) -> ModelShape | None:
                 return of_gguf(stream)
         if path is not None and (path / "config.json").is_file():
             return of_config(json.loads((path / "config.json").read_text()))
-    except (KeyError, ValueError, TypeError, struct.error, OSError):
+    except (ConfigurationError, KeyError, ValueError, TypeError, struct.error, OSError):
         return None  # What is wrong with the model is for `rljob.prepare` to say; an estimate only does without.
     return None
 
@@ -74,20 +79,14 @@ def of_config(config: Mapping[str, Any]) -> ModelShape:
     """Shape from a Hugging Face config.json.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not the configuration of a model of this kind.
+        ConfigurationError, KeyError, TypeError, ValueError: it is not the configuration of a model that can be trained.
     """
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    sizes = (
-        int(config["num_hidden_layers"]),
-        hidden,
-        int(config["intermediate_size"]),
-        heads,
-        int(config.get("num_key_value_heads") or heads),
-        int(config.get("head_dim") or hidden // heads),
-        int(config["vocab_size"]),
-    )
-    parameters = count(*sizes, tied=bool(config.get("tie_word_embeddings", False)))
-    return ModelShape(str(config["model_type"]), parameters, *sizes, int(config.get("max_position_embeddings", 0)))
+    a = read(config, "config.json")
+    sizes = (a.layers, a.hidden, a.ffn, a.heads, a.kv_heads, a.head_size, a.vocabulary)
+    context = int(config.get("max_position_embeddings", 0))
+    if a.experts is None:
+        return ModelShape(a.family, a.parameters(), *sizes, context)
+    return ModelShape(a.family, a.parameters(), *sizes, context, a.experts.count, a.parameters(a.experts.active))
 
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rljob.api import ConfigurationError, RLJobSpec
+from rljob.api.families import Architecture, read
 
-FAMILIES = ("llama", "qwen2")
-"""Values of config.json's model_type that the trainer builds."""
+ENGINE_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes of vLLM's attention on CPU (0.32, v1/attention/backends/cpu_attn.py)."""
+ENGINE_BLOCK = 32
+"""What the sizes of its experts on CPU must be multiples of (0.32, fused_moe/experts/cpu_moe.py). It would fill an expert up to that, but
+takes no new weights afterwards."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,7 @@ class ModelFacts:
     model_type: str
     vocab_size: int
     context_length: int
-    heads: int
-    kv_heads: int
+    architecture: Architecture
     eos_token_ids: tuple[int, ...]
     parameters: int
 
@@ -32,11 +35,9 @@ def inspect(folder: Path) -> ModelFacts:
         ConfigurationError: something is missing, unreadable, or of a kind that is not supported.
     """
     config = _read_json(folder / "config.json", f"{folder} is no Hugging Face model folder")
-    model_type = config.get("model_type")
-    if model_type not in FAMILIES:
-        raise ConfigurationError(f"{folder} holds a model of family {model_type!r}; supported are {', '.join(FAMILIES)}")
     if "quantization_config" in config:
         raise ConfigurationError(f"{folder} holds quantized weights, which cannot be trained; use the model's original weights")
+    architecture = read(config, folder / "config.json")
     shapes = tensor_shapes(folder)
     vocab_size = _integer(config, "vocab_size", folder)
     rows = shapes.get("model.embed_tokens.weight", (0,))[0]
@@ -45,38 +46,64 @@ def inspect(folder: Path) -> ModelFacts:
             f"{folder}: config.json says vocab_size {vocab_size}, the embedding has {rows} rows; "
             "the folder mixes two models, download it again"
         )
-    heads = _integer(config, "num_attention_heads", folder)
     return ModelFacts(
-        model_type=model_type,
+        model_type=architecture.family,
         vocab_size=vocab_size,
         context_length=_integer(config, "max_position_embeddings", folder),
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
+        architecture=architecture,
         eos_token_ids=_eos(folder, config),
         parameters=sum(prod(shape) for shape in shapes.values()),
     )
 
 
 def check_parallel_sizes(model: ModelFacts, spec: RLJobSpec) -> None:
-    """Attention heads must divide evenly among tensor parallel ranks.
+    """Attention heads must divide evenly among tensor parallel ranks, experts among expert parallel ones; both sides must be able to run
+    the model.
 
-    Megatron splits query groups; vLLM also repeats key/value heads where there are fewer than ranks.
+    Megatron splits query groups; vLLM also repeats key/value heads where there are fewer than ranks, and splits every expert.
 
     Raises:
         ConfigurationError: they do not; the message names the sizes that work.
     """
-    sizes = range(1, model.heads + 1)
-    trainer = [n for n in sizes if model.heads % n == 0 and model.kv_heads % n == 0]
-    rollout = [n for n in sizes if model.heads % n == 0 and (model.kv_heads % n == 0 or n % model.kv_heads == 0)]
+    a = model.architecture
+    sizes = range(1, a.heads + 1)
+    trainer = [n for n in sizes if a.heads % n == 0 and a.kv_heads % n == 0]
+    rollout = [n for n in sizes if a.heads % n == 0 and (a.kv_heads % n == 0 or n % a.kv_heads == 0)]
     for field, value, works in (
         ("trainer.tensorParallel", spec.trainer.tensor_parallel, trainer),
         ("rollout.tensorParallel", spec.rollout.tensor_parallel, rollout),
     ):
         if value not in works:
             raise ConfigurationError(
-                f"spec.{field} is {value}, but the model has {model.heads} attention heads and {model.kv_heads} key/value heads; "
+                f"spec.{field} is {value}, but the model has {a.heads} attention heads and {a.kv_heads} key/value heads; "
                 f"use {' or '.join(map(str, works))}"
             )
+    a.check_tensor_parallel(spec.trainer.tensor_parallel)
+    a.check_expert_parallel(spec.trainer.expert_parallel, spec.world_size // spec.trainer.pipeline_parallel)
+    _check_engine(a, spec)
+
+
+def _check_engine(a: Architecture, spec: RLJobSpec) -> None:
+    """What vLLM finds out only when the trainer is up already."""
+    size, on_cpu = spec.rollout.tensor_parallel, spec.accelerator.type == "cpu"
+    if on_cpu and a.head_size not in ENGINE_HEADS:
+        raise ConfigurationError(
+            f"the model has heads of size {a.head_size}; on CPU vLLM's attention knows only {', '.join(map(str, ENGINE_HEADS))}: "
+            "take another model, or spec.accelerator.type nvidia"
+        )
+    if a.experts is None:
+        return
+    widths = [width for width in (a.experts.ffn, a.experts.shared_ffn) if width]
+    if any(width % size for width in widths):
+        raise ConfigurationError(
+            f"spec.rollout.tensorParallel is {size}, but vLLM splits the model's experts, whose feed-forward size is "
+            f"{' and '.join(map(str, widths))}; use a divisor of it"
+        )
+    if on_cpu and (a.hidden % ENGINE_BLOCK or a.experts.ffn // size % ENGINE_BLOCK):
+        raise ConfigurationError(
+            f"the model has a hidden size of {a.hidden} and experts of size {a.experts.ffn} (on {size} ranks, spec.rollout.tensorParallel); "
+            f"on CPU vLLM's experts need multiples of {ENGINE_BLOCK}: take another model, or spec.accelerator.type nvidia"
+        )
 
 
 def check_tokenizer(folder: Path, highest_token: int, vocab_size: int) -> None:

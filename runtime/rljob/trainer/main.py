@@ -46,6 +46,7 @@ def run(environment: Environment) -> None:
     from rljob.trainer.loop import Trainer, follow, lead
 
     check(spec.trainer, architecture)
+    architecture.check_expert_parallel(spec.trainer.expert_parallel, spec.world_size // spec.trainer.pipeline_parallel)
     ranks = Ranks(devices.join(device))
     replica = build(architecture, spec.trainer, devices.precision(spec.trainer.precision, device), device)
     trainer = Trainer(
