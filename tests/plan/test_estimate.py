@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rljob.api import RLJob
 from rljob.api.sources import ScratchSource
 from rljob.plan import Machine, ModelShape, count_held_out, estimate, read_shape
+from rljob.plan.estimate import rank_memory, trainer_memory
 from rljob.plan.shape import of_config, of_gguf, of_scratch
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -76,6 +77,26 @@ def test_a_broken_file_only_means_that_the_shape_is_unknown(tmp_path: Path, cont
     (tmp_path / "m.gguf").write_bytes(content)
     assert read_shape(job({"path": "m.gguf"}), tmp_path) is None
     assert read_shape(job({"path": "nowhere"}), tmp_path) is None
+
+
+def test_a_pipeline_divides_weights_but_not_the_activations_of_its_first_stage() -> None:
+    def of(stages: int) -> list[tuple[int, int]]:
+        sizes = {"trainer": {"pipelineParallel": stages, "precision": "fp32"}, "accelerator": {"perNode": 6}}
+        asked = job({"path": "m"}, rollout={"maxTokens": 64}, **sizes)
+        held = [rank_memory(asked, SMOL, stage) for stage in range(stages)]
+        assert trainer_memory(asked, SMOL).parts[1:] == (
+            ("weights and optimizer", 6 // stages * sum(state for state, _ in held)),
+            ("activations", 6 // stages * sum(kept for _, kept in held)),
+        )
+        return held
+
+    (alone,), three = of(1), of(3)
+    embedding = 49152 * 576 * 16
+    assert sum(state for state, _ in three) == pytest.approx(alone[0] + embedding, abs=100), "the last stage has a copy"
+    assert three[0][0] == three[2][0] == three[1][0] + embedding
+    assert three[0][1] == 3 * (2048 * 10 * 576 * 68)
+    assert three[1][1] == 2 * (2048 * 10 * 576 * 68)
+    assert alone[1] == three[0][1] + 2048 * 12 * 49152
 
 
 def test_a_model_from_scratch_has_the_shape_that_was_asked_for() -> None:

@@ -128,14 +128,15 @@ def test_a_cut_off_weight_file_is_found(place: Place, saved_model: Saved) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trainer": {"tensorParallel": 4}}, r"spec.trainer.tensorParallel is 4, but the model has 6 attention heads and 2 .* use 1 or 2$"),
-        ({"rollout": {"tensorParallel": 5, "maxTokens": 8}}, r"spec.rollout.tensorParallel is 5, .* use 1 or 2 or 6$"),
+        ({"trainer": {"tensorParallel": 4}}, r"spec.trainer.tensorParallel is 4, but the model has 6 attention heads, 2 .* set it to 2$"),
+        ({"rollout": {"tensorParallel": 5, "maxTokens": 8}}, r"spec.rollout.tensorParallel is 5, .* set it to 2 or 6$"),
+        ({"trainer": {"pipelineParallel": 4}}, r"spec.trainer.pipelineParallel is 4, but the model has 2 layers, .* set it to 2$"),
     ],
 )
 def test_heads_that_do_not_divide_name_the_sizes_that_work(
     place: Place, saved_model: Saved, changes: dict[str, object], message: str
 ) -> None:
-    folder = saved_model(heads=6, kvHeads=2, hiddenSize=192)
+    folder = saved_model(heads=6, kvHeads=2, hiddenSize=192, layers=2)
     job = {"model": {"source": {"path": str(folder)}}, "accelerator": {"perNode": 20}, "warmStart": None} | changes
     with pytest.raises(ConfigurationError, match=message):
         place.prepare(**job)

@@ -392,8 +392,8 @@ def test_a_checkpoint_of_the_same_name_is_replaced_whole(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tensorParallel": 3}, r"tensorParallel is 3.*one of 1, 2"),
-        ({"pipelineParallel": 2}, "pipelineParallel is 2"),
+        ({"tensorParallel": 3}, r"tensorParallel is 3, .* 2 key/value heads .* set it to 2$"),
+        ({"pipelineParallel": 3}, r"pipelineParallel is 3, .* 2 layers.* set it to 2$"),
         ({"contextParallel": 2}, "contextParallel is 2"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rljob.api import ConfigurationError, RLJobSpec
+from rljob.api.parallel import Divisible, engine_misfits, trainer_misfits
 
 FAMILIES = ("llama", "qwen2")
 """Values of config.json's model_type that the trainer builds."""
@@ -19,8 +20,10 @@ class ModelFacts:
     model_type: str
     vocab_size: int
     context_length: int
+    layers: int
     heads: int
     kv_heads: int
+    ffn: int
     eos_token_ids: tuple[int, ...]
     parameters: int
 
@@ -50,33 +53,24 @@ def inspect(folder: Path) -> ModelFacts:
         model_type=model_type,
         vocab_size=vocab_size,
         context_length=_integer(config, "max_position_embeddings", folder),
+        layers=_integer(config, "num_hidden_layers", folder),
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
+        ffn=_integer(config, "intermediate_size", folder),
         eos_token_ids=_eos(folder, config),
         parameters=sum(prod(shape) for shape in shapes.values()),
     )
 
 
 def check_parallel_sizes(model: ModelFacts, spec: RLJobSpec) -> None:
-    """Attention heads must divide evenly among tensor parallel ranks.
-
-    Megatron splits query groups; vLLM also repeats key/value heads where there are fewer than ranks.
+    """Layers, heads and the feed-forward part must divide evenly among parallel ranks.
 
     Raises:
-        ConfigurationError: they do not; the message names the sizes that work.
+        ConfigurationError: they do not; the message names the nearest sizes that work.
     """
-    sizes = range(1, model.heads + 1)
-    trainer = [n for n in sizes if model.heads % n == 0 and model.kv_heads % n == 0]
-    rollout = [n for n in sizes if model.heads % n == 0 and (model.kv_heads % n == 0 or n % model.kv_heads == 0)]
-    for field, value, works in (
-        ("trainer.tensorParallel", spec.trainer.tensor_parallel, trainer),
-        ("rollout.tensorParallel", spec.rollout.tensor_parallel, rollout),
-    ):
-        if value not in works:
-            raise ConfigurationError(
-                f"spec.{field} is {value}, but the model has {model.heads} attention heads and {model.kv_heads} key/value heads; "
-                f"use {' or '.join(map(str, works))}"
-            )
+    sizes = Divisible(model.layers, model.heads, model.kv_heads, model.ffn)
+    if lines := [*trainer_misfits(sizes, spec.trainer), *engine_misfits(sizes, spec.rollout)]:
+        raise ConfigurationError("; also ".join(lines))
 
 
 def check_tokenizer(folder: Path, highest_token: int, vocab_size: int) -> None:

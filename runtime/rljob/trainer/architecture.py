@@ -73,15 +73,6 @@ class Architecture:
     """The output layer is the embedding."""
     qkv_bias: bool
 
-    def check_tensor_parallel(self, size: int) -> None:
-        """Raises ConfigurationError if `size` ranks cannot share this model."""
-        fitting = [n for n in range(1, self.heads + 1) if self.kv_heads % n == 0 and self.ffn % n == 0]
-        if size not in fitting:
-            raise ConfigurationError(
-                f"spec.trainer.tensorParallel is {size}, but the model has {self.heads} heads, {self.kv_heads} key/value heads and a "
-                f"feed-forward size of {self.ffn}; set it to one of {', '.join(map(str, fitting))}"
-            )
-
 
 def read_architecture(folder: Path) -> Architecture:
     """Read `config.json`.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rljob.api import ConfigurationError
 from rljob.api.algorithm import OptimizerSpec, TrainerSpec
+from rljob.api.parallel import Divisible, trainer_misfits
 from rljob.trainer.architecture import Architecture
 from rljob.trainer.device import Device, Precision
 from rljob.trainer.hf_map import Piece, padded_vocabulary, pieces
@@ -59,15 +60,11 @@ class Replica:
 
 def check(spec: TrainerSpec, architecture: Architecture) -> None:
     """Raises ConfigurationError for what the trainer cannot do."""
-    for name, size in (
-        ("contextParallel", spec.context_parallel),
-        ("expertParallel", spec.expert_parallel),
-    ):
+    for name, size in (("contextParallel", spec.context_parallel), ("expertParallel", spec.expert_parallel)):
         if size != 1:
-            raise ConfigurationError(f"spec.trainer.{name} is {size}; the trainer supports 1, use tensor and data parallelism")
-    architecture.check_tensor_parallel(spec.tensor_parallel)
-    if architecture.layers % spec.pipeline_parallel:
-        raise ConfigurationError("TODO")
+            raise ConfigurationError(f"spec.trainer.{name} is {size}; the trainer supports 1, use tensor, pipeline and data parallelism")
+    if lines := trainer_misfits(Divisible(architecture.layers, architecture.heads, architecture.kv_heads, architecture.ffn), spec):
+        raise ConfigurationError("; also ".join(lines))
 
 
 def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, device: Device) -> Replica:
