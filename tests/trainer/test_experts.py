@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 ALONE = Size(1, 1, 1)
 SIZES = [Size(1, 1, 2, 2), Size(2, 1, 1, 1), Size(2, 1, 2, 4), Size(1, 2, 2, 2)]
-"""Experts over data parallel ranks, on both tensor parallel ranks, over all of them, and beside a pipeline. Each goes on from the checkpoint
-that the one before has written."""
+"""Experts over data parallel ranks, on both tensor parallel ranks, over all of them, and beside a pipeline. Each goes on from the
+checkpoint that the one before has written."""
 FAMILIES = {"qwen2_moe": False, "qwen3_moe": True, "mixtral": False}
 """Whether the output layer is the embedding."""
 STEP = 1e-3

@@ -100,7 +100,7 @@ class TrainerSpec(Part):
     tensor_parallel: Small = 1
     """Tensor parallel size."""
     pipeline_parallel: Small = 1
-    """Pipeline parallel size. Only 1 is supported so far."""
+    """Pipeline parallel size: stages of equally many layers, run as 1F1B; more micro-batches a step than stages keep them busy."""
     expert_parallel: Small = 1
     """Expert parallel size (mixture-of-experts models): the experts of a layer are spread over so many of the tensor × data parallel ranks
     that hold it."""

@@ -28,9 +28,21 @@ class ModelShape:
     vocabulary: int
     context: int
     experts: int = 0
-    """Experts of a layer; 0: a dense model."""
-    active: int | None = None
-    """Parameters that a token goes through, where these are not all."""
+    """Experts of a layer, of feed-forward size `ffn` each; 0: a dense model."""
+    chosen: int = 0
+    """Experts that a token goes through."""
+    shared_ffn: int = 0
+    """Feed-forward size of one more that every token goes through, if there is one."""
+
+    @property
+    def in_experts(self) -> int:
+        """Parameters of all experts, those that every token goes through aside."""
+        return self.layers * self.experts * 3 * self.hidden * self.ffn
+
+    @property
+    def active(self) -> int:
+        """Parameters that a token goes through: what its time depends on."""
+        return self.parameters - (self.in_experts * (self.experts - self.chosen) // self.experts if self.experts else 0)
 
 
 def read_shape(job: RLJob, folder: Path) -> ModelShape | None:
@@ -84,9 +96,8 @@ def of_config(config: Mapping[str, Any]) -> ModelShape:
     a = read(config, "config.json")
     sizes = (a.layers, a.hidden, a.ffn, a.heads, a.kv_heads, a.head_size, a.vocabulary)
     context = int(config.get("max_position_embeddings", 0))
-    if a.experts is None:
-        return ModelShape(a.family, a.parameters(), *sizes, context)
-    return ModelShape(a.family, a.parameters(), *sizes, context, a.experts.count, a.parameters(a.experts.active))
+    experts = (e.count, e.active, e.shared_ffn) if (e := a.experts) is not None else ()
+    return ModelShape(a.family, a.parameters, *sizes, context, *experts)
 
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}

@@ -8,12 +8,7 @@ from typing import Any
 
 from rljob.api import ConfigurationError, RLJobSpec
 from rljob.api.families import Architecture, read
-
-ENGINE_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Head sizes of vLLM's attention on CPU (0.32, v1/attention/backends/cpu_attn.py)."""
-ENGINE_BLOCK = 32
-"""What the sizes of its experts on CPU must be multiples of (0.32, fused_moe/experts/cpu_moe.py). It would fill an expert up to that, but
-takes no new weights afterwards."""
+from rljob.api.parallel import cpu_engine_misfits, engine_misfits, trainer_misfits
 
 
 @dataclass(frozen=True)
@@ -57,53 +52,17 @@ def inspect(folder: Path) -> ModelFacts:
 
 
 def check_parallel_sizes(model: ModelFacts, spec: RLJobSpec) -> None:
-    """Attention heads must divide evenly among tensor parallel ranks, experts among expert parallel ones; both sides must be able to run
-    the model.
-
-    Megatron splits query groups; vLLM also repeats key/value heads where there are fewer than ranks, and splits every expert.
+    """Layers, heads, experts and the feed-forward part must divide evenly among parallel ranks, and the engine must be able to run them.
 
     Raises:
-        ConfigurationError: they do not; the message names the sizes that work.
+        ConfigurationError: they do not; the message names the nearest sizes that work.
     """
-    a = model.architecture
-    sizes = range(1, a.heads + 1)
-    trainer = [n for n in sizes if a.heads % n == 0 and a.kv_heads % n == 0]
-    rollout = [n for n in sizes if a.heads % n == 0 and (a.kv_heads % n == 0 or n % a.kv_heads == 0)]
-    for field, value, works in (
-        ("trainer.tensorParallel", spec.trainer.tensor_parallel, trainer),
-        ("rollout.tensorParallel", spec.rollout.tensor_parallel, rollout),
-    ):
-        if value not in works:
-            raise ConfigurationError(
-                f"spec.{field} is {value}, but the model has {a.heads} attention heads and {a.kv_heads} key/value heads; "
-                f"use {' or '.join(map(str, works))}"
-            )
-    a.check_tensor_parallel(spec.trainer.tensor_parallel)
-    a.check_expert_parallel(spec.trainer.expert_parallel, spec.world_size // spec.trainer.pipeline_parallel)
-    _check_engine(a, spec)
-
-
-def _check_engine(a: Architecture, spec: RLJobSpec) -> None:
-    """What vLLM finds out only when the trainer is up already."""
-    size, on_cpu = spec.rollout.tensor_parallel, spec.accelerator.type == "cpu"
-    if on_cpu and a.head_size not in ENGINE_HEADS:
-        raise ConfigurationError(
-            f"the model has heads of size {a.head_size}; on CPU vLLM's attention knows only {', '.join(map(str, ENGINE_HEADS))}: "
-            "take another model, or spec.accelerator.type nvidia"
-        )
-    if a.experts is None:
-        return
-    widths = [width for width in (a.experts.ffn, a.experts.shared_ffn) if width]
-    if any(width % size for width in widths):
-        raise ConfigurationError(
-            f"spec.rollout.tensorParallel is {size}, but vLLM splits the model's experts, whose feed-forward size is "
-            f"{' and '.join(map(str, widths))}; use a divisor of it"
-        )
-    if on_cpu and (a.hidden % ENGINE_BLOCK or a.experts.ffn // size % ENGINE_BLOCK):
-        raise ConfigurationError(
-            f"the model has a hidden size of {a.hidden} and experts of size {a.experts.ffn} (on {size} ranks, spec.rollout.tensorParallel); "
-            f"on CPU vLLM's experts need multiples of {ENGINE_BLOCK}: take another model, or spec.accelerator.type nvidia"
-        )
+    sizes = model.architecture.divisible
+    lines = [*trainer_misfits(sizes, spec.trainer, spec.world_size), *engine_misfits(sizes, spec.rollout)]
+    if spec.accelerator.type == "cpu":
+        lines += cpu_engine_misfits(sizes, spec.rollout)
+    if lines:
+        raise ConfigurationError("; also ".join(lines))
 
 
 def check_tokenizer(folder: Path, highest_token: int, vocab_size: int) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from rljob.api import ConfigurationError
 from rljob.api.algorithm import OptimizerSpec, TrainerSpec
 from rljob.api.families import Architecture, Experts
+from rljob.api.parallel import trainer_misfits
 from rljob.trainer.device import Device, Precision
 from rljob.trainer.hf_map import Piece, padded_vocabulary, pieces
 from rljob.trainer.optimizer import Optimizer
@@ -58,21 +59,19 @@ class Replica:
                 p.data.copy_(p.main_param.data)
 
 
-def check(spec: TrainerSpec, architecture: Architecture) -> None:
-    """Raises ConfigurationError for what the trainer cannot do."""
-    for name, size in (
-        ("contextParallel", spec.context_parallel),
-    ):
-        if size != 1:
-            raise ConfigurationError(f"spec.trainer.{name} is {size}; the trainer supports 1, use tensor and data parallelism")
-    architecture.check_tensor_parallel(spec.tensor_parallel)
-    if architecture.layers % spec.pipeline_parallel:
-        raise ConfigurationError("TODO")
+def check(spec: TrainerSpec, architecture: Architecture, ranks: int) -> None:
+    """Raises ConfigurationError for what so many ranks cannot do."""
+    if spec.context_parallel != 1:
+        raise ConfigurationError(
+            f"spec.trainer.contextParallel is {spec.context_parallel}; the trainer supports 1, use tensor, pipeline and data parallelism"
+        )
+    if lines := trainer_misfits(architecture.divisible, spec, ranks):
+        raise ConfigurationError("; also ".join(lines))
 
 
 def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, device: Device) -> Replica:
     """Build the model with unset weights. torch.distributed is initialised and `device.prepare()` was called."""
-    check(spec, architecture)
+    check(spec, architecture, torch.distributed.get_world_size())
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer.module import Float16Module

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rljob.api.errors import ConfigurationError
+from rljob.api.parallel import Divisible
 
 
 @dataclass(frozen=True)
@@ -74,47 +74,22 @@ class Architecture:
     experts: Experts | None = None
     """None: a dense model."""
 
-    def parameters(self, experts: int | None = None) -> int:
-        """Weights of the model; with so many experts a layer instead of all: `experts.active` gives what a token goes through."""
+    @property
+    def parameters(self) -> int:
+        """Weights of the model, all experts counted."""
         attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
         attention += self.qkv_bias * self.head_size * (self.heads + 2 * self.kv_heads) + self.qk_norm * 2 * self.head_size
         feed_forward = 3 * self.hidden * self.ffn
         if (e := self.experts) is not None:
             shared = 3 * self.hidden * e.shared_ffn + (self.hidden if e.shared_ffn else 0)
-            feed_forward = (e.count if experts is None else experts) * 3 * self.hidden * e.ffn + self.hidden * e.count + shared
+            feed_forward = e.count * (3 * self.hidden * e.ffn + self.hidden) + shared
         ends = self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * (attention + feed_forward + 2 * self.hidden) + ends
 
-    def check_tensor_parallel(self, size: int) -> None:
-        """Raises ConfigurationError if `size` ranks cannot share this model.
-
-        Experts are whole on the ranks that have them; only a shared expert is split like the feed-forward part of a dense model.
-        """
-        split = self.ffn if self.experts is None else self.experts.shared_ffn
-        fitting = [n for n in range(1, self.heads + 1) if self.kv_heads % n == 0 and split % n == 0]
-        if size not in fitting:
-            width = f" and a feed-forward size of {split}" if split else ""
-            raise ConfigurationError(
-                f"spec.trainer.tensorParallel is {size}, but the model has {self.heads} heads, {self.kv_heads} key/value heads"
-                f"{width}; set it to one of {', '.join(map(str, fitting))}"
-            )
-
-    def check_expert_parallel(self, size: int, ranks: int) -> None:
-        """Raises ConfigurationError if the experts of a layer cannot be spread over `size` of the `ranks` ranks that hold it (tensor × data
-        parallel size)."""
-        if size == 1:
-            return
-        if self.experts is None:
-            raise ConfigurationError(f"spec.trainer.expertParallel is {size}, but {self.family} models have no experts; set it to 1")
-        fitting = [n for n in range(1, ranks + 1) if self.experts.count % n == 0 and ranks % n == 0]
-        if size not in fitting:
-            raise ConfigurationError(
-                f"spec.trainer.expertParallel is {size}, but the model has {self.experts.count} experts in a layer, for {ranks} ranks "
-                f"(tensor × data parallel size); both must be multiples of it: set it to {nearest(size, fitting)}"
-            )
-
-
-def nearest(size: int, fitting: list[int]) -> str:
-    """The sizes that work next to `size`, below and above, for a message."""
-    below, above = max((n for n in fitting if n < size), default=None), min((n for n in fitting if n > size), default=None)
-    return " or ".join(str(n) for n in (below, above) if n is not None)
+    @property
+    def divisible(self) -> Divisible:
+        """What parallel ranks share out."""
+        sizes = self.layers, self.heads, self.kv_heads
+        if (e := self.experts) is None:
+            return Divisible(*sizes, self.ffn, self.hidden, self.head_size)
+        return Divisible(*sizes, e.shared_ffn, self.hidden, self.head_size, e.count, e.ffn)
