@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from tests.rollout.engines import Zygote, ask, start_zygote
+from tests.trainer.processes import trainer
 
 from rljob.api import RLJobSpec
 from rljob.checkpoint_engine.act import attest
 from rljob.checkpoint_engine.clients import HttpEngine
+from rljob.checkpoint_engine.outcome import AttestationFailed
 from rljob.rollout.zygote import session_members
 from rljob.wire.batch import Batch
 from rljob.wire.node import TrainTask
@@ -92,3 +94,30 @@ def test_all_three_agree_on_every_token_before_and_after_three_updates(
             values = torch.stack(list(found.values()))
             assert (values.amax(0) - values.amin(0)).max() < 1e-5, found
     assert max(float((of_transformers(model, t) - b).abs().max()) for t, b in zip(asked, before, strict=True)) > 1e-2
+
+
+def test_experts_trained_by_two_processes_are_served_as_what_they_are(
+    make_model: Callable[..., Path],
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    zygote: Zygote,
+    tmp_path: Path,
+    free_port: Callable[[], int],
+) -> None:
+    """The way of every version: two ranks with half of the experts each train, write the arena, an engine loads it and is attested."""
+    folder = make_model("qwen3_moe", hidden_size=128, head_dim=32, moe_intermediate_size=64, max_position_embeddings=1024)
+    sizes = {"precision": "fp32", "expertParallel": 2, "optimizer": {"learningRate": 1e-3}}
+    job = spec(trainer=sizes, accelerator={"perNode": 2})
+    url = zygote.start(folder)[1]
+    with trainer(tmp_path, folder, job, free_port()) as (client, _):
+        client.do("load", version=0, path=str(folder))
+        for version in (1, 2):
+            assert client.train(batch(version=version, seed=version)).status_code == 200
+            manifest = client.export(version)
+            ask(url, lambda e, m=manifest: e.load_weights(m, client.shm / "arena"))  # type: ignore[misc]
+            ask(url, lambda e, m=manifest: attest(HttpEngine(e), m))  # type: ignore[misc]
+            served = torch.tensor(ask(url, lambda e, m=manifest: e.logprobs(list(m.canary.tokens))))  # type: ignore[misc]
+            assert (served - torch.tensor(manifest.canary.logprobs)).abs().max() < 1e-5
+        stale = manifest.model_copy(update={"canary": manifest.canary.model_copy(update={"logprobs": tuple(-5.0 for _ in served)})})
+        with pytest.raises(AttestationFailed):
+            ask(url, lambda e: attest(HttpEngine(e), stale))

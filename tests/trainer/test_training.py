@@ -235,13 +235,14 @@ def test_a_batch_without_any_advantage_changes_nothing(
     assert same(before, state(made))
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
 def test_recomputation_and_the_size_of_micro_batches_change_only_rounding(
-    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+    family: str, make_model: Callable[..., Path], replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
 ) -> None:
-    norms = []
+    model, norms = make_model(family), []
     for trainer in ({"microBatchTokens": 64}, {"microBatchTokens": 512}, {"microBatchTokens": 64, "recompute": True}):
         job = spec(trainer={"precision": "fp32", **trainer})
-        norms.append(run(replica(llama, job), job, batch()).grad_norm)
+        norms.append(run(replica(model, job), job, batch()).grad_norm)
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
 
 

@@ -47,7 +47,7 @@ def _patch_torch_cuda() -> None:
 
     current_device: `device=torch.cuda.current_device()` in distributed/param_and_grad_buffer.py:1180,1186, utils.py:715.
     current_stream: distributed/param_and_grad_buffer.py:632.
-    stream: transformer/moe/token_dispatcher.py:1022.
+    stream: transformer/moe/token_dispatcher.py:925.
     synchronize: pipeline_parallel/p2p_communication.py:263,419.
     get_rng_state, manual_seed: tensor_parallel/random.py:303-345, reached from recomputation.
     """
