@@ -192,7 +192,6 @@ def _experts(e: Experts | None, spec: TrainerSpec) -> dict[str, Any]:
         "moe_router_load_balancing_type": "none",
         "moe_shared_expert_intermediate_size": e.shared_ffn or None,
         "moe_shared_expert_gate": e.shared_ffn > 0,
-        "moe_token_dispatcher_type": "alltoall",
         "expert_model_parallel_size": spec.expert_parallel,
         "expert_tensor_parallel_size": 1,
     }
