@@ -104,9 +104,10 @@ def test_what_nothing_can_do_yet_is_valid_with_a_warning_noted_in_the_plan_and_r
 ) -> None:
     (tmp_path / "train.jsonl").write_text("{}\n")
     line = (
-        "spec.trainer.pipelineParallel is 2, but only 1 is supported so far; set it to 1: split the model by trainer.tensorParallel instead"
+        "spec.trainer.contextParallel is 2, but only 1 is supported so far; set it to 1: Megatron-core splits sequences in Transformer "
+        "Engine's attention only; let them fit with trainer.recompute or a larger trainer.tensorParallel"
     )
-    job_file.write_text(JOB + "  trainer: {pipelineParallel: 2}\n  accelerator: {perNode: 2}\n")
+    job_file.write_text(JOB + "  trainer: {contextParallel: 2}\n  accelerator: {perNode: 2}\n")
     done = rljob("validate", job_file)
     assert (done.returncode, done.stdout) == (0, f"{job_file}: tiny is valid\n")
     assert done.stderr == f"warning: {job_file}: {line}\n"
@@ -114,6 +115,14 @@ def test_what_nothing_can_do_yet_is_valid_with_a_warning_noted_in_the_plan_and_r
     done = rljob("run", job_file, "--workdir", tmp_path / "job")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
     assert not (tmp_path / "job").exists()
+
+
+def test_a_model_that_does_not_divide_as_asked_is_refused_by_the_plan_with_the_nearest_sizes(job_file: Path) -> None:
+    line = "spec.trainer.pipelineParallel is 3, but the model has 4 layers, as many in every stage; set it to 2 or 4"
+    job_file.write_text(JOB + "  trainer: {pipelineParallel: 3}\n  accelerator: {perNode: 3}\n")
+    assert rljob("validate", job_file).stderr == f"warning: {job_file}: {line}\n"
+    done = rljob("plan", job_file)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
 
 
 def test_crd_and_explain_print() -> None:

@@ -150,7 +150,8 @@ class Begun:
 
 def _unsupported_family(begun: Begun) -> str:
     folder = begun.model(model_type="mamba")
-    return f"error: {folder} holds a model of family 'mamba'; supported are llama, qwen2"
+    families = "llama, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe"
+    return f"error: {folder}/config.json: model family 'mamba' is not supported by the trainer; choose one of {families}"
 
 
 def _tokenizer_of_another_model(begun: Begun) -> str:

@@ -58,12 +58,22 @@ def test_the_machine_is_looked_at(tmp_path: Path) -> None:
     assert facts.libraries_missing == ()
 
 
-@pytest.mark.parametrize("field", ["pipelineParallel", "contextParallel", "expertParallel"])
+@pytest.mark.parametrize("field", ["contextParallel"])
 def test_a_parallel_size_that_the_trainer_does_not_have_is_refused(field: str) -> None:
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     sizes = {"trainer": {field: 2}, "accelerator": {"perNode": 2}}
     (problem,) = problems(RLJob.model_validate(data | {"spec": data["spec"] | sizes}), SIZES, FINE)
     assert problem.startswith(f"spec.trainer.{field} is 2, but only 1 is supported so far; set it to 1: ")
+
+
+def test_a_model_that_does_not_divide_as_asked_is_refused_with_the_nearest_sizes() -> None:
+    data = JOB.model_dump(by_alias=True, exclude_none=True)
+    sizes = {"trainer": {"tensorParallel": 2, "pipelineParallel": 4}, "accelerator": {"perNode": 8}, "rollout": {"tensorParallel": 2}}
+    tensor, pipeline, engine = problems(RLJob.model_validate(data | {"spec": data["spec"] | sizes}), SIZES, FINE)
+    assert tensor.startswith("spec.trainer.tensorParallel is 2, but the model has 9 attention heads, 3 key/value heads")
+    assert tensor.endswith("; set it to 1 or 3")
+    assert pipeline == "spec.trainer.pipelineParallel is 4, but the model has 30 layers, as many in every stage; set it to 3 or 5"
+    assert engine.endswith("; set it to 1 or 3")
 
 
 def test_more_nodes_are_said_to_be_of_no_use_here() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from rljob.api import RLJob
 from rljob.api.sources import ScratchSource
 from rljob.plan import Machine, ModelShape, count_held_out, estimate, read_shape
+from rljob.plan.estimate import rank_memory, trainer_memory
 from rljob.plan.shape import of_config, of_gguf, of_scratch
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -35,12 +37,38 @@ def test_a_config_json_gives_the_shape(tmp_path: Path) -> None:
         "num_key_value_heads": 3,
         "vocab_size": 49152,
         "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
     }
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     assert of_config(config) == SMOL
     assert read_shape(job({"path": "m"}), tmp_path) == SMOL
+
+
+MOE = {
+    "model_type": "qwen2_moe", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "vocab_size": 151936, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "num_experts": 60,
+    "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+}  # fmt: skip
+"""Qwen1.5-MoE-A2.7B: 14.3 billion parameters, of which a token goes through 2.7."""
+
+
+def test_of_a_mixture_of_experts_all_are_kept_and_few_are_computed() -> None:
+    shape = of_config(MOE)
+    assert (shape.parameters, round(shape.active / 1e9, 1)) == (14_315_784_192, 2.7)
+    dense = replace(shape, chosen=60)
+    tensor, experts = ({"precision": "fp32", name: 4} for name in ("tensorParallel", "expertParallel"))
+    whole, split, spread = (
+        rank_memory(job({"path": "m"}, trainer=trainer, accelerator={"perNode": 4}), shape, 0)[0]
+        for trainer in ({"precision": "fp32"}, tensor, experts)
+    )
+    rest = shape.parameters - shape.in_experts
+    assert whole == 16 * shape.parameters
+    assert split == 16 * (rest // 4 + shape.in_experts), "an expert is whole on the ranks that have it"
+    assert spread == 16 * (rest + shape.in_experts // 4)
+    here, everywhere = (estimate(job({"path": "m"}), s, TWO_CORES).seconds["training"] for s in (shape, dense))
+    assert everywhere / here == pytest.approx(shape.parameters / shape.active)
 
 
 def test_the_gguf_file_of_the_example_gives_the_same_shape_as_its_config(tmp_path: Path) -> None:
@@ -76,6 +104,26 @@ def test_a_broken_file_only_means_that_the_shape_is_unknown(tmp_path: Path, cont
     (tmp_path / "m.gguf").write_bytes(content)
     assert read_shape(job({"path": "m.gguf"}), tmp_path) is None
     assert read_shape(job({"path": "nowhere"}), tmp_path) is None
+
+
+def test_a_pipeline_divides_weights_but_not_the_activations_of_its_first_stage() -> None:
+    def of(stages: int) -> list[tuple[int, int]]:
+        sizes = {"trainer": {"pipelineParallel": stages, "precision": "fp32"}, "accelerator": {"perNode": 6}}
+        asked = job({"path": "m"}, rollout={"maxTokens": 64}, **sizes)
+        held = [rank_memory(asked, SMOL, stage) for stage in range(stages)]
+        assert trainer_memory(asked, SMOL).parts[1:] == (
+            ("weights and optimizer", 6 // stages * sum(state for state, _ in held)),
+            ("activations", 6 // stages * sum(kept for _, kept in held)),
+        )
+        return held
+
+    (alone,), three = of(1), of(3)
+    embedding = 49152 * 576 * 16
+    assert sum(state for state, _ in three) == pytest.approx(alone[0] + embedding, abs=100), "the last stage has a copy"
+    assert three[0][0] == three[2][0] == three[1][0] + embedding
+    assert three[0][1] == 3 * (2048 * 10 * 576 * 68)
+    assert three[1][1] == 2 * (2048 * 10 * 576 * 68)
+    assert alone[1] == three[0][1] + 2048 * 12 * 49152
 
 
 def test_a_model_from_scratch_has_the_shape_that_was_asked_for() -> None:

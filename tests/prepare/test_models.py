@@ -87,7 +87,7 @@ def _changed(folder: Path, **values: object) -> Path:
 
 def test_an_unsupported_family_names_the_supported_ones(place: Place, saved_model: Saved) -> None:
     folder = _changed(saved_model(), model_type="mamba")
-    with pytest.raises(ConfigurationError, match=r"family 'mamba'; supported are llama, qwen2"):
+    with pytest.raises(ConfigurationError, match=r"family 'mamba' is not supported by the trainer; choose one of llama, "):
         place.prepare(model={"source": {"path": str(folder)}}, warmStart=None)
 
 
@@ -128,23 +128,42 @@ def test_a_cut_off_weight_file_is_found(place: Place, saved_model: Saved) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trainer": {"tensorParallel": 4}}, r"spec.trainer.tensorParallel is 4, but the model has 6 attention heads and 2 .* use 1 or 2$"),
-        ({"rollout": {"tensorParallel": 5, "maxTokens": 8}}, r"spec.rollout.tensorParallel is 5, .* use 1 or 2 or 6$"),
+        ({"trainer": {"tensorParallel": 4}}, r"spec.trainer.tensorParallel is 4, but the model has 6 attention heads, 2 .* set it to 2$"),
+        ({"rollout": {"tensorParallel": 5, "maxTokens": 8}}, r"spec.rollout.tensorParallel is 5, .* set it to 2 or 6$"),
+        ({"trainer": {"pipelineParallel": 4}}, r"spec.trainer.pipelineParallel is 4, but the model has 2 layers, .* set it to 2$"),
     ],
 )
 def test_heads_that_do_not_divide_name_the_sizes_that_work(
     place: Place, saved_model: Saved, changes: dict[str, object], message: str
 ) -> None:
-    folder = saved_model(heads=6, kvHeads=2, hiddenSize=192)
+    folder = saved_model(heads=6, kvHeads=2, hiddenSize=192, layers=2)
     job = {"model": {"source": {"path": str(folder)}}, "accelerator": {"perNode": 20}, "warmStart": None} | changes
     with pytest.raises(ConfigurationError, match=message):
         place.prepare(**job)
 
 
+@pytest.mark.parametrize(
+    ("changes", "job", "message"),
+    [
+        ({}, {"trainer": {"expertParallel": 4}}, r"expertParallel is 4, but the model has 6 experts .* for 6 ranks .* set it to 3 or 6$"),
+        ({}, {"rollout": {"tensorParallel": 4, "maxTokens": 8}}, r"rollout.tensorParallel is 4, .* size of 96; set it to 3 or 6; also"),
+        ({"moe_intermediate_size": 40}, {}, r"experts of size 40 on each of 1 rollout ranks.* on CPU need multiples of 32; take another"),
+        ({"head_dim": 48}, {}, r"heads have size 48, for which vLLM has no attention on CPU, only for 32, 64"),
+    ],
+)
+def test_what_experts_do_not_allow_is_refused(
+    place: Place, saved_model: Saved, changes: dict[str, object], job: dict[str, object], message: str
+) -> None:
+    experts = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "head_dim": 32}
+    folder = _changed(saved_model(heads=6, kvHeads=3, hiddenSize=192), **experts | changes)
+    with pytest.raises(ConfigurationError, match=message):
+        place.prepare(**{"model": {"source": {"path": str(folder)}}, "accelerator": {"perNode": 6}, "warmStart": None} | job)
+
+
 def test_a_parallel_size_that_the_trainer_does_not_have_is_refused_before_anything_is_read(place: Place) -> None:
     """In a cluster, where `rljob run` has not looked at the job, this is the first place."""
-    sizes = {"trainer": {"contextParallel": 2, "expertParallel": 4}, "accelerator": {"perNode": 2}}
-    with pytest.raises(ConfigurationError, match=r"^spec.trainer.contextParallel is 2, .*; also spec.trainer.expertParallel is 4, "):
+    sizes = {"trainer": {"contextParallel": 2}, "accelerator": {"perNode": 2}}
+    with pytest.raises(ConfigurationError, match=r"^spec.trainer.contextParallel is 2, but only 1 is supported so far; set it to 1: "):
         place.prepare(model={"source": {"path": "nowhere"}}, warmStart=None, **sizes)
     assert place.said == []
 

@@ -15,6 +15,14 @@ from rljob.trainer import cpu
 from rljob.wire.batch import Batch, Group, Sample
 
 VOCABULARY = 103  # odd: two ranks must pad it
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+PECULIAR: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 24},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 72},
+    "qwen3_moe": EXPERTS | {"head_dim": 24, "norm_topk_prob": True},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+"""What config.json has beyond the common sizes: head sizes of their own, experts."""
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +55,14 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A Hugging Face folder with a tiny random model of a family."""
 
     def make(family: str = "llama", tied: bool = True, seed: int = 0, **changes: Any) -> Path:
-        from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         sizes = {
             "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": tied, "initializer_range": 0.1,
         }  # fmt: skip
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(**sizes | changes)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**sizes | changes))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | PECULIAR.get(family, {}) | changes))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("bias") or "norm" in name:
@@ -103,7 +111,7 @@ def replica(megatron: Any) -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def batch() -> Callable[..., Batch]:
     """Random groups of answers of different lengths, some tokens out of the loss, advantages that sum to zero per group."""
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.rollout.engines import Zygote, ask, start_zygote
+from tests.trainer.processes import trainer
 
 from rljob.api import RLJobSpec
 from rljob.checkpoint_engine.act import attest
 from rljob.checkpoint_engine.clients import HttpEngine
+from rljob.checkpoint_engine.outcome import AttestationFailed
 from rljob.rollout.zygote import session_members
 from rljob.wire.batch import Batch
 from rljob.wire.node import TrainTask
@@ -48,7 +49,7 @@ def of_transformers(model: Any, tokens: list[int]) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "mixtral"])
 def test_all_three_agree_on_every_token_before_and_after_three_updates(
     family: str,
     make_model: Callable[..., Path],
@@ -66,8 +67,8 @@ def test_all_three_agree_on_every_token_before_and_after_three_updates(
     from rljob.trainer.packing import sequence_row
     from rljob.trainer.training import logprobs, train
 
-    # vLLM's attention on CPU needs heads of 32 at least.
-    folder = make_model(family, hidden_size=128, max_position_embeddings=1024)
+    # vLLM's attention on CPU needs heads of 32 at least, and its experts sizes that are multiples of 32.
+    folder = make_model(family, hidden_size=128, head_dim=32, moe_intermediate_size=64, max_position_embeddings=1024)
     job, asked, ours = spec(), sequences(batch(seed=9)), weights.Arena()
     made, model = replica(folder, job), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     url = zygote.start(folder)[1]
@@ -82,7 +83,8 @@ def test_all_three_agree_on_every_token_before_and_after_three_updates(
         assert manifest is not None
         ask(url, lambda e, m=manifest: e.load_weights(m, arena))  # type: ignore[misc]
         ask(url, lambda e, m=manifest: attest(HttpEngine(e), m))  # type: ignore[misc]
-        model.load_state_dict(load_file(arena), strict=False)
+        shutil.copy(arena, folder / "model.safetensors")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         for tokens in asked:
             found = {
                 "Megatron": logprobs(made, sequence_row(tokens)),
@@ -92,3 +94,30 @@ def test_all_three_agree_on_every_token_before_and_after_three_updates(
             values = torch.stack(list(found.values()))
             assert (values.amax(0) - values.amin(0)).max() < 1e-5, found
     assert max(float((of_transformers(model, t) - b).abs().max()) for t, b in zip(asked, before, strict=True)) > 1e-2
+
+
+def test_experts_trained_by_two_processes_are_served_as_what_they_are(
+    make_model: Callable[..., Path],
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    zygote: Zygote,
+    tmp_path: Path,
+    free_port: Callable[[], int],
+) -> None:
+    """The way of every version: two ranks with half of the experts each train, write the arena, an engine loads it and is attested."""
+    folder = make_model("qwen3_moe", hidden_size=128, head_dim=32, moe_intermediate_size=64, max_position_embeddings=1024)
+    sizes = {"precision": "fp32", "expertParallel": 2, "optimizer": {"learningRate": 1e-3}}
+    job = spec(trainer=sizes, accelerator={"perNode": 2})
+    url = zygote.start(folder)[1]
+    with trainer(tmp_path, folder, job, free_port()) as (client, _):
+        client.do("load", version=0, path=str(folder))
+        for version in (1, 2):
+            assert client.train(batch(version=version, seed=version)).status_code == 200
+            manifest = client.export(version)
+            ask(url, lambda e, m=manifest: e.load_weights(m, client.shm / "arena"))  # type: ignore[misc]
+            ask(url, lambda e, m=manifest: attest(HttpEngine(e), m))  # type: ignore[misc]
+            served = torch.tensor(ask(url, lambda e, m=manifest: e.logprobs(list(m.canary.tokens))))  # type: ignore[misc]
+            assert (served - torch.tensor(manifest.canary.logprobs)).abs().max() < 1e-5
+        stale = manifest.model_copy(update={"canary": manifest.canary.model_copy(update={"logprobs": tuple(-5.0 for _ in served)})})
+        with pytest.raises(AttestationFailed):
+            ask(url, lambda e: attest(HttpEngine(e), stale))

@@ -23,6 +23,16 @@ CORE = Path(next(iter(importlib.util.find_spec("megatron.core").submodule_search
         ("optimizer/optimizer.py", r"param\.type\(\) == 'torch\.cuda\.FloatTensor'"),
         ("optimizer/clip_grads.py", r"param\.grad\.type\(\) == 'torch\.cuda\.FloatTensor'"),
         ("pipeline_parallel/schedules.py", r"torch\.zeros\(\[\], dtype=torch\.int, device=\"cuda\"\)"),
+        (
+            "transformer/moe/token_dispatcher.py",
+            r"cuda_dtoh_stream is None:\s+MoEAlltoAllTokenDispatcher\.cuda_dtoh_stream = torch\.cuda\.Stream",
+        ),
+        ("transformer/moe/token_dispatcher.py", r"with torch\.cuda\.stream\(self\.cuda_dtoh_stream\):"),
+        ("transformer/moe/moe_utils.py", r"if torch\.is_tensor\(tensor\) and tensor\.is_cuda:"),
+        (
+            "transformer/moe/moe_layer.py",
+            r"self\.training and self\.attn_tp_group\.size\(\) > 1 and not self\.config\.sequence_parallel:\s+raise",
+        ),
         ("models/hybrid/hybrid_block.py", r"self\.final_norm = TENorm\("),
     ],
 )

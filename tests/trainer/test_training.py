@@ -235,13 +235,14 @@ def test_a_batch_without_any_advantage_changes_nothing(
     assert same(before, state(made))
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
 def test_recomputation_and_the_size_of_micro_batches_change_only_rounding(
-    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+    family: str, make_model: Callable[..., Path], replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
 ) -> None:
-    norms = []
+    model, norms = make_model(family), []
     for trainer in ({"microBatchTokens": 64}, {"microBatchTokens": 512}, {"microBatchTokens": 64, "recompute": True}):
         job = spec(trainer={"precision": "fp32", **trainer})
-        norms.append(run(replica(llama, job), job, batch()).grad_norm)
+        norms.append(run(replica(model, job), job, batch()).grad_norm)
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
 
 
@@ -392,9 +393,10 @@ def test_a_checkpoint_of_the_same_name_is_replaced_whole(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tensorParallel": 3}, r"tensorParallel is 3.*one of 1, 2"),
-        ({"pipelineParallel": 2}, "pipelineParallel is 2"),
+        ({"tensorParallel": 3}, r"tensorParallel is 3, .* 2 key/value heads .* set it to 2$"),
+        ({"pipelineParallel": 3}, r"pipelineParallel is 3, .* 2 layers.* set it to 2$"),
         ({"contextParallel": 2}, "contextParallel is 2"),
+        ({"expertParallel": 2}, "expertParallel is 2, but the model has no experts; set it to 1$"),
     ],
 )
 def test_parallel_sizes_that_do_not_fit_are_refused(
@@ -405,7 +407,7 @@ def test_parallel_sizes_that_do_not_fit_are_refused(
 
     job = spec(trainer=change, accelerator={"perNode": 6})
     with pytest.raises(ConfigurationError, match=message):
-        check(job.trainer, read_architecture(llama))
+        check(job.trainer, read_architecture(llama), job.world_size)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +415,9 @@ def test_parallel_sizes_that_do_not_fit_are_refused(
     [
         (None, "does not exist"),
         ("{", "not JSON"),
-        ('{"model_type": "mixtral"}', "family 'mixtral' is not supported.*llama, qwen2"),
+        ('{"model_type": "mamba"}', "family 'mamba' is not supported.*llama, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe"),
+        ('{"model_type": "qwen2_moe", "decoder_sparse_step": 2}', "decoder_sparse_step is 2"),
+        ('{"model_type": "mixtral", "sliding_window": 4096}', "sliding_window is 4096"),
         ('{"model_type": "llama", "attention_bias": true}', "attention_bias is True"),
         ('{"model_type": "llama", "num_attention_heads": 4}', "is missing"),
     ],

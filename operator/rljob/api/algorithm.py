@@ -100,9 +100,10 @@ class TrainerSpec(Part):
     tensor_parallel: Small = 1
     """Tensor parallel size."""
     pipeline_parallel: Small = 1
-    """Pipeline parallel size. Only 1 is supported so far."""
+    """Pipeline parallel size: stages of equally many layers, run as 1F1B; more micro-batches a step than stages keep them busy."""
     expert_parallel: Small = 1
-    """Expert parallel size (mixture-of-experts models). Only 1 is supported so far."""
+    """Expert parallel size (mixture-of-experts models): the experts of a layer are spread over so many of the tensor × data parallel ranks
+    that hold it."""
     context_parallel: Small = 1
     """Context parallel size (long sequences). Only 1 is supported so far."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

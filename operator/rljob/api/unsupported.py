@@ -8,9 +8,12 @@ container `prepare` refuse the job before anything is downloaded.
 from rljob.api.job import RLJobSpec
 
 _ONLY_ONE = (
-    ("pipelineParallel", "pipeline_parallel", "split the model by trainer.tensorParallel instead"),
-    ("contextParallel", "context_parallel", "let sequences fit with trainer.recompute or a larger trainer.tensorParallel"),
-    ("expertParallel", "expert_parallel", "mixture-of-experts models cannot be trained yet"),
+    (
+        "contextParallel",
+        "context_parallel",
+        "Megatron-core splits sequences in Transformer Engine's attention only; let them fit with trainer.recompute or a larger "
+        "trainer.tensorParallel",
+    ),
 )
 
 

@@ -28,7 +28,7 @@ from rljob.cli.show_plan import document, show
 from rljob.local import inspect
 from rljob.local.preflight import without_effect
 from rljob.local.run import Request, run, this_machine
-from rljob.plan import count_held_out, estimate, plan, read_shape
+from rljob.plan import count_held_out, estimate, misfits, plan, read_shape
 
 app = typer.Typer(
     name="rljob",
@@ -69,7 +69,7 @@ def validate_command(
             print(f"{file}: {job.metadata.name} is valid")
             for note in inert(job.spec):
                 print(f"note: {note}")
-            for line in unsupported(job.spec):
+            for line in (*unsupported(job.spec), *misfits(job, read_shape(job, file.absolute().parent))):
                 print(f"warning: {file}: {line}", file=sys.stderr)
     if failed:
         raise typer.Exit(EXIT_CONFIGURATION)
@@ -141,6 +141,8 @@ def _show_plan(job: RLJob, folder: Path | None, output: Output, env: bool) -> No
     """`folder`: of the job's file; None: the job is in a cluster, and so are its files."""
     here = folder or Path(os.devnull)
     shape = read_shape(job, here)
+    if lines := misfits(job, shape):
+        raise ConfigurationError("; also ".join(lines))
     sizes = estimate(job, shape, this_machine(), count_held_out(job, here))
     planned = replace(plan(job, shape), notes=(*unsupported(job.spec), *sizes.notes))
     local = inert(job.spec) + (without_effect(job) if folder else [])

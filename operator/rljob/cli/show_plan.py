@@ -71,7 +71,11 @@ def show(console: Console, job: RLJob, plan: Plan, sizes: Estimate, env: bool) -
     spec, t = job.spec, job.spec.trainer
     shape = sizes.shape
     model = f"{shape.family}, {shape.parameters / 1e6:,.1f} M parameters" if shape else "not on this machine yet"
+    if shape and shape.experts:
+        model += f" ({shape.active / 1e6:,.1f} M a token: {shape.chosen} of {shape.experts} experts)"
     parallel = f"data {spec.data_parallel} × tensor {t.tensor_parallel} × pipeline {t.pipeline_parallel} × context {t.context_parallel}"
+    if t.expert_parallel > 1:
+        parallel += f", expert {t.expert_parallel}"
     console.print(f"[bold]{plan.job}[/bold]  {model}  {spec.accelerator.type}, trainer: {parallel}", highlight=False)
     _containers(console, plan)
     if env:

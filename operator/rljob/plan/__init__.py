@@ -2,8 +2,11 @@
 
 from rljob.plan.build import plan
 from rljob.plan.estimate import Estimate, Machine, estimate
+from rljob.plan.fits import misfits
 from rljob.plan.records import count_held_out
 from rljob.plan.shape import ModelShape, read_shape
 from rljob.plan.types import Container, Plan, Pod
 
-__all__ = ["Container", "Estimate", "Machine", "ModelShape", "Plan", "Pod", "count_held_out", "estimate", "plan", "read_shape"]
+__all__ = [
+    "Container", "Estimate", "Machine", "ModelShape", "Plan", "Pod", "count_held_out", "estimate", "misfits", "plan", "read_shape",
+]  # fmt: skip

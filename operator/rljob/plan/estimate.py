@@ -92,16 +92,33 @@ def parse_size(text: str) -> int:
 
 
 def trainer_memory(job: RLJob, shape: ModelShape) -> Memory:
-    """All ranks of one node: fp32 weights, gradients and Adam's two moments; activations of one micro-batch."""
-    t = job.spec.trainer
-    ranks = job.spec.accelerator.per_node
-    shards = t.tensor_parallel * t.pipeline_parallel
-    low = t.precision != "fp32"
-    state = shape.parameters * (18 if low else 16) // shards
+    """All ranks of the node that holds most: fp32 weights, gradients and Adam's two moments; activations of micro-batches."""
+    ranks, per_stage = job.spec.accelerator.per_node, job.spec.world_size // job.spec.trainer.pipeline_parallel
+    nodes = [[rank_memory(job, shape, (node * ranks + i) // per_stage) for i in range(ranks)] for node in range(job.spec.trainer.nodes)]
+    most = max(nodes, key=lambda held: sum(sum(rank) for rank in held))
+    state, activations = (sum(part) for part in zip(*most, strict=True))
+    return Memory((("interpreter", ranks * _TORCH), ("weights and optimizer", state), ("activations", activations)))
+
+
+def rank_memory(job: RLJob, shape: ModelShape, stage: int) -> tuple[int, int]:
+    """(weights and optimizer, activations) of one rank of a pipeline stage, in bytes.
+
+    The first and the last of several stages each hold an embedding, of which the last may be a copy. A stage keeps the activations of as
+    many micro-batches as there are stages from it to the end (1F1B), so the first one keeps as much as if there were no pipeline. Experts
+    are spread over expert parallel ranks; tensor parallel ones split the rest, and each sends its share of the tokens to the experts.
+    """
+    t, stages = job.spec.trainer, job.spec.trainer.pipeline_parallel
+    low, last = t.precision != "fp32", stage == stages - 1
+    embedding = shape.vocabulary * shape.hidden if stages > 1 else 0
+    weights = (shape.parameters - shape.in_experts - embedding) // stages + (embedding if stage == 0 or last else 0)
+    experts = shape.in_experts // stages // t.expert_parallel
     tokens = max(t.micro_batch_tokens, sequence_length(job, shape)) // t.context_parallel
-    per_token = shape.layers // t.pipeline_parallel * shape.hidden * (2 if t.recompute else 68)
-    activations = tokens * (per_token + 12 * shape.vocabulary) // t.tensor_parallel
-    return Memory((("interpreter", ranks * _TORCH), ("weights and optimizer", ranks * state), ("activations", ranks * activations)))
+    # Every expert that a token goes through has its copy of it, and what its feed-forward part keeps.
+    in_experts = 4 * shape.chosen * (4 * shape.hidden + 3 * shape.ffn)
+    in_layer = 2 * shape.hidden if t.recompute else 68 * shape.hidden + in_experts
+    per_token = (stages - stage) * (shape.layers // stages) * in_layer
+    activations = tokens * (per_token + (12 * shape.vocabulary if last else 0)) // t.tensor_parallel
+    return (weights // t.tensor_parallel + experts) * (18 if low else 16), activations
 
 
 def engine_memory(job: RLJob, shape: ModelShape) -> Memory:
@@ -154,11 +171,14 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
     engines = job.spec.trainer.nodes + job.spec.rollout.replicas
 
     def generate(tokens: float) -> float:
-        return max(2 * shape.parameters * tokens / (_GENERATE_FLOPS[kind] * units), tokens / (_LARGEST_RATE[kind] * engines))
+        return max(2 * shape.active * tokens / (_GENERATE_FLOPS[kind] * units), tokens / (_LARGEST_RATE[kind] * engines))
 
     # One step is bounded below by its micro-batches' fixed cost, some 50 ms each.
-    micro_batches = max(job.spec.algorithm.steps_per_iteration, trained // job.spec.trainer.micro_batch_tokens)
-    training = max(6 * shape.parameters * trained / (_TRAIN_FLOPS[kind, "bf16" if low else "fp32"] * units), 0.05 * micro_batches)
+    steps = job.spec.algorithm.steps_per_iteration
+    micro_batches = max(steps, trained // job.spec.trainer.micro_batch_tokens)
+    training = max(6 * shape.active * trained / (_TRAIN_FLOPS[kind, "bf16" if low else "fp32"] * units), 0.05 * micro_batches)
+    # Stages wait at the beginning and the end of every step, for as long as one micro-batch takes each of the others.
+    training *= 1 + (job.spec.trainer.pipeline_parallel - 1) / max(1, micro_batches / steps / job.spec.data_parallel)
     seconds = {"rollout": generate(answers), "training": training}
     seconds["switch"] = _SWITCH_SECONDS[kind] + shape.parameters * engine_bytes(job) / 2e9
     if job.spec.evaluation is not None and held_out:
@@ -184,6 +204,9 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_re
         "vllm": engine_memory(job, shape),
     }
     notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {prompt_tokens(job, shape)} tokens"]
+    if (stages := job.spec.trainer.pipeline_parallel) > 1:
+        largest = max(sum(rank_memory(job, shape, stage)) for stage in range(stages)) + _TORCH
+        notes.append(f"a trainer rank needs at most {largest / MiB:,.0f} MiB of the memory of megatron; pipeline stages differ")
     held_out = held_out_prompts(job, held_out_records)
     if held_out is None:
         notes.append("the size of the held-out set is not known before the file is read: evaluation is left out of the time")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rljob.api import RLJob
+from rljob.api import ConfigurationError, RLJob
+from rljob.api.families import read
 from rljob.api.sources import ModelSource, ScratchSource
 
 
@@ -26,6 +27,22 @@ class ModelShape:
     head_size: int
     vocabulary: int
     context: int
+    experts: int = 0
+    """Experts of a layer, of feed-forward size `ffn` each; 0: a dense model."""
+    chosen: int = 0
+    """Experts that a token goes through."""
+    shared_ffn: int = 0
+    """Feed-forward size of one more that every token goes through, if there is one."""
+
+    @property
+    def in_experts(self) -> int:
+        """Parameters of all experts, those that every token goes through aside."""
+        return self.layers * self.experts * 3 * self.hidden * self.ffn
+
+    @property
+    def active(self) -> int:
+        """Parameters that a token goes through: what its time depends on."""
+        return self.parameters - (self.in_experts * (self.experts - self.chosen) // self.experts if self.experts else 0)
 
 
 def read_shape(job: RLJob, folder: Path) -> ModelShape | None:
@@ -40,7 +57,7 @@ def read_shape(job: RLJob, folder: Path) -> ModelShape | None:
                 return of_gguf(stream)
         if path is not None and (path / "config.json").is_file():
             return of_config(json.loads((path / "config.json").read_text()))
-    except (KeyError, ValueError, TypeError, struct.error, OSError):
+    except (ConfigurationError, KeyError, ValueError, TypeError, struct.error, OSError):
         return None  # What is wrong with the model is for `rljob.prepare` to say; an estimate only does without.
     return None
 
@@ -74,20 +91,13 @@ def of_config(config: Mapping[str, Any]) -> ModelShape:
     """Shape from a Hugging Face config.json.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not the configuration of a model of this kind.
+        ConfigurationError, KeyError, TypeError, ValueError: it is not the configuration of a model that can be trained.
     """
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    sizes = (
-        int(config["num_hidden_layers"]),
-        hidden,
-        int(config["intermediate_size"]),
-        heads,
-        int(config.get("num_key_value_heads") or heads),
-        int(config.get("head_dim") or hidden // heads),
-        int(config["vocab_size"]),
-    )
-    parameters = count(*sizes, tied=bool(config.get("tie_word_embeddings", False)))
-    return ModelShape(str(config["model_type"]), parameters, *sizes, int(config.get("max_position_embeddings", 0)))
+    a = read(config, "config.json")
+    sizes = (a.layers, a.hidden, a.ffn, a.heads, a.kv_heads, a.head_size, a.vocabulary)
+    context = int(config.get("max_position_embeddings", 0))
+    experts = (e.count, e.active, e.shared_ffn) if (e := a.experts) is not None else ()
+    return ModelShape(a.family, a.parameters, *sizes, context, *experts)
 
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rljob.api import ConfigurationError, RLJobSpec
-
-FAMILIES = ("llama", "qwen2")
-"""Values of config.json's model_type that the trainer builds."""
+from rljob.api.families import Architecture, read
+from rljob.api.parallel import cpu_engine_misfits, engine_misfits, trainer_misfits
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,7 @@ class ModelFacts:
     model_type: str
     vocab_size: int
     context_length: int
-    heads: int
-    kv_heads: int
+    architecture: Architecture
     eos_token_ids: tuple[int, ...]
     parameters: int
 
@@ -32,11 +30,9 @@ def inspect(folder: Path) -> ModelFacts:
         ConfigurationError: something is missing, unreadable, or of a kind that is not supported.
     """
     config = _read_json(folder / "config.json", f"{folder} is no Hugging Face model folder")
-    model_type = config.get("model_type")
-    if model_type not in FAMILIES:
-        raise ConfigurationError(f"{folder} holds a model of family {model_type!r}; supported are {', '.join(FAMILIES)}")
     if "quantization_config" in config:
         raise ConfigurationError(f"{folder} holds quantized weights, which cannot be trained; use the model's original weights")
+    architecture = read(config, folder / "config.json")
     shapes = tensor_shapes(folder)
     vocab_size = _integer(config, "vocab_size", folder)
     rows = shapes.get("model.embed_tokens.weight", (0,))[0]
@@ -45,38 +41,28 @@ def inspect(folder: Path) -> ModelFacts:
             f"{folder}: config.json says vocab_size {vocab_size}, the embedding has {rows} rows; "
             "the folder mixes two models, download it again"
         )
-    heads = _integer(config, "num_attention_heads", folder)
     return ModelFacts(
-        model_type=model_type,
+        model_type=architecture.family,
         vocab_size=vocab_size,
         context_length=_integer(config, "max_position_embeddings", folder),
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
+        architecture=architecture,
         eos_token_ids=_eos(folder, config),
         parameters=sum(prod(shape) for shape in shapes.values()),
     )
 
 
 def check_parallel_sizes(model: ModelFacts, spec: RLJobSpec) -> None:
-    """Attention heads must divide evenly among tensor parallel ranks.
-
-    Megatron splits query groups; vLLM also repeats key/value heads where there are fewer than ranks.
+    """Layers, heads, experts and the feed-forward part must divide evenly among parallel ranks, and the engine must be able to run them.
 
     Raises:
-        ConfigurationError: they do not; the message names the sizes that work.
+        ConfigurationError: they do not; the message names the nearest sizes that work.
     """
-    sizes = range(1, model.heads + 1)
-    trainer = [n for n in sizes if model.heads % n == 0 and model.kv_heads % n == 0]
-    rollout = [n for n in sizes if model.heads % n == 0 and (model.kv_heads % n == 0 or n % model.kv_heads == 0)]
-    for field, value, works in (
-        ("trainer.tensorParallel", spec.trainer.tensor_parallel, trainer),
-        ("rollout.tensorParallel", spec.rollout.tensor_parallel, rollout),
-    ):
-        if value not in works:
-            raise ConfigurationError(
-                f"spec.{field} is {value}, but the model has {model.heads} attention heads and {model.kv_heads} key/value heads; "
-                f"use {' or '.join(map(str, works))}"
-            )
+    sizes = model.architecture.divisible
+    lines = [*trainer_misfits(sizes, spec.trainer, spec.world_size), *engine_misfits(sizes, spec.rollout)]
+    if spec.accelerator.type == "cpu":
+        lines += cpu_engine_misfits(sizes, spec.rollout)
+    if lines:
+        raise ConfigurationError("; also ".join(lines))
 
 
 def check_tokenizer(folder: Path, highest_token: int, vocab_size: int) -> None:

@@ -16,6 +16,8 @@ from rljob.rollout import linear
 
 PROOF = {False: 1, True: 2}
 """How often the canary's forward pass calls a linear layer, by whether it is the output layer: for its log-probs, and to sample a token."""
+_EXPERTS = {"w13_weight": 2, "w2_weight": 1}
+"""Parameters that hold all experts of a layer, one after the other, and how many tensors of each they hold."""
 Named = Iterable[tuple[str, torch.Tensor]]
 Loader = Callable[..., Any]
 
@@ -99,8 +101,10 @@ def refuse_incomplete(model: Any, layout: Layout, pieces: dict[str, list[Piece]]
     for name, parts in pieces.items():
         shape = layout.shapes[name]
         if world > 1:
-            wanted = len(fused.get(name.split(".")[-2], (name,)))
-            complete = len(parts) == wanted or len(parts) > len(fused) + 3  # experts come in many pieces
+            wanted = (
+                _EXPERTS[last] * shape[0] if (last := name.split(".")[-1]) in _EXPERTS else len(fused.get(name.split(".")[-2], (name,)))
+            )
+            complete = len(parts) == wanted
             have = f"{len(parts)} of {wanted} tensors"
         else:
             rows = vocabulary.get(name, shape[0] if shape else 1)
@@ -193,9 +197,11 @@ def layerwise(model: Any, model_config: Any, layout: Layout, tensors: list[tuple
     """
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-    initialize_layerwise_reload(model)
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {name for name, _ in model.named_parameters()}
+    initialize_layerwise_reload(model)  # which takes a tied lm_head for a parameter of its own, until the end
     try:
-        refuse_incomplete(model, Layout.of(model), record(model, tensors), world)
+        found = record(model, tensors)
+        refuse_incomplete(model, Layout.of(model), {name: parts for name, parts in found.items() if name not in tied}, world)
         model.load_weights(iter(tensors))
     finally:  # with nothing loaded this puts the old weights back
         finalize_layerwise_reload(model, model_config)

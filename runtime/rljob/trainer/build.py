@@ -10,6 +10,7 @@ checkpoint and offload paths.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from rljob.api import ConfigurationError
 from rljob.api.algorithm import OptimizerSpec, TrainerSpec
-from rljob.trainer.architecture import Architecture
+from rljob.api.families import Architecture, Experts
+from rljob.api.parallel import trainer_misfits
 from rljob.trainer.device import Device, Precision
 from rljob.trainer.hf_map import Piece, padded_vocabulary, pieces
 from rljob.trainer.optimizer import Optimizer
+from rljob.trainer.place import Place
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,11 @@ class Replica:
     optimizer: Optimizer
     pieces: tuple[Piece, ...]
     """What this rank holds, by Hugging Face name."""
-    tensor_rank: int
-    tensor_size: int
-    data_rank: int
+    place: Place
     data_size: int
-    tensor_group: Any
     data_group: Any
+    pipeline_group: Any
+    """The ranks that hold one copy's stages; in order of stage."""
 
     def masters(self) -> dict[str, Tensor]:
         """fp32 weights by Megatron name: what the optimizer changes. In fp32 they are the parameters themselves."""
@@ -57,29 +59,33 @@ class Replica:
                 p.data.copy_(p.main_param.data)
 
 
-def check(spec: TrainerSpec, architecture: Architecture) -> None:
-    """Raises ConfigurationError for what the trainer cannot do."""
-    for name, size in (
-        ("pipelineParallel", spec.pipeline_parallel),
-        ("contextParallel", spec.context_parallel),
-        ("expertParallel", spec.expert_parallel),
-    ):
-        if size != 1:
-            raise ConfigurationError(f"spec.trainer.{name} is {size}; the trainer supports 1, use tensor and data parallelism")
-    architecture.check_tensor_parallel(spec.tensor_parallel)
+def check(spec: TrainerSpec, architecture: Architecture, ranks: int) -> None:
+    """Raises ConfigurationError for what so many ranks cannot do."""
+    if spec.context_parallel != 1:
+        raise ConfigurationError(
+            f"spec.trainer.contextParallel is {spec.context_parallel}; the trainer supports 1, use tensor, pipeline and data parallelism"
+        )
+    if lines := trainer_misfits(architecture.divisible, spec, ranks):
+        raise ConfigurationError("; also ".join(lines))
 
 
 def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, device: Device) -> Replica:
     """Build the model with unset weights. torch.distributed is initialised and `device.prepare()` was called."""
-    check(spec, architecture)
+    check(spec, architecture, torch.distributed.get_world_size())
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer.module import Float16Module
 
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=spec.tensor_parallel)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=spec.tensor_parallel,
+            pipeline_model_parallel_size=spec.pipeline_parallel,
+            expert_model_parallel_size=spec.expert_parallel,
+            expert_tensor_parallel_size=1,
+        )
+    place = _place(architecture)
     config = transformer_config(architecture, spec, precision)
-    policy = _model(architecture, config)
+    policy = _model(architecture, config, place)
     if device.device.type != "cpu":
         policy.to(device.device)
     wrapped = Float16Module(config, policy) if precision == "bf16" else policy
@@ -90,7 +96,6 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
     )
     with device.megatron():
         optimizer = _optimizer(spec.optimizer, precision, config, ddp)
-    tensor_group, data_group = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group()
     return Replica(
         architecture=architecture,
         precision=precision,
@@ -98,13 +103,30 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
         policy=policy,
         ddp=ddp,
         optimizer=optimizer,
-        pieces=tuple(pieces(architecture, tensor_group.rank(), tensor_group.size())),
-        tensor_rank=tensor_group.rank(),
-        tensor_size=tensor_group.size(),
-        data_rank=data_group.rank(),
-        data_size=data_group.size(),
-        tensor_group=tensor_group,
-        data_group=data_group,
+        pieces=tuple(pieces(architecture, place)),
+        place=place,
+        data_size=parallel_state.get_data_parallel_world_size(),
+        data_group=parallel_state.get_data_parallel_group(),
+        pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+    )
+
+
+def _place(a: Architecture) -> Place:
+    """This rank's place, from Megatron's groups."""
+    from megatron.core import parallel_state
+
+    stage, stages = parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_world_size()
+    depth = a.layers // stages
+    return Place(
+        range(stage * depth, (stage + 1) * depth),
+        first=stage == 0,
+        last=stage == stages - 1,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        expert_rank=parallel_state.get_expert_model_parallel_rank(),
+        expert_size=parallel_state.get_expert_model_parallel_world_size(),
+        expert_data_rank=parallel_state.get_expert_data_parallel_rank(),
     )
 
 
@@ -122,6 +144,7 @@ def transformer_config(a: Architecture, spec: TrainerSpec, precision: Precision)
         num_query_groups=a.kv_heads,
         kv_channels=a.head_size,
         add_qkv_bias=a.qkv_bias,
+        qk_layernorm=a.qk_norm,
         add_bias_linear=False,
         gated_linear_unit=True,
         activation_func=F.silu,
@@ -130,6 +153,10 @@ def transformer_config(a: Architecture, spec: TrainerSpec, precision: Precision)
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=spec.tensor_parallel,
+        pipeline_model_parallel_size=spec.pipeline_parallel,
+        variable_seq_lengths=spec.pipeline_parallel > 1,
+        moe_token_dispatcher_type="alltoall",  # the default is refused together with the line above, also without experts
+        init_model_with_meta_device=True,  # stages that share an embedding need not agree on it: it is loaded
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",
@@ -143,22 +170,51 @@ def transformer_config(a: Architecture, spec: TrainerSpec, precision: Precision)
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
         **recompute,
+        **_experts(a.experts, spec),
     )
 
 
-def _model(a: Architecture, config: Any) -> Any:
+def _experts(e: Experts | None, spec: TrainerSpec) -> dict[str, Any]:
+    """Fields of TransformerConfig for a mixture of experts; none for a dense model.
+
+    No auxiliary load-balancing loss: the objective is the paper's, whose gradient it would change, and transformers trains without it too
+    unless it is asked for router logits. The router computes in the precision of training, as vLLM's does, so that both choose the same
+    experts. Tokens are sent by all-to-all, which is the dispatcher for rows of different length on different ranks, and none is dropped.
+    """
+    if e is None:
+        return {}
+    return {
+        "num_moe_experts": e.count,
+        "moe_router_topk": e.active,
+        "moe_ffn_hidden_size": e.ffn,
+        # Megatron's softmax is over the chosen experts after the choice, or over all before it; the first is the second, normalised.
+        "moe_router_pre_softmax": not e.normalised,
+        "moe_router_load_balancing_type": "none",
+        "moe_shared_expert_intermediate_size": e.shared_ffn or None,
+        "moe_shared_expert_gate": e.shared_ffn > 0,
+        "expert_model_parallel_size": spec.expert_parallel,
+        "expert_tensor_parallel_size": 1,
+    }
+
+
+def _model(a: Architecture, config: Any, place: Place) -> Any:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     from rljob.trainer.attention import PackedAttention
+    from rljob.trainer.mixture import Mixture
     from rljob.trainer.policy import Policy
 
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, qk_layernorm=a.qk_norm, normalization="RMSNorm")
     layer.submodules.self_attention.submodules.core_attention = PackedAttention
+    if a.experts is not None:
+        layer.submodules.mlp = partial(Mixture, **layer.submodules.mlp.keywords)
     policy = Policy(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=padded_vocabulary(a, config.tensor_model_parallel_size),
         max_sequence_length=0,  # positions are explicit: nothing is sized by it
+        pre_process=place.first,
+        post_process=place.last,
         position_embedding_type="none",
         share_embeddings_and_output_weights=a.tied,
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: a Hugging Face folder that is complete or does not exist, and loads at any tensor and data parallel size.
+"""Checkpoints: a Hugging Face folder that is complete or does not exist, and loads at any parallel size.
 
 `model.safetensors` holds the fp32 masters; configuration and tokenizer are those of the starting model; `optimizer/state.safetensors`
 Adam's moments by Hugging Face name, if they outlive an iteration; `rljob.json` says what it is. No random state: nothing in training
@@ -19,7 +19,7 @@ from rljob.checkpoint_engine.arena import TensorFile, manifest_checksum, tensor_
 from rljob.trainer.build import Replica
 from rljob.trainer.optimizer import STATES
 from rljob.trainer.ranks import Ranks
-from rljob.trainer.weights import Name, layout, shared_file, write
+from rljob.trainer.weights import Name, layout, merged, shared_file, write
 from rljob.wire.base import Message
 from rljob.wire.node import TrainMetrics
 
@@ -102,7 +102,7 @@ def _write_masters(replica: Replica, ranks: Ranks, draft: Path, where: Where) ->
         file.set_metadata({"format": "pt"})  # transformers wants to know
         checksums = write(file, replica, {name: where(master) for name, master in replica.masters().items()})
         file.sync()
-    return checksums, file
+    return merged(ranks, checksums), file
 
 
 def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where) -> dict[str, float]:
@@ -114,7 +114,7 @@ def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where) ->
         for moment in STATES:
             write(file, replica, {name: where(state[moment]) for name, state in states.items()}, _moment_name(moment))
         file.sync()
-    return {piece.name: float(where(states[piece.parameter]["step"])) for piece in replica.pieces}
+    return merged(ranks, {piece.name: float(where(states[piece.parameter]["step"])) for piece in replica.pieces})
 
 
 @torch.no_grad()

@@ -1,14 +1,14 @@
 """What must be patched for Megatron-core 0.19.2 to run on a machine without CUDA and without Triton. The only file that patches.
 
 Every patch names the upstream line that needs it. `install` is idempotent, changes nothing where CUDA or Triton is there, and must run
-before Megatron is imported; `CudaMeansCpu` goes around calls into Megatron's optimizer and schedule. This is what a dense model with
-tensor and data parallelism needs, and no more: pipeline and expert parallelism, sequence parallelism and the distributed optimizer have
-further needs.
+before Megatron is imported; `CudaMeansCpu` goes around calls into Megatron's optimizer and schedule. This is what tensor, pipeline, data
+and expert parallelism need, and no more: sequence parallelism and the distributed optimizer have further needs.
 """
 
 import importlib.util
 import sys
 import types
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def install() -> None:
     if not torch.cuda.is_available():
         _patch_torch_cuda()
         _patch_random()
+        _patch_dispatcher()
 
 
 def stub_triton() -> None:
@@ -46,11 +47,15 @@ def _patch_torch_cuda() -> None:
 
     current_device: `device=torch.cuda.current_device()` in distributed/param_and_grad_buffer.py:1180,1186, utils.py:715.
     current_stream: distributed/param_and_grad_buffer.py:632.
+    stream: transformer/moe/token_dispatcher.py:925.
+    synchronize: pipeline_parallel/p2p_communication.py:263,419.
     get_rng_state, manual_seed: tensor_parallel/random.py:303-345, reached from recomputation.
     """
     cuda: Any = torch.cuda
     cuda.current_device = lambda: "cpu"
     cuda.current_stream = lambda *_: _NoStream()
+    cuda.stream = lambda *_: nullcontext()
+    cuda.synchronize = lambda *_: None
     cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
     cuda.manual_seed = torch.manual_seed
 
@@ -63,10 +68,30 @@ def _patch_random() -> None:
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
 
 
+def _patch_dispatcher() -> None:
+    """Mixture of experts, transformer/moe/token_dispatcher.py: the all-to-all dispatcher copies the numbers of tokens to the host on a
+    stream of its own (`cuda_dtoh_stream`, made in its constructor), and moe_utils.py:1184 makes them numbers only if they are on a GPU;
+    gloo's all_to_all_single takes nothing else."""
+    from megatron.core.transformer.moe import token_dispatcher
+
+    def as_numbers(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    token_dispatcher.maybe_move_tensor_to_cpu = as_numbers
+    token_dispatcher.MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = _NoStream()
+
+
 class _NoStream:
+    """A stream, and an event of it, on which nothing is ever waited for."""
+
     def wait_stream(self, *_: Any) -> None: ...
 
     def wait_event(self, *_: Any) -> None: ...
+
+    def record_event(self) -> "_NoStream":
+        return self
+
+    def synchronize(self) -> None: ...
 
 
 class CudaMeansCpu(TorchFunctionMode):

@@ -2,15 +2,17 @@
 
 A Piece pairs a view of what this rank holds of a parameter with the region of the Hugging Face tensor that it is. Copying one onto the
 other loads, copying the other way exports; tensors shaped like the parameter (gradients, Adam's moments, fp32 masters) go the same way.
-Names are Megatron-core 0.19's local layer spec on one side, transformers' LlamaForCausalLM / Qwen2ForCausalLM on the other.
+Names are Megatron-core 0.19's local layer spec on one side and Hugging Face's on the other; where families differ in these, their file in
+rljob.api.families says how.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from rljob.trainer.architecture import Architecture
+from rljob.api.families import Architecture, Experts, FeedForward, Mixture, families
+from rljob.trainer.place import Place
 
 View = Callable[[Tensor], Tensor]
 Region = tuple[slice, ...]
@@ -31,8 +33,8 @@ class Piece:
     """Part of the Hugging Face tensor."""
     view: View
     """The same numbers in a tensor shaped like this rank's parameter; as a view, so that it can be written to."""
-    replicated: bool = False
-    """Every tensor parallel rank holds the same; the first one writes."""
+    writes: bool
+    """Of the ranks that hold the same this is the one that writes it."""
 
     def of(self, local: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
         """(view of this rank's tensor, view of the whole Hugging Face tensor), of one shape: copy either onto the other."""
@@ -45,14 +47,22 @@ class Piece:
         return all(part.indices(size) == (0, size, 1) for part, size in zip(self.region, self.shape, strict=True))
 
 
-def pieces(a: Architecture, rank: int, size: int) -> Iterator[Piece]:
-    """What tensor parallel rank `rank` of `size` holds of the model; query, key, value and gate, up stand next to each other."""
-    yield _rows("model.embed_tokens.weight", (a.vocabulary, a.hidden), "embedding.word_embeddings.weight", rank, size)
-    for i in range(a.layers):
-        yield from _layer(a, rank, size, f"model.layers.{i}.", f"decoder.layers.{i}.")
-    yield _same("model.norm.weight", a, "decoder.final_layernorm.weight")
-    if not a.tied:
-        yield _rows("lm_head.weight", (a.vocabulary, a.hidden), "output_layer.weight", rank, size)
+def pieces(a: Architecture, place: Place) -> Iterator[Piece]:
+    """What the rank at `place` holds of the model; query, key, value and gate, up stand next to each other.
+
+    If the output layer is the embedding, the last of several stages holds a copy of it, which it reads but never writes.
+    """
+    embedding = ("model.embed_tokens.weight", (a.vocabulary, a.hidden))
+    if place.first:
+        yield _rows(*embedding, "embedding.word_embeddings.weight", place)
+    for number, i in enumerate(place.layers):
+        yield from _layer(a, place, f"model.layers.{i}.", f"decoder.layers.{number}.")
+    if place.last:
+        yield _same("model.norm.weight", (a.hidden,), "decoder.final_layernorm.weight", place)
+    if place.last and not a.tied:
+        yield _rows("lm_head.weight", (a.vocabulary, a.hidden), "output_layer.weight", place)
+    if place.last and a.tied and not place.first:
+        yield replace(_rows(*embedding, "output_layer.weight", place), writes=False)
 
 
 def padded_vocabulary(a: Architecture, size: int) -> int:
@@ -60,22 +70,41 @@ def padded_vocabulary(a: Architecture, size: int) -> int:
     return -(-a.vocabulary // size) * size
 
 
-def _layer(a: Architecture, rank: int, size: int, hf: str, megatron: str) -> Iterator[Piece]:
-    yield _same(f"{hf}input_layernorm.weight", a, f"{megatron}input_layernorm.weight")
-    yield from _qkv(a, rank, size, hf, megatron, "weight", (a.hidden,))
+def _layer(a: Architecture, place: Place, hf: str, megatron: str) -> Iterator[Piece]:
+    attention = f"{megatron}self_attention."
+    yield _same(f"{hf}input_layernorm.weight", (a.hidden,), f"{megatron}input_layernorm.weight", place)
+    yield from _qkv(a, place, hf, megatron, "weight", (a.hidden,))
     if a.qkv_bias:
-        yield from _qkv(a, rank, size, hf, megatron, "bias", ())
-    yield _columns(
-        f"{hf}self_attn.o_proj.weight", (a.hidden, a.heads * a.head_size), f"{megatron}self_attention.linear_proj.weight", rank, size
-    )
-    yield _same(f"{hf}post_attention_layernorm.weight", a, f"{megatron}pre_mlp_layernorm.weight")
-    yield from _gate_up(a, rank, size, hf, megatron)
-    yield _columns(f"{hf}mlp.down_proj.weight", (a.hidden, a.ffn), f"{megatron}mlp.linear_fc2.weight", rank, size)
+        yield from _qkv(a, place, hf, megatron, "bias", ())
+    for letter in "qk" if a.qk_norm else "":
+        yield _same(f"{hf}self_attn.{letter}_norm.weight", (a.head_size,), f"{attention}{letter}_layernorm.weight", place)
+    yield _columns(f"{hf}self_attn.o_proj.weight", (a.hidden, a.heads * a.head_size), f"{attention}linear_proj.weight", place)
+    yield _same(f"{hf}post_attention_layernorm.weight", (a.hidden,), f"{megatron}pre_mlp_layernorm.weight", place)
+    names = families()[a.family].feed_forward
+    if isinstance(names, Mixture):
+        if a.experts is not None:
+            yield from _mixture(a.hidden, a.experts, names, place, hf, f"{megatron}mlp.")
+    else:
+        yield from _feed_forward(a.hidden, a.ffn, names, place, hf, f"{megatron}mlp.")
 
 
-def _qkv(a: Architecture, rank: int, size: int, hf: str, megatron: str, kind: str, tail: tuple[int, ...]) -> Iterator[Piece]:
+def _mixture(hidden: int, e: Experts, names: Mixture, place: Place, hf: str, megatron: str) -> Iterator[Piece]:
+    """The router and a shared expert are on every rank, split as in a dense model; an expert is whole on the ranks that have it."""
+    yield _same(f"{hf}{names.router}.weight", (e.count, hidden), f"{megatron}router.weight", place)
+    if names.shared is not None:
+        yield from _feed_forward(hidden, e.shared_ffn, names.shared, place, hf, f"{megatron}shared_experts.")
+    if names.shared_gate is not None:
+        yield _same(f"{hf}{names.shared_gate}.weight", (1, hidden), f"{megatron}shared_experts.gate_weight", place)
+    count = e.count // place.expert_size
+    whole = replace(place, tensor_rank=0, tensor_size=1, data_rank=place.expert_data_rank)
+    for number in range(count):
+        name = hf + names.experts.format(place.expert_rank * count + number)
+        yield from _feed_forward(hidden, e.ffn, names.expert, whole, name, f"{megatron}experts.local_experts.{number}.")
+
+
+def _qkv(a: Architecture, place: Place, hf: str, megatron: str, kind: str, tail: tuple[int, ...]) -> Iterator[Piece]:
     """Megatron's rows are, for each kv head: its query heads, the key head, the value head."""
-    groups, per_group = a.kv_heads // size, a.heads // a.kv_heads * a.head_size
+    rank, groups, per_group = place.tensor_rank, a.kv_heads // place.tensor_size, a.heads // a.kv_heads * a.head_size
     at = 0
     for letter, height in (("q", per_group), ("k", a.head_size), ("v", a.head_size)):
         start, end = at, at + height
@@ -90,35 +119,39 @@ def _qkv(a: Architecture, rank: int, size: int, hf: str, megatron: str, kind: st
             parameter=f"{megatron}self_attention.linear_qkv.{kind}",
             region=(slice(rank * groups * height, (rank + 1) * groups * height), *(ALL for _ in tail)),
             view=view,
+            writes=place.data_rank == 0,
         )
 
 
-def _gate_up(a: Architecture, rank: int, size: int, hf: str, megatron: str) -> Iterator[Piece]:
-    """Megatron's rows are this rank's gate rows, then its up rows."""
-    height = a.ffn // size
-    for name, start in (("gate", 0), ("up", height)):
+def _feed_forward(hidden: int, ffn: int, names: FeedForward, place: Place, hf: str, megatron: str) -> Iterator[Piece]:
+    """Megatron's rows of the first matrix are this rank's gate rows, then its up rows."""
+    rank, height = place.tensor_rank, ffn // place.tensor_size
+    for name, start in ((names.gate, 0), (names.up, height)):
 
         def view(t: Tensor, start: int = start) -> Tensor:
             return t[start : start + height]
 
         region = (slice(rank * height, (rank + 1) * height), ALL)
-        yield Piece(f"{hf}mlp.{name}_proj.weight", (a.ffn, a.hidden), f"{megatron}mlp.linear_fc1.weight", region, view)
+        yield Piece(f"{hf}{name}.weight", (ffn, hidden), f"{megatron}linear_fc1.weight", region, view, place.data_rank == 0)
+    yield _columns(f"{hf}{names.down}.weight", (hidden, ffn), f"{megatron}linear_fc2.weight", place)
 
 
-def _rows(name: str, shape: tuple[int, int], parameter: str, rank: int, size: int) -> Piece:
+def _rows(name: str, shape: tuple[int, int], parameter: str, place: Place) -> Piece:
     """Split by rows; the last ranks' rows beyond the vocabulary are padding and belong to no tensor."""
-    height = -(-shape[0] // size)
-    start, end = min(shape[0], rank * height), min(shape[0], (rank + 1) * height)
-    return Piece(name, shape, parameter, (slice(start, end), ALL), lambda t: t[: end - start])
+    height = -(-shape[0] // place.tensor_size)
+    start, end = (min(shape[0], rank * height) for rank in (place.tensor_rank, place.tensor_rank + 1))
+    return Piece(name, shape, parameter, (slice(start, end), ALL), lambda t: t[: end - start], place.data_rank == 0)
 
 
-def _columns(name: str, shape: tuple[int, int], parameter: str, rank: int, size: int) -> Piece:
-    width = shape[1] // size
-    return Piece(name, shape, parameter, (ALL, slice(rank * width, (rank + 1) * width)), _identity)
+def _columns(name: str, shape: tuple[int, int], parameter: str, place: Place) -> Piece:
+    width = shape[1] // place.tensor_size
+    region = (ALL, slice(place.tensor_rank * width, (place.tensor_rank + 1) * width))
+    return Piece(name, shape, parameter, region, _identity, place.data_rank == 0)
 
 
-def _same(name: str, a: Architecture, parameter: str) -> Piece:
-    return Piece(name, (a.hidden,), parameter, (ALL,), _identity, replicated=True)
+def _same(name: str, shape: tuple[int, ...], parameter: str, place: Place) -> Piece:
+    """Held by every tensor parallel rank; the first one writes."""
+    return Piece(name, shape, parameter, tuple(ALL for _ in shape), _identity, place.data_rank == 0 and place.tensor_rank == 0)
 
 
 def _identity(t: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def run(environment: Environment) -> None:
     from rljob.trainer.build import build, check  # Megatron can be imported only now
     from rljob.trainer.loop import Trainer, follow, lead
 
-    check(spec.trainer, architecture)
+    check(spec.trainer, architecture, spec.world_size)
     ranks = Ranks(devices.join(device))
     replica = build(architecture, spec.trainer, devices.precision(spec.trainer.precision, device), device)
     trainer = Trainer(

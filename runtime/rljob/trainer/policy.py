@@ -15,8 +15,8 @@ from rljob.trainer.packing import Row
 class Policy(GPTModel):
     """GPTModel with a forward pass over rows: explicit positions, a Plan in place of an attention mask, no logits for prompts.
 
-    `disable_param_offloading`, pipeline stages and the rest of GPTModel stay as they are; a later pipeline stage takes its hidden states
-    from `set_input_tensor` and needs only this forward to stop after the decoder.
+    The rest of GPTModel stays as it is. Every pipeline stage gets the row, which says how attention is done; the first one takes its
+    tokens, a later one hidden states from `set_input_tensor`; all but the last give hidden states.
     """
 
     architecture: Architecture
@@ -24,19 +24,21 @@ class Policy(GPTModel):
     """Radians per position, fp32 [head size / 2]; not a buffer, which mixed precision would round."""
 
     def forward(self, row: Row) -> Tensor:
-        """Log-probabilities of the row's targets, fp32 [N]."""
-        device = self.embedding.word_embeddings.weight.device
+        """Log-probabilities of the row's targets, fp32 [N]; hidden states [T, 1, H] if another stage follows."""
+        device = next(self.parameters()).device
 
         def on_device(array: Any) -> Tensor:
             return torch.from_numpy(array).to(device)
 
         angles = torch.outer(on_device(row.positions).float(), self.frequencies.to(device))
         hidden = self.decoder(
-            hidden_states=self.embedding(input_ids=on_device(row.tokens)[None], position_ids=None),
+            hidden_states=self.embedding(input_ids=on_device(row.tokens)[None], position_ids=None) if self.pre_process else None,
             attention_mask=None,
             rotary_pos_emb=torch.cat((angles, angles), -1)[:, None, None, :],
             packed_seq_params=plan(row, self._heads(self.config.num_attention_heads), self._heads(self.config.num_query_groups), device),
         )
+        if not self.post_process:
+            return cast(Tensor, hidden)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
         group = self.pg_collection.tp
         return token_logprobs(

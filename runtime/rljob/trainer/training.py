@@ -1,7 +1,7 @@
 """One training task: from a batch to the next version of the weights."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from rljob.trainer.objectives import Loss, Objective
 from rljob.trainer.objectives.mirror_descent import mirror_descent
 from rljob.trainer.objectives.sft import negative_log_likelihood, warmed_up
 from rljob.trainer.packing import Part, Row, answers_of, bins, needed, rl_steps, sft_steps, share
+from rljob.trainer.pipeline import forward_backward, forward_only, relay
 from rljob.wire.batch import Batch
 from rljob.wire.node import TrainMetrics, TrainTask
 
@@ -36,7 +37,7 @@ class Step:
 
 @dataclass
 class Totals:
-    """Sums of one step; added up over data-parallel ranks."""
+    """Sums of one step on the last pipeline stage, which alone sees log-probabilities; added up over all ranks."""
 
     loss: float = 0.0
     kl: float = 0.0
@@ -55,17 +56,19 @@ class Totals:
             self.tokens += len(row.tokens)
             self.computed += len(row.indices)
 
-    def over(self, group: Any, device: torch.device) -> "Totals":
-        """The sums over all data-parallel ranks."""
-        t = torch.tensor([self.loss, self.kl, self.gap, self.predictions, self.tokens, self.computed], dtype=torch.float64, device=device)
-        dist.all_reduce(t, group=group)
+    def over(self, replica: Replica) -> "Totals":
+        """The sums over all data-parallel ranks, known to every stage."""
+        mine = [self.loss, self.kl, self.gap, self.predictions, self.tokens, self.computed]
+        t = torch.tensor(mine, dtype=torch.float64, device=replica.device.device)
+        dist.all_reduce(t, group=replica.data_group)
+        dist.all_reduce(t, group=replica.pipeline_group)  # to which all stages but one add zeros
         loss, kl, gap, predictions, tokens, computed = t.tolist()
         return Totals(loss, kl, gap, int(predictions), int(tokens), int(computed))
 
 
 @dataclass
 class Reference:
-    """Summed log-probabilities of samples under the iteration's first policy."""
+    """Summed log-probabilities of samples under the iteration's first policy; on the last pipeline stage only."""
 
     known: dict[int, float] = field(default_factory=dict)
     """By place of the sample in the batch."""
@@ -127,7 +130,7 @@ def plan_steps(replica: Replica, spec: RLJobSpec, task: TrainTask, batch: Batch)
 
 def _rows(replica: Replica, parts: list[Part], spec: RLJobSpec) -> list[Row]:
     filled = bins(parts, spec.trainer.micro_batch_tokens, replica.data_size) if parts else []
-    return share(filled, replica.data_rank, replica.data_size)
+    return share(filled, replica.place.data_rank, replica.data_size)
 
 
 def _warm_start(spec: RLJobSpec) -> WarmStart:
@@ -146,38 +149,38 @@ def run_step(
     count = 0
 
     def contribute(row: Row, token_logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        nonlocal count
         logprobs, engine = per_sample(row, token_logprobs), per_sample(row, _tensor(row.engine_logprobs, token_logprobs))
         start = logprobs.detach() if first else reference.of(row, logprobs, engine)
         loss = objective(logprobs, _tensor(row.advantages, logprobs), start=start)
         gap = (token_logprobs.detach() - _tensor(row.engine_logprobs, token_logprobs)).abs().sum()
         totals.add(row, loss, gap)
-        count += 1
-        report(count)
         # Megatron divides by the number of micro-batches and averages over data-parallel ranks; the objective is a mean over samples.
         scale = len(step.rows) * replica.data_size / step.samples
         return loss.total * (scale if row.counted else 0.0), {}
 
+    def begun(_: Row) -> None:
+        nonlocal count
+        count += 1
+        report(count)
+
     with replica.device.megatron():
         replica.ddp.zero_grad_buffer()
         replica.optimizer.megatron.zero_grad()
-        _forward_backward(replica, step.rows, contribute)
+        forward_backward(replica, step.rows, contribute, begun)
         norm = replica.optimizer.step(step.learning_rate)
-    return totals.over(replica.data_group, replica.device.device), norm
+    return totals.over(replica), norm
 
 
 def _look_ahead(replica: Replica, steps: list[Step], reference: Reference) -> None:
     """Forward passes under the first policy for the samples of later steps."""
-    for step in steps:
-        for row in step.rows:
-            sums = per_sample(row, logprobs(replica, row))
-            reference.known.update(zip(row.indices.tolist(), sums.tolist(), strict=True))
+    rows = [row for step in steps for row in step.rows]
+    for row, found in zip(rows, forward_only(replica, rows), strict=replica.place.last):
+        reference.known.update(zip(row.indices.tolist(), per_sample(row, found).tolist(), strict=True))
 
 
-@torch.no_grad()
 def logprobs(replica: Replica, row: Row) -> Tensor:
     """Log-probabilities of the row's targets in the training precision, fp32 [N]."""
-    return replica.ddp(row)
+    return relay(replica, row)
 
 
 def per_sample(row: Row, values: Tensor) -> Tensor:
@@ -188,25 +191,6 @@ def per_sample(row: Row, values: Tensor) -> Tensor:
 
 def _tensor(array: Any, like: Tensor) -> Tensor:
     return torch.from_numpy(array).to(like)
-
-
-def _forward_backward(replica: Replica, rows: list[Row], contribute: Callable[[Row, Tensor], tuple[Tensor, dict[str, Tensor]]]) -> None:
-    """Megatron's schedule: forward and backward of each micro-batch, gradients added up and then reduced over ranks."""
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-
-    def forward(data: Iterator[Row], model: Any) -> tuple[Tensor, Any]:
-        row = next(data)
-        return model(row), partial(contribute, row)
-
-    get_forward_backward_func()(
-        forward_step_func=forward,
-        data_iterator=iter(rows),
-        model=[replica.ddp],
-        num_microbatches=len(rows),
-        seq_length=1,  # unused without a pipeline
-        micro_batch_size=1,
-        forward_only=False,
-    )
 
 
 def _metrics(task: TrainTask, batch: Batch, steps: list[Step], results: list[Totals], norms: list[float], seconds: float) -> TrainMetrics:

@@ -14,7 +14,10 @@ from torch import Tensor
 from rljob.api import ConfigurationError
 from rljob.checkpoint_engine.arena import NAMES, TensorFile, TensorSpec, manifest_checksum, tensor_entries
 from rljob.trainer.build import Replica
+from rljob.trainer.hf_map import pieces
 from rljob.trainer.packing import sequence_row
+from rljob.trainer.pipeline import relay
+from rljob.trainer.place import alone
 from rljob.trainer.ranks import Ranks
 from rljob.wire.weights import Canary, Manifest
 
@@ -75,26 +78,21 @@ def load(replica: Replica, folder: Path) -> None:
 
 
 def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,)) -> list[TensorSpec]:
-    """All tensors of the model, in the order of the name map, once per naming."""
-    return [TensorSpec(name(piece.name), dtype, piece.shape) for name in names for piece in replica.pieces]
+    """All tensors of the model, also those of other ranks, in the order of the name map, once per naming."""
+    whole = list(pieces(replica.architecture, alone(replica.architecture.layers)))
+    return [TensorSpec(name(piece.name), dtype, piece.shape) for name in names for piece in whole]
 
 
 @torch.no_grad()
 def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], name: Name = str) -> dict[str, str]:
     """Write this rank's part of `tensors` (by Megatron name) into the file; returns the checksums of tensors it holds as a whole."""
-    own = {piece: piece.view(tensors[piece.parameter]) for piece in _to_write(replica)}
+    own = {piece: piece.view(tensors[piece.parameter]) for piece in replica.pieces if piece.writes}
     for piece, mine in own.items():
         if not piece.whole:
             target = file.view(name(piece.name))[piece.region]
             target.copy_(mine.reshape(target.shape))
     replica.device.synchronize()
     return file.write_all({name(piece.name): mine for piece, mine in own.items() if piece.whole})
-
-
-def _to_write(replica: Replica) -> Iterator[Any]:
-    """The first data-parallel replica writes, and of what its ranks all hold the first."""
-    if replica.data_rank == 0:
-        yield from (p for p in replica.pieces if replica.tensor_rank == 0 or not p.replicated)
 
 
 class Arena:
@@ -125,6 +123,7 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
     with _beside(replica, lambda: canary(replica, dtype)) as computed:
         with ranks.together():
             checksums = write(file, replica, masters)
+        checksums = merged(ranks, checksums)
         proof = computed()
     if not ranks.leads:
         return None
@@ -135,12 +134,20 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
     return Manifest(version=version, dtype=NAMES[dtype], tensors=entries, checksum=identity, canary=proof)
 
 
+def merged[T](ranks: Ranks, mine: Mapping[str, T]) -> dict[str, T]:
+    """What each rank knows of its own tensors, put together; plain JSON values."""
+    together: dict[str, T] = {}
+    for part in ranks.collect(json.dumps(mine).encode()):
+        together |= json.loads(part)
+    return together
+
+
 @contextmanager
 def _beside(replica: Replica, work: Callable[[], Canary]) -> Iterator[Callable[[], Canary]]:
     """Do `work` while what is inside goes on, and give a call that waits for its result. On CPU, where the canary takes one core; on an
     accelerator it would get in the way of the copies, and ranks that share the model would talk from two threads: there it is done when
     it is asked for."""
-    if not replica.device.unified or replica.tensor_size > 1:
+    if not replica.device.unified or not replica.place.whole:
         yield work
         return
     with ThreadPoolExecutor(1) as pool:
@@ -169,6 +176,6 @@ def canary(replica: Replica, dtype: torch.dtype) -> Canary:
     vocabulary = replica.architecture.vocabulary
     tokens = [(7919 * (i + 1)) % vocabulary for i in range(CANARY_LENGTH)]
     row = sequence_row(tokens)
-    with torch.no_grad(), replica.device.undisturbed():
-        logprobs = torch.func.functional_call(replica.policy, dict(replica.masters()), (row,))
+    with replica.device.undisturbed():
+        logprobs = relay(replica, row, replica.masters())
     return Canary(tokens=tuple(tokens), logprobs=tuple(logprobs.tolist()), tolerance=TOLERANCE[dtype])

@@ -1,0 +1,81 @@
+"""Rows through a model whose layers may be spread over several ranks, stage after stage.
+
+Training uses Megatron's own schedule: one forward, one backward (1F1B), or all on one rank if there is one stage. Micro-batches differ in
+length, so stages tell each other the shape first (`variable_seq_lengths`). A single row that only wants its log-probabilities, the canary
+above all, is handed from stage to stage by `relay`. Megatron's interleaved schedule is not used: it takes numbers of micro-batches that are
+a multiple of the stages only, and hidden states of one length.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rljob.trainer.build import Replica
+from rljob.trainer.packing import Row
+
+Contribute = Callable[[Row, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""From a row and its targets' log-probabilities to its loss. Called on the last stage only, for every row in turn."""
+
+
+def forward_backward(replica: Replica, rows: list[Row], contribute: Contribute, begun: Callable[[Row], None]) -> None:
+    """Forward and backward of each micro-batch; gradients are added up, then reduced over ranks. `begun` is called on every stage."""
+
+    def forward(data: Iterator[Row], model: Any) -> tuple[Tensor, Any]:
+        row = next(data)
+        begun(row)
+        return model(row), partial(contribute, row)
+
+    _schedule(replica, rows, forward, forward_only=False)
+
+
+@torch.no_grad()
+def forward_only(replica: Replica, rows: list[Row]) -> list[Tensor]:
+    """Log-probabilities of each row's targets in the training precision, fp32 [N]; empty on all stages but the last."""
+
+    def forward(data: Iterator[Row], model: Any) -> tuple[Tensor, None]:
+        return model(next(data)), None
+
+    with replica.device.megatron():
+        return _schedule(replica, rows, forward, forward_only=True) if rows else []
+
+
+def _schedule(replica: Replica, rows: list[Row], forward: Callable[..., Any], forward_only: bool) -> list[Any]:
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    done: list[Any] = get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=iter(rows),
+        model=[replica.ddp],
+        num_microbatches=len(rows),
+        seq_length=1,  # unused: without a pipeline nothing is sent, with one the shape is
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    replica.policy.set_input_tensor(None)  # else the last row's hidden states live as long as the model
+    return done
+
+
+@torch.no_grad()
+def relay(replica: Replica, row: Row, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Log-probabilities of the row's targets, fp32 [N], on every stage: the last one shares them.
+
+    `weights`: in place of the parameters, by Megatron name; hidden states then travel in their precision.
+    """
+    place, group, device = replica.place, replica.pipeline_group, replica.device.device
+    dtype = next(iter(weights.values() if weights else replica.policy.parameters())).dtype
+    if not place.first:
+        hidden = torch.empty((len(row.tokens), 1, replica.architecture.hidden), dtype=dtype, device=device)
+        dist.recv(hidden, group=group, group_src=group.rank() - 1)
+        replica.policy.set_input_tensor(hidden)
+    found: Tensor = torch.func.functional_call(replica.policy, dict(weights), (row,)) if weights else replica.ddp(row)
+    replica.policy.set_input_tensor(None)
+    if not place.last:
+        dist.send(found, group=group, group_dst=group.rank() + 1)
+        found = torch.empty(len(row.targets), dtype=torch.float32, device=device)
+    if group.size() > 1:
+        dist.broadcast(found, group=group, group_src=group.size() - 1)
+    return found

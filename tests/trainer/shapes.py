@@ -1,0 +1,192 @@
+"""Trainers of several parallel sizes, one after the other, each as real processes over gloo. Run as a program: `shapes.py FOLDER`.
+
+Importing Megatron takes longer than everything that is tried here, so one process imports it and forks the ranks of each size. What they
+do is in `_Rank.go`: the trainer's own commands, in the order of a job. Rank 0 leaves what it saw in FOLDER/SIZE.json.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rljob.api import RLJobSpec
+from rljob.wire.trainer import CheckpointCommand, LoadCommand
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parallel sizes of a trainer; expert parallel ranks are data parallel ones."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    expert: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    def __str__(self) -> str:
+        experts = f"-ep{self.expert}" if self.expert > 1 else ""
+        return f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}{experts}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and what to train it with."""
+
+    name: str
+    model: str
+    """Folder."""
+    spec: dict[str, Any]
+    """Of the job, without parallel sizes."""
+    again: bool = False
+    """Make version 1 twice, to see that it is the same to the last bit."""
+
+
+@dataclass
+class Seen:
+    """What rank 0 saw of one case."""
+
+    logprobs: list[float]
+    """Of the canary's tokens, of version 0 in the training precision."""
+    held: list[int]
+    """Weights that each rank holds."""
+    metrics: list[dict[str, float]]
+    """Of the two training tasks."""
+    checksums: dict[str, str]
+    """Of the exports, by name of the file."""
+    canaries: list[list[float]]
+    """Of versions 0, 1, 2."""
+
+
+def job(spec: dict[str, Any], size: Size) -> RLJobSpec:
+    """The spec of a job of this size."""
+    sizes = {"tensorParallel": size.tensor, "pipelineParallel": size.pipeline, "expertParallel": size.expert}
+    return RLJobSpec.model_validate({**spec, "trainer": {**spec["trainer"], **sizes}, "accelerator": {"perNode": size.ranks}})
+
+
+class _Rank:
+    """One rank of one size."""
+
+    def __init__(self, folder: Path, size: Size, before: Size | None) -> None:
+        from rljob.trainer import device
+        from rljob.trainer.ranks import Ranks
+
+        self.folder, self.size, self.before = folder, size, before
+        self.here = device.Cpu()
+        self.here.prepare()
+        self.ranks = Ranks(device.join(self.here))
+        self.checksums: dict[str, str] = {}
+        self.canaries: list[list[float]] = []
+
+    def go(self, case: Case) -> Seen:
+        """Load, export in both precisions, train, checkpoint; then go on from the checkpoint that the size before has written."""
+        from rljob.trainer.commands import Checkpoint, Load
+        from rljob.trainer.packing import sequence_row
+        from rljob.trainer.training import logprobs
+        from rljob.trainer.weights import CANARY_LENGTH
+
+        self.checksums, self.canaries = {}, []
+        trainer = self._trainer(case)
+        trainer.execute(Load(LoadCommand(version=0, path=case.model)))
+        self._export(trainer, case, 0, torch.float32)
+        self._export(trainer, case, 0, torch.bfloat16)
+        found = logprobs(trainer.replica, sequence_row([(7919 * (i + 1)) % 103 for i in range(CANARY_LENGTH)])).tolist()
+        metrics = [self._train(trainer, 1)]
+        mine = self._checkpoint(case, self.size)
+        trainer.execute(Checkpoint(CheckpointCommand(version=1, path=str(mine))))
+        self._export(trainer, case, 1, torch.float32)
+        if case.again:
+            trainer.execute(Load(LoadCommand(version=0, path=case.model)))
+            self._train(trainer, 1)
+            self._export(trainer, case, 1, torch.float32, "again")
+        trainer.execute(Load(LoadCommand(version=1, path=str(self._checkpoint(case, self.before) if self.before else mine))))
+        metrics.append(self._train(trainer, 2))
+        self._export(trainer, case, 2, torch.float32)
+        held = [int(n) for n in self.ranks.collect(str(sum(p.numel() for p in trainer.replica.policy.parameters())).encode())]
+        return Seen(found, held, metrics, self.checksums, self.canaries)
+
+    def _trainer(self, case: Case) -> Any:
+        from rljob.trainer import device
+        from rljob.trainer.architecture import read_architecture
+        from rljob.trainer.build import build
+        from rljob.trainer.loop import Trainer
+
+        spec, model = job(case.spec, self.size), Path(case.model)
+        precision = device.precision(spec.trainer.precision, self.here)
+        replica = build(read_architecture(model), spec.trainer, precision, self.here)
+        return Trainer(replica, self.ranks, spec, model_folder=model, scratch=self.folder, node="worker-0", incarnation="test")
+
+    def _train(self, trainer: Any, version: int) -> dict[str, float]:
+        from rljob.trainer.commands import Train
+        from rljob.wire.node import TrainTask
+
+        batch = (self.folder / f"batch-{version}").read_bytes()
+        made = trainer.execute(Train(TrainTask(version=version, kind="rl", steps=2, iteration=version), batch))
+        return {name: value for name, value in made.model_dump().items() if name != "seconds"}
+
+    def _export(self, trainer: Any, case: Case, version: int, dtype: torch.dtype, suffix: str = "") -> None:
+        """To a file of its own, so that it can be looked at afterwards."""
+        from rljob.trainer import weights
+
+        name = f"{self.size}.{case.name}.{version}.{str(dtype).removeprefix('torch.')}{suffix}"
+        manifest = weights.export(trainer.replica, self.ranks, weights.Arena(), self.folder / name, version, dtype, "worker-0")
+        if manifest is not None:
+            self.checksums[name.removeprefix(f"{self.size}.{case.name}.")] = manifest.checksum
+            if dtype == torch.float32:
+                self.canaries.append(list(manifest.canary.logprobs))
+
+    def _checkpoint(self, case: Case, size: Size) -> Path:
+        return self.folder / f"{size}.{case.name}.checkpoint"
+
+
+def main(folder: Path) -> None:
+    """Do every case at every size. Exits with 1 if a rank failed; its traceback is on stderr."""
+    asked = json.loads((folder / "asked.json").read_text())
+    sizes, cases = [Size(*s) for s in asked["sizes"]], [Case(**c) for c in asked["cases"]]
+    from rljob.trainer import device
+    from rljob.trainer.main import _quieten_libraries
+
+    _quieten_libraries()
+    device.Cpu().prepare()
+    from rljob.trainer import loop, policy  # noqa: F401 - what takes long to import, once for all ranks
+
+    before = None
+    for size in sizes:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        ranks = [_fork(folder, size, before, cases, rank, port) for rank in range(size.ranks)]
+        if any(os.waitpid(pid, 0)[1] for pid in ranks):
+            sys.exit(1)
+        before = size
+
+
+def _fork(folder: Path, size: Size, before: Size | None, cases: list[Case], rank: int, port: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    failed = 1
+    try:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size.ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        mine = _Rank(folder, size, before)
+        seen = {case.name: asdict(mine.go(case)) for case in cases}
+        if rank == 0:
+            (folder / f"{size}.json").write_text(json.dumps(seen))
+        failed = 0
+    except Exception:  # the boundary of this process
+        logging.exception("rank %d of %s failed", rank, size)
+    finally:
+        sys.stderr.flush()
+        os._exit(failed)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

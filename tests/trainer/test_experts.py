@@ -1,0 +1,112 @@
+"""Experts spread over ranks make of the same model and batches what one rank makes: real processes over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.trainer.shapes import Case, Seen, Size
+
+from rljob.wire.batch import Batch
+
+pytestmark = pytest.mark.slow
+
+ALONE = Size(1, 1, 1)
+SIZES = [Size(1, 1, 2, 2), Size(2, 1, 1, 1), Size(2, 1, 2, 4), Size(1, 2, 2, 2)]
+"""Experts over data parallel ranks, on both tensor parallel ranks, over all of them, and beside a pipeline. Each goes on from the
+checkpoint that the one before has written."""
+FAMILIES = {"qwen2_moe": False, "qwen3_moe": True, "mixtral": False}
+"""Whether the output layer is the embedding."""
+STEP = 1e-3
+JOB: dict[str, Any] = {
+    "model": {"source": {"path": "model"}},
+    "data": {"train": {"path": "train.jsonl"}},
+    "algorithm": {"tau": 0.1, "stepsPerIteration": 2, "resetOptimizer": False},
+    # With Adam's default epsilon any gradient, also one that is mere rounding, makes a full step; with a larger one its size decides.
+    "trainer": {"precision": "fp32", "microBatchTokens": 64, "optimizer": {"learningRate": STEP, "epsilon": 1e-2}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path], batch: Callable[..., Batch]) -> Path:
+    """What all sizes have left."""
+    made = tmp_path_factory.mktemp("experts")
+    models = {family: str(make_model(family, tied)) for family, tied in FAMILIES.items()}
+    cases = [Case(family, model, JOB) for family, model in models.items()]
+    cases.append(Case("bf16", models["mixtral"], {**JOB, "trainer": {**JOB["trainer"], "precision": "bf16"}}, again=True))
+    asked = {"sizes": [astuple(size) for size in (ALONE, *SIZES)], "cases": [asdict(case) for case in cases]}
+    (made / "asked.json").write_text(json.dumps(asked))
+    for version in (1, 2):
+        (made / f"batch-{version}").write_bytes(batch(version=version, seed=version).encode())
+    program = [sys.executable, "-m", "tests.trainer.shapes", str(made)]
+    done = subprocess.run(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def seen(folder: Path, size: Size, family: str) -> Seen:
+    return Seen(**json.loads((folder / f"{size}.json").read_text())[family])
+
+
+def weights(folder: Path, size: Size, family: str, version: int) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(folder / f"{size}.{family}.{version}.float32")
+    return found
+
+
+def furthest(a: list[float], b: list[float]) -> float:
+    return float(np.abs(np.array(a) - np.array(b)).max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_export_is_the_same_to_the_last_bit(size: Size, family: str, folder: Path) -> None:
+    expected, found = weights(folder, ALONE, family, 0), weights(folder, size, family, 0)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    alone, here = seen(folder, ALONE, family), seen(folder, size, family)
+    assert all(here.checksums[f"0.{dtype}"] == alone.checksums[f"0.{dtype}"] for dtype in ("float32", "bfloat16"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_logprobs_agree(size: Size, family: str, folder: Path) -> None:
+    alone, here = seen(folder, ALONE, family), seen(folder, size, family)
+    assert furthest(here.logprobs, alone.logprobs) < 1e-5
+    assert furthest(here.canaries[0], alone.canaries[0]) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_training_makes_the_same_weights_also_from_the_checkpoint_of_another_size(size: Size, family: str, folder: Path) -> None:
+    alone, here = seen(folder, ALONE, family), seen(folder, size, family)
+    for task in (0, 1):
+        for name in ("loss", "grad_norm", "logprob_gap"):
+            assert here.metrics[task][name] == pytest.approx(alone.metrics[task][name], rel=2e-5), (task, name)
+        before, expected, found = (weights(folder, s, family, v) for s, v in ((ALONE, task), (ALONE, task + 1), (size, task + 1)))
+        for name in expected:
+            moved = float((expected[name] - before[name]).abs().max())
+            assert (found[name] - expected[name]).abs().max() < max(moved / 100, STEP / 10000), (task, name)
+        assert sum(not torch.equal(before[name], expected[name]) for name in expected if ".experts." in name) >= 20, "of 24"
+
+
+@pytest.mark.parametrize("size", [ALONE, *SIZES], ids=str)
+def test_the_same_task_twice_makes_the_same_bits(size: Size, folder: Path) -> None:
+    checksums = seen(folder, size, "bf16").checksums
+    assert checksums["1.float32"] == checksums["1.float32again"] != checksums["0.float32"]
+
+
+def test_a_rank_holds_its_experts_and_no_others(folder: Path) -> None:
+    (whole,) = seen(folder, ALONE, "mixtral").held
+    experts = 2 * 4 * 3 * 64 * 96  # layers × experts × matrices
+    for size, share in ((Size(1, 1, 2, 2), 1 / 2), (Size(2, 1, 2, 4), 1 / 4)):
+        held = seen(folder, size, "mixtral").held
+        rest = (whole - experts) / size.tensor
+        assert max(held) < 1.2 * (rest + experts * share)

@@ -1,0 +1,129 @@
+"""Every parallel size makes of the same model and the same batches what one rank makes: real processes over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.trainer.shapes import Case, Seen, Size
+
+from rljob.wire.batch import Batch
+
+pytestmark = pytest.mark.slow
+
+ALONE = Size(1, 1, 1)
+SIZES = [Size(2, 1, 1), Size(1, 2, 1), Size(2, 2, 1), Size(1, 2, 2), Size(1, 4, 1)]
+"""Each goes on from the checkpoint that the one before has written."""
+FAMILIES = {"llama-tied": ("llama", True), "llama-untied": ("llama", False), "qwen2-tied": ("qwen2", True)}
+"""(family, the output layer is the embedding)"""
+CASES = [*FAMILIES, "bf16"]
+STEP = 1e-3
+
+
+def spec(precision: str) -> dict[str, Any]:
+    # With Adam's default epsilon any gradient, also one that is mere rounding, makes a full step; with a larger one its size decides.
+    trainer = {"precision": precision, "microBatchTokens": 64, "optimizer": {"learningRate": STEP, "epsilon": 1e-2}}
+    return {
+        "model": {"source": {"path": "model"}},
+        "data": {"train": {"path": "train.jsonl"}},
+        "algorithm": {"tau": 0.1, "stepsPerIteration": 2, "resetOptimizer": False},
+        "trainer": trainer,
+    }
+
+
+class Made:
+    """What all sizes have left in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._seen = {str(size): json.loads((folder / f"{size}.json").read_text()) for size in (ALONE, *SIZES)}
+
+    def seen(self, size: Size, case: str) -> Seen:
+        return Seen(**self._seen[str(size)][case])
+
+    def weights(self, size: Size, case: str, version: int, dtype: str = "float32") -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = load_file(self.folder / f"{size}.{case}.{version}.{dtype}")
+        return found
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path], batch: Callable[..., Batch]) -> Made:
+    folder = tmp_path_factory.mktemp("shapes")
+    models = {name: str(make_model(*family, num_hidden_layers=4)) for name, family in FAMILIES.items()}
+    cases = [Case(name, model, spec("fp32"), again=name == "llama-tied") for name, model in models.items()]
+    cases.append(Case("bf16", models["llama-tied"], spec("bf16"), again=True))
+    asked = {"sizes": [astuple(size) for size in (ALONE, *SIZES)], "cases": [asdict(case) for case in cases]}
+    (folder / "asked.json").write_text(json.dumps(asked))
+    for version in (1, 2):
+        (folder / f"batch-{version}").write_bytes(batch(version=version, seed=version).encode())
+    program = [sys.executable, "-m", "tests.trainer.shapes", str(folder)]
+    done = subprocess.run(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Made(folder)
+
+
+def furthest(a: list[float], b: list[float]) -> float:
+    return float(np.abs(np.array(a) - np.array(b)).max())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_export_is_the_same_to_the_last_bit(size: Size, case: str, made: Made) -> None:
+    for dtype in ("float32", "bfloat16"):
+        expected, found = made.weights(ALONE, case, 0, dtype), made.weights(size, case, 0, dtype)
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert made.seen(size, case).checksums[f"0.{dtype}"] == made.seen(ALONE, case).checksums[f"0.{dtype}"]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_logprobs_agree(size: Size, case: str, made: Made) -> None:
+    alone, here = made.seen(ALONE, case), made.seen(size, case)
+    assert furthest(here.logprobs, alone.logprobs) < (0.1 if case == "bf16" else 1e-5)
+    assert furthest(here.canaries[0], alone.canaries[0]) < 1e-5, "the canary is computed in fp32 whatever training is"
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_training_task_makes_the_same_weights(size: Size, case: str, made: Made) -> None:
+    """Two optimizer steps; also where, in version 2, weights and moments are those that another size has written."""
+    alone, here = made.seen(ALONE, case), made.seen(size, case)
+    for task in (0, 1):
+        for name in ("loss", "grad_norm", "logprob_gap"):
+            assert here.metrics[task][name] == pytest.approx(alone.metrics[task][name], rel=2e-5), (task, name)
+        assert here.metrics[task]["kl"] == pytest.approx(alone.metrics[task]["kl"], rel=1e-3)
+        before, expected, found = (made.weights(s, case, v) for s, v in ((ALONE, task), (ALONE, task + 1), (size, task + 1)))
+        for name in expected:
+            moved = float((expected[name] - before[name]).abs().max())
+            assert moved > STEP / 100 or "k_proj.bias" in name, name  # no softmax sees a bias of all keys: its gradient is 0
+            assert (found[name] - expected[name]).abs().max() < max(moved / 100, STEP / 10000), (task, name)
+
+
+@pytest.mark.parametrize("case", ["llama-tied", "bf16"])
+@pytest.mark.parametrize("size", [ALONE, *SIZES], ids=str)
+def test_the_same_task_twice_makes_the_same_bits(size: Size, case: str, made: Made) -> None:
+    checksums = made.seen(size, case).checksums
+    assert checksums["1.float32"] == checksums["1.float32again"] != checksums["0.float32"]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_rank_holds_its_part_and_no_more(size: Size, made: Made) -> None:
+    (whole,), held = made.seen(ALONE, "llama-untied").held, made.seen(size, "llama-untied").held
+    replicated = 64 * 9  # the norms, which tensor parallel ranks all hold
+    padding = 64 * 2  # 103 tokens on two ranks
+    assert whole <= sum(held) / size.data <= whole + (size.tensor - 1) * (replicated + padding)
+    assert max(held) < 1.1 * whole / (size.tensor * size.pipeline)
+
+
+def test_the_next_step_from_a_checkpoint_of_another_size_has_the_loss_of_an_uninterrupted_job(made: Made) -> None:
+    losses = [made.seen(size, "qwen2-tied").metrics[1]["loss"] for size in (ALONE, *SIZES)]
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=2e-5)
