@@ -76,6 +76,8 @@ class Plan:
     leak_tolerance: int
     claims: Mapping[Owner, int]
     """Bytes that an owner is estimated to need."""
+    engine_grace: float = STOP_GRACE
+    """Seconds that an engine gets between SIGTERM and SIGKILL."""
     weights_url: str = ""
     """Where other nodes can have this node's weights."""
 
@@ -167,7 +169,7 @@ class Actor:
                 incarnation = await self._start(self.parts.trainer_shim, request, self._trainer_answers, "trainer")
                 return replace(known, trainer=incarnation)
             case EndTrainer():
-                await self._stop(self.parts.trainer_shim)
+                await self._stop(self.parts.trainer_shim, STOP_GRACE)
                 return replace(known, trainer=None)
             case Load(version):
                 folder = checkpoint_folder(self.plan.checkpoints, version) if version else self.plan.model
@@ -223,7 +225,7 @@ class Actor:
                 return replace(known, attested=(str(seen.engine.incarnation), version, manifest.checksum))
             case StopEngine(reason):
                 known = _with_peak(known, "engine", (await self.parts.memory.read("engine")).rest)
-                await self._stop(self.parts.engine_shim)
+                await self._stop(self.parts.engine_shim, self.plan.engine_grace)
                 return replace(known, engine=None, attested=None, switch_policy="restart", switch_reason=reason)
             case SleepEngine(reason):
                 known = _with_peak(known, "engine", (await self.parts.memory.read("engine")).rest)
@@ -303,9 +305,9 @@ class Actor:
             status = await _answer_of(shim)
         return str(status.incarnation)
 
-    async def _stop(self, shim: Shim) -> None:
+    async def _stop(self, shim: Shim, grace: float) -> None:
         await _answer_of(shim)
-        await shim.stop(STOP_GRACE)
+        await shim.stop(grace)
 
     async def _trainer_answers(self) -> bool:
         status = await self.parts.trainer.status()
