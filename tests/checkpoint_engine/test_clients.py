@@ -19,7 +19,7 @@ from rljob.checkpoint_engine.state import EngineState
 from rljob.rollout.client import EngineClient
 from rljob.wire.node import TrainTask
 from rljob.wire.shim import ShimStatus, StartRequest
-from rljob.wire.trainer import TASK_HEADER, LoadCommand
+from rljob.wire.trainer import TASK_HEADER, LoadCommand, OffloadCommand
 
 
 def answering(handler: Callable[[httpx.Request], httpx.Response]) -> httpx.AsyncClient:
@@ -45,7 +45,7 @@ def test_a_trainers_error_has_its_type(status: int, error: type[RLJobError]) -> 
 def test_a_dead_trainer_is_an_infrastructure_error_and_has_no_status() -> None:
     trainer = HttpTrainer(answering(nobody))
     with pytest.raises(InfrastructureError, match="the trainer went away during /v1/offload"):
-        run(trainer.offload())
+        run(trainer.offload(OffloadCommand()))
     assert run(trainer.status()) is None
 
 

@@ -96,9 +96,59 @@ def test_auto_restarts_after_a_sleeping_engine_has_kept_too_much() -> None:
     assert world.sidecars["engine"].starts == 3
 
 
-def test_a_trainer_that_leaks_is_restarted() -> None:
+@pytest.mark.parametrize(("accelerator", "free", "keeps"), [
+    ("cpu", 100, [False, False, True, True]),
+    ("cpu", 5, [False, False, False, False]),  # 2 GiB are kept for an engine of 2 GiB
+    ("nvidia", 100, [False, False, False, False]),
+])  # fmt: skip
+def test_a_trainer_keeps_what_it_has_freed_while_memory_is_plenty(accelerator: str, free: int, keeps: list[bool]) -> None:
+    """On CPU, and once it has shown, untrained and trained, what it has left without that."""
+    world = play(iterations=3, accelerator=accelerator, free=free * GiB, freed=2 * GiB)
+    check_end(world)
+    assert world.trainer.offloads == keeps
+    assert world.sidecars["trainer"].starts == 1
+
+
+def test_a_trainer_gives_back_what_it_kept_when_an_engine_would_not_fit() -> None:
     async def job() -> World:
-        world = World(iterations=4)
+        world = World(iterations=3, freed=2 * GiB)
+
+        async def crowd() -> None:
+            await world.until(lambda: world.trainer.kept > 0)
+            world.free = 3 * GiB
+            world.sidecars["engine"].die()
+
+        world.keep(crowd())
+        await world.run()
+        return world
+
+    world = run(job())
+    check_end(world)
+    assert world.trainer.offloads[2:] == [True, False, False]
+    assert world.sidecars["trainer"].starts == 1
+
+
+def test_a_trainer_that_comes_back_need_not_get_what_it_kept() -> None:
+    async def job() -> World:
+        world = World(iterations=3, freed=2 * GiB)
+
+        async def crowd() -> None:
+            await world.until(lambda: world.trainer.kept > 0)
+            world.free = 2 * GiB + GiB // 2  # 0.5 GiB beside what it keeps; it needs 2 and holds 3
+
+        world.keep(crowd())
+        await world.run()
+        return world
+
+    world = run(job())
+    check_end(world)
+    assert world.sidecars["trainer"].starts == 1
+
+
+@pytest.mark.parametrize("freed", [0, 2 * GiB], ids=["given back", "kept"])
+def test_a_trainer_that_leaks_is_restarted(freed: int) -> None:
+    async def job() -> World:
+        world = World(iterations=4, freed=freed)
 
         async def leak() -> None:
             await world.until(lambda: world.master.committed >= 2)

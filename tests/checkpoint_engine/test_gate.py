@@ -9,7 +9,7 @@ import pytest
 from tests.master.virtual import run
 
 from rljob.api import ConfigurationError
-from rljob.checkpoint_engine.gate import IDLE_CARD, Claim, CpuMemory, NvmlMemory, Reading, problem, wait_open
+from rljob.checkpoint_engine.gate import IDLE_CARD, Claim, CpuMemory, NvmlMemory, Reading, is_plenty, problem, wait_open
 from rljob.checkpoint_engine.outcome import GateFailed
 from rljob.checkpoint_engine.state import Owner
 
@@ -67,6 +67,20 @@ def test_a_rest_that_has_grown_is_a_leak_and_the_first_one_is_not() -> None:
     text = problem(reading, Claim("trainer", GiB, GiB, GiB))
     assert text is not None
     assert "the engine that left holds 3.0 GiB, 2.0 GiB more than at its first hand-over" in text
+
+
+def test_what_a_trainer_has_freed_and_keeps_is_no_leak() -> None:
+    reading = Reading(free=70 * GiB, rest=4 * GiB)
+    assert problem(reading, Claim("engine", GiB, GiB, GiB // 2, freed=3 * GiB)) is None
+    assert problem(reading, Claim("engine", GiB, GiB, GiB // 2, freed=5 * GiB)) is None, "more is free than was ever there"
+    text = problem(reading, Claim("engine", GiB, GiB, GiB // 2, freed=GiB))
+    assert text is not None
+    assert "the trainer that left holds 3.0 GiB, 2.0 GiB more than at its first hand-over" in text
+
+
+def test_memory_is_plenty_if_what_is_free_covers_the_claim_twice() -> None:
+    assert is_plenty(4 * GiB, 2 * GiB)
+    assert not is_plenty(4 * GiB - 1, 2 * GiB)
 
 
 def test_it_waits_for_memory_that_is_on_its_way_back() -> None:

@@ -22,7 +22,7 @@ from rljob.checkpoint_engine.outcome import ChecksumMismatch, MasterAway
 from rljob.checkpoint_engine.state import EngineState, Owner, Site
 from rljob.wire.node import NodeDesired, NodeReport, TrainMetrics, TrainTask
 from rljob.wire.shim import ShimStatus, StartRequest
-from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand, TrainerStatus
+from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand, TrainerStatus
 from rljob.wire.weights import Canary, Manifest
 
 GiB = 1 << 30
@@ -118,6 +118,8 @@ class TrainerTwin:
         self.trained: TrainMetrics | None = None
         self.checkpointed: int | None = None
         self.busy: str | None = None
+        self.kept = 0
+        self.offloads: list[bool] = []
         self.lock = asyncio.Lock()
         self.ready_at = self.world.now + 5
 
@@ -126,7 +128,7 @@ class TrainerTwin:
             return None
         return TrainerStatus(
             incarnation=str(self.sidecar.starts), version=self.version, resident=self.resident, busy=self.busy,
-            checkpointed=self.checkpointed, trained=self.trained,
+            checkpointed=self.checkpointed, trained=self.trained, freed=0 if self.resident else self.kept,
         )  # fmt: skip
 
     async def load(self, command: LoadCommand) -> None:
@@ -172,8 +174,13 @@ class TrainerTwin:
 
         await self._command("checkpoint", 1.0, effect)
 
-    async def offload(self) -> None:
-        await self._command("offload", 0.3, lambda: setattr(self, "resident", False))
+    async def offload(self, command: OffloadCommand) -> None:
+        def effect() -> None:
+            self.resident = False
+            self.kept = self.world.freed if command.keep_freed else 0
+            self.offloads.append(command.keep_freed)
+
+        await self._command("offload", 0.3, effect)
 
     async def onload(self) -> None:
         await self._command("onload", 0.3, lambda: setattr(self, "resident", True))
@@ -374,6 +381,8 @@ class World:
     master_away_until: float = 0.0
     rest: dict[Owner, int] = field(default_factory=lambda: {"trainer": GiB, "engine": GiB})
     free: int = 100 * GiB
+    freed: int = 0
+    """What the trainer has to give back when it is offloaded."""
 
     def __post_init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -456,7 +465,9 @@ class World:
 
     async def read(self, leaving: Owner) -> Reading:
         sidecar = self.sidecars[leaving]
-        return Reading(self.free, self.rest[leaving] if sidecar.alive else 0)
+        heap = self.freed if self.trainer.resident else self.trainer.kept
+        rest = self.rest[leaving] + (heap if leaving == "trainer" else 0)
+        return Reading(self.free - heap, rest if sidecar.alive else 0)
 
     def total(self) -> int:
         return 100 * GiB

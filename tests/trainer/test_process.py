@@ -54,6 +54,13 @@ def test_one_cycle_over_http(
         client.do("offload")
         client.do("offload")
         assert not client.status().resident
+        assert client.status().freed == 0
+        client.do("onload")
+        client.do("offload", keep_freed=True)
+        client.do("offload", keep_freed=True)
+        assert client.status().freed > 0
+        client.do("offload")
+        assert client.status().freed == 0, "asked back, it is given back"
         assert client.export(1) == after, "the arena still holds it"
         assert client.train(second).status_code == 409
         client.do("onload")

@@ -43,7 +43,7 @@ from rljob.checkpoint_engine.state import (
 from rljob.wire.checkpoints import checkpoint_folder
 from rljob.wire.node import Progress, TrainMetrics, TrainTask
 from rljob.wire.shim import ShimStatus, StartRequest
-from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand
+from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand
 from rljob.wire.weights import Manifest
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class Plan:
     leak_tolerance: int
     claims: Mapping[Owner, int]
     """Bytes that an owner is estimated to need."""
+    engine_grace: float = STOP_GRACE
+    """Seconds that an engine gets between SIGTERM and SIGKILL."""
     weights_url: str = ""
     """Where other nodes can have this node's weights."""
 
@@ -129,8 +131,10 @@ class Actor:
     async def _act(self, step: Step, seen: Observed) -> Known:
         known, parts = seen.known, self.parts
         match step:
-            case StartTrainer() | EndTrainer() | Load() | Save() | Checkpoint() | Export() | Offload() | Onload():
+            case StartTrainer() | EndTrainer() | Load() | Save() | Checkpoint() | Export() | Onload():
                 return await self._trainer(step, known)
+            case Offload():
+                return await self._offload(seen)
             case StartEngine() | ForkEngine() | LoadEngine() | Attest() | StopEngine() | SleepEngine():
                 return await self._engine(step, seen)
             case Gate(owner):
@@ -165,7 +169,7 @@ class Actor:
                 incarnation = await self._start(self.parts.trainer_shim, request, self._trainer_answers, "trainer")
                 return replace(known, trainer=incarnation)
             case EndTrainer():
-                await self._stop(self.parts.trainer_shim)
+                await self._stop(self.parts.trainer_shim, STOP_GRACE)
                 return replace(known, trainer=None)
             case Load(version):
                 folder = checkpoint_folder(self.plan.checkpoints, version) if version else self.plan.model
@@ -185,9 +189,6 @@ class Actor:
                         f"{version} as {checksum}: it loads its checkpoint again"
                     )
                 return replace(known, manifest=manifest, arena_refused=False, unknown_to_master=None)
-            case Offload():
-                known = await self._with_peak("trainer", known)
-                await trainer.offload()
             case Onload():
                 await trainer.onload()
             case _:
@@ -223,11 +224,11 @@ class Actor:
                 await attest(engine, manifest)
                 return replace(known, attested=(str(seen.engine.incarnation), version, manifest.checksum))
             case StopEngine(reason):
-                known = await self._with_peak("engine", known)
-                await self._stop(self.parts.engine_shim)
+                known = _with_peak(known, "engine", (await self.parts.memory.read("engine")).rest)
+                await self._stop(self.parts.engine_shim, self.plan.engine_grace)
                 return replace(known, engine=None, attested=None, switch_policy="restart", switch_reason=reason)
             case SleepEngine(reason):
-                known = await self._with_peak("engine", known)
+                known = _with_peak(known, "engine", (await self.parts.memory.read("engine")).rest)
                 await engine.sleep()
                 return replace(known, attested=None, switch_policy="sleep", switch_reason=reason)
             case _:
@@ -236,7 +237,7 @@ class Actor:
     async def _fork(self, version: int, known: Known) -> Known:
         """Start an engine if there is memory for it beside the trainer; no failure if not, it is started later then."""
         reading = await self.parts.memory.read("trainer")
-        need = max(self.plan.claims["engine"], known.peaks.get("engine", 0))
+        need = self._need("engine", known)
         if reading.free < need:
             log.info("no engine ahead of time: it needs %d MiB, %d MiB are free", need >> 20, reading.free >> 20)
             return replace(known, ahead=(version, None))
@@ -304,9 +305,9 @@ class Actor:
             status = await _answer_of(shim)
         return str(status.incarnation)
 
-    async def _stop(self, shim: Shim) -> None:
+    async def _stop(self, shim: Shim, grace: float) -> None:
         await _answer_of(shim)
-        await shim.stop(STOP_GRACE)
+        await shim.stop(grace)
 
     async def _trainer_answers(self) -> bool:
         status = await self.parts.trainer.status()
@@ -315,32 +316,45 @@ class Actor:
     async def _engine_answers(self) -> bool:
         return await self.parts.engine.state() is not None
 
+    async def _offload(self, seen: Observed) -> Known:
+        """On CPU the trainer keeps what it has freed while memory is plenty, once it has shown what it has left without that."""
+        reading = await self.parts.memory.read("trainer")
+        known = _with_peak(seen.known, "trainer", reading.rest)
+        shown = _memory_key("trainer", seen) in known.baselines
+        keep = self.plan.site.accelerator == "cpu" and shown and gate.is_plenty(reading.free, self._need("engine", known))
+        await self.parts.trainer.offload(OffloadCommand(keep_freed=keep))
+        return known
+
+    def _need(self, owner: Owner, known: Known) -> int:
+        return max(self.plan.claims[owner], known.peaks.get(owner, 0))
+
     async def _gate(self, owner: Owner, seen: Observed) -> Known:
         known, plan = seen.known, self.plan
         leaving = _memory_key("trainer" if owner == "engine" else "engine", seen)
         coming = _memory_key(owner, seen)
-        need = max(plan.claims[owner], known.peaks.get(owner, 0))
+        need = self._need(owner, known)
+        freed = seen.trainer.status.freed if seen.trainer.status is not None else 0
+        # What it holds while it is away it does not have to get.
+        held = (await self.parts.memory.read(owner)).rest if owner == "trainer" and freed else known.baselines.get(coming or "", 0)
         if owner == "engine" and seen.engine.state is not None and not seen.engine.state.paused:
             need = 0  # it lives and has what it needs: only what the trainer keeps is judged
-        claim = gate.Claim(
-            owner,
-            # What it holds while it is away it does not have to get.
-            max(0, need - known.baselines.get(coming or "", 0)),
-            known.baselines.get(leaving) if leaving else None,
-            plan.leak_tolerance,
-        )
+        if owner == "engine" and freed and (await self.parts.memory.read("trainer")).free < need - held:
+            await self.parts.trainer.offload(OffloadCommand())
+            freed = 0
+        kept = freed if owner == "engine" else 0
+        claim = gate.Claim(owner, max(0, need - held), known.baselines.get(leaving) if leaving else None, plan.leak_tolerance, kept)
         reading = await gate.wait_open(self.parts.memory, claim, plan.gate_deadline)
         baselines = known.baselines
-        if leaving is not None and leaving not in baselines:
+        if leaving is not None and leaving not in baselines and not kept:
             baselines = MappingProxyType({**baselines, leaving: reading.rest})
         log.info(
             "gate for the %s: claims %d MiB, free %d MiB, rest %d MiB", owner, claim.bytes >> 20, reading.free >> 20, reading.rest >> 20
         )
         return replace(known, gate=owner, baselines=baselines)
 
-    async def _with_peak(self, owner: Owner, known: Known) -> Known:
-        held = (await self.parts.memory.read(owner)).rest
-        return replace(known, peaks=MappingProxyType({**known.peaks, owner: max(held, known.peaks.get(owner, 0))}))
+
+def _with_peak(known: Known, owner: Owner, held: int) -> Known:
+    return replace(known, peaks=MappingProxyType({**known.peaks, owner: max(held, known.peaks.get(owner, 0))}))
 
 
 async def attest(engine: Engine, manifest: Manifest) -> None:

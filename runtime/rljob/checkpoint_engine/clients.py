@@ -18,7 +18,7 @@ from rljob.wire.base import Message
 from rljob.wire.node import NodeDesired, NodeReport, Progress, TrainMetrics, TrainTask
 from rljob.wire.pieces import PullPlan, PullReport
 from rljob.wire.shim import ShimStatus, StartRequest, StopRequest
-from rljob.wire.trainer import TASK_HEADER, CheckpointCommand, ExportCommand, LoadCommand, TrainerStatus
+from rljob.wire.trainer import TASK_HEADER, CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand, TrainerStatus
 from rljob.wire.weights import Manifest
 
 STATUS_TIMEOUT = 5.0
@@ -51,7 +51,7 @@ class Trainer(Protocol):
 
     async def checkpoint(self, command: CheckpointCommand) -> None: ...
 
-    async def offload(self) -> None: ...
+    async def offload(self, command: OffloadCommand) -> None: ...
 
     async def onload(self) -> None: ...
 
@@ -163,8 +163,8 @@ class HttpTrainer:
     async def checkpoint(self, command: CheckpointCommand) -> None:
         await self._post("/v1/checkpoint", command.model_dump_json())
 
-    async def offload(self) -> None:
-        await self._post("/v1/offload", b"")
+    async def offload(self, command: OffloadCommand) -> None:
+        await self._post("/v1/offload", command.model_dump_json())
 
     async def onload(self) -> None:
         await self._post("/v1/onload", b"")

@@ -2,7 +2,8 @@
 
 Two things are judged: free memory against the claim, and what the previous owner keeps although it left. The latter is never zero (a
 sleeping trainer on an H100 keeps 1.0 to 2.5 GiB of context and NCCL buffers, a sleeping vLLM 0.8 to 1.3), so what each process keeps at
-its first hand-over is its baseline, and more than `leakTolerance` over that is a leak.
+its first hand-over is its baseline, and more than `leakTolerance` over that is a leak. A trainer on CPU that has shown its baseline may
+keep what it has freed while there is plenty of memory (`Claim.freed`): that is not counted, and is asked back when it is needed.
 
 Does not see: memory that other programs on the machine take between the gate and the owner's own allocation.
 """
@@ -46,6 +47,8 @@ class Claim:
     baseline: int | None
     """Rest of the previous owner at its first hand-over; None: this is the first, or it has ended."""
     tolerance: int
+    freed: int = 0
+    """What the previous owner has freed and only keeps: no leak."""
 
 
 class DeviceMemory(Protocol):
@@ -114,6 +117,11 @@ class NvmlMemory:
         return min(int(self._nvml.nvmlDeviceGetMemoryInfo(d).total) for d in self._devices)
 
 
+def is_plenty(free: int, claim: int) -> bool:
+    """Whether a trainer that leaves main memory may keep there what it has freed: the engine's claim is covered twice."""
+    return free >= 2 * claim
+
+
 def problem(reading: Reading, claim: Claim) -> str | None:
     """Why the gate stays shut, with numbers and remedy; None if it opens."""
     other = "engine" if claim.owner == "trainer" else "trainer"
@@ -122,9 +130,10 @@ def problem(reading: Reading, claim: Claim) -> str | None:
             f"the {claim.owner} will claim {_size(claim.bytes)}, {_size(reading.free)} are free ({_size(reading.rest)} are held by the "
             f"{other} that left): use more memory, a smaller model, or lower rollout.engine.kvCacheMemory or trainer.microBatchTokens"
         )
-    if claim.baseline is not None and reading.rest > claim.baseline + claim.tolerance:
+    rest = max(0, reading.rest - claim.freed)
+    if claim.baseline is not None and rest > claim.baseline + claim.tolerance:
         return (
-            f"the {other} that left holds {_size(reading.rest)}, {_size(reading.rest - claim.baseline)} more than at its first hand-over "
+            f"the {other} that left holds {_size(rest)}, {_size(rest - claim.baseline)} more than at its first hand-over "
             f"(switch.memoryGate.leakTolerance is {_size(claim.tolerance)}): it leaks and is restarted"
         )
     return None

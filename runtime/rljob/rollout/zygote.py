@@ -17,8 +17,10 @@ import importlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +66,8 @@ class Zygote:
     """What the child becomes; runs in the child, in its own session."""
     children: dict[int, int] = field(default_factory=dict)
     """Process id to pidfd."""
+    folders: dict[int, str] = field(default_factory=dict)
+    """Process id to its folder for temporary files: vLLM leaves sockets and more there however it ends."""
     _pending: bytes = b""
 
     def run(self) -> None:
@@ -98,10 +102,12 @@ class Zygote:
             start = json.loads(line)["start"]
             argv, env, log = list(start["argv"]), dict(start["env"]), str(start["log"])
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            folder = tempfile.mkdtemp(prefix="vllm-")
         except (ValueError, KeyError, TypeError, OSError) as error:
             return self.say({"error": f"cannot start from {line[:200]!r}: {error!r}"})
-        pid = self._fork(argv, env, output)
+        pid = self._fork(argv, {**env, "TMPDIR": folder}, output)
         os.close(output)
+        self.folders[pid] = folder
         self.children[pid] = os.pidfd_open(pid)
         selector.register(self.children[pid], selectors.EVENT_READ, pid)
         self.say({"started": pid})
@@ -145,9 +151,11 @@ class Zygote:
             if descriptor > 2:
                 os.close(descriptor)
         os.environ.update(env)
+        tempfile.tempdir = None  # known from before the fork
 
     def _reap(self, pid: int) -> None:
         os.close(self.children.pop(pid))
+        shutil.rmtree(self.folders.pop(pid), ignore_errors=True)
         _, status = os.waitpid(pid, 0)
         self.say({"exited": {"pid": pid, "status": os.waitstatus_to_exitcode(status)}})
 

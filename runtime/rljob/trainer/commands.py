@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from rljob.wire.node import TrainTask
-from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand
+from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Offload:
-    pass
+    body: OffloadCommand
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def parse(kind: str, body: bytes, task: str | None) -> Command:
         case "checkpoint":
             return Checkpoint(CheckpointCommand.model_validate_json(body))
         case "offload":
-            return Offload()
+            return Offload(OffloadCommand.model_validate_json(body or b"{}"))
         case "onload":
             return Onload()
     raise ValueError(f"no such command: {kind}")
@@ -78,7 +78,7 @@ def parse(kind: str, body: bytes, task: str | None) -> Command:
 
 def encode(command: Command) -> bytes:
     """One line of JSON, then the batch if there is one."""
-    body = "" if isinstance(command, Offload | Onload) else command.body.model_dump_json()
+    body = "" if isinstance(command, Onload) else command.body.model_dump_json()
     return json.dumps([name(command), body]).encode() + b"\n" + (command.batch if isinstance(command, Train) else b"")
 
 

@@ -64,6 +64,9 @@ class Device(Protocol):
     def release(self) -> None:
         """Give memory that is free back to the machine."""
 
+    def freed(self) -> int:
+        """Bytes that are free in this process and that `release` would give back; 0 where nobody can tell, or where they must be."""
+
 
 class Cpu:
     """The machine's own cores and memory."""
@@ -116,6 +119,14 @@ class Cpu:
         if libc is not None:
             libc.malloc_trim(0)
 
+    def freed(self) -> int:
+        """What malloc holds free. More than `release` gives back after memory was given back before: not all of it was got again."""
+        libc = _libc()
+        if libc is None or not hasattr(libc, "mallinfo2"):
+            return 0
+        libc.mallinfo2.restype = _Mallinfo2
+        return int(libc.mallinfo2().fordblks)
+
 
 class Nvidia:
     """One CUDA device, by LOCAL_RANK."""
@@ -166,6 +177,9 @@ class Nvidia:
     def release(self) -> None:
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
+
+    def freed(self) -> int:
+        return 0
 
 
 def choose(kind: str, local_rank: int) -> Device:
@@ -228,6 +242,15 @@ def _keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+class _Mallinfo2(ctypes.Structure):
+    """struct mallinfo2 of glibc 2.33 and later."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
 
 
 def _libc() -> ctypes.CDLL | None:

@@ -66,6 +66,7 @@ class Trainer:
         self.held = Held()
         self.offloader = Offloader(replica, scratch)
         self.arena = weights.Arena()
+        self._freed = 0
         self.report: Callable[[int, int], None] = lambda done, total: None
 
     def status(self, busy: str | None = None, progress: Progress | None = None, error: str | None = None) -> TrainerStatus:
@@ -74,6 +75,7 @@ class Trainer:
             incarnation=self.incarnation,
             version=h.version,
             resident=self.offloader.resident,
+            freed=0 if self.offloader.resident else self._freed,
             busy=busy,
             progress=progress,
             exported=h.exported,
@@ -133,8 +135,9 @@ class Trainer:
                 return self._export(body.version, Path(body.arena))
             case Checkpoint(body):
                 self._checkpoint(body.version, Path(body.path))
-            case Offload():
-                self.offloader.offload()
+            case Offload(body):
+                self.offloader.offload(body.keep_freed)
+                self._freed = self.ranks.total(self.offloader.freed)
             case Onload():
                 self.offloader.onload()
         return self.status()

@@ -1,7 +1,7 @@
 """Off the accelerator between training phases: masters and optimizer state move to one host buffer, the rest is dropped.
 
 On CPU nothing moves: from the first time on, the masters live in the host buffer, a file that the kernel may write back and take out of
-memory while nobody trains.
+memory while nobody trains. What is dropped may be kept for the next training (`freed`), instead of being given back and got again.
 
 Gradients are worth nothing between steps, and bf16 parameters are the rounded masters, so neither is kept. A storage is resized to zero
 after its copy, which frees it whoever else holds a reference (Megatron's own offload swaps `.data`, takes 30 times as long and frees
@@ -40,11 +40,21 @@ class Offloader:
         self._kept: dict[int, Place] = {}
         self._dropped: dict[int, Place] = {}
         self.resident = True
+        self.freed = 0
+        """Bytes that are free in this process and not given back, after an offload that kept them."""
 
-    def offload(self) -> None:
-        """Leave the accelerator. Repeated: nothing."""
-        if not self.resident:
-            return
+    def offload(self, keep_freed: bool = False) -> None:
+        """Leave the accelerator. Repeated: nothing, but memory that was kept is given back without `keep_freed`."""
+        if self.resident:
+            self._leave()
+            self.freed = self._replica.device.freed() if keep_freed else 0
+            if not self.freed:
+                self._replica.device.release()
+        elif self.freed and not keep_freed:
+            self.freed = 0
+            self._replica.device.release()
+
+    def _leave(self) -> None:
         replica = self._replica
         replica.optimizer.megatron.zero_grad()  # drops references into the gradient buffer
         if replica.device.unified:
@@ -62,7 +72,6 @@ class Offloader:
         for place in [*self._kept.values(), *self._dropped.values()]:
             place.storage.resize_(0)
         self.resident = False
-        replica.device.release()
 
     def onload(self, contents: bool = True) -> None:
         """Come back; `contents=False` only takes the memory, for weights that are about to be loaded. Repeated: nothing.

@@ -55,6 +55,12 @@ class Ranks:
         dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self.control)
         return bool(flag.item())
 
+    def total(self, number: int) -> int:
+        """Sum over all ranks."""
+        numbers = torch.tensor([number])
+        dist.all_reduce(numbers, group=self.control)
+        return int(numbers.item())
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """What is inside has worked on all ranks or fails on all; also a barrier.

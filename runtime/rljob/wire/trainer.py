@@ -7,7 +7,8 @@
 | `POST /v1/train` | `Batch.encode()`, header `X-RLJob-Task`: TrainTask as JSON | TrainMetrics |
 | `POST /v1/export` | ExportCommand | `rljob.wire.weights.Manifest` |
 | `POST /v1/checkpoint` | CheckpointCommand | TrainerStatus |
-| `POST /v1/offload`, `POST /v1/onload` | - | TrainerStatus |
+| `POST /v1/offload` | OffloadCommand, or nothing | TrainerStatus |
+| `POST /v1/onload` | - | TrainerStatus |
 
 Commands answer when done and run one at a time; repeating one that is already fulfilled answers at once. `checkpoint` works offloaded too
 (it reads the host copy), `train` and `export` need the accelerator, `load` takes it. Errors carry TrainerError:
@@ -43,6 +44,14 @@ class CheckpointCommand(Message):
     path: str
 
 
+class OffloadCommand(Message):
+    """Leave the accelerator."""
+
+    keep_freed: bool = False
+    """Keep the memory of what is dropped for the next training, as far as that is a choice: where trainer and engine share main memory,
+    giving it back and getting it again costs more than the rest of a hand-over. False gives it back, also if it was kept before."""
+
+
 class TrainerStatus(Message):
     """What the trainer is."""
 
@@ -52,6 +61,8 @@ class TrainerStatus(Message):
     """Version of the weights it holds; None before the first load and after a failure that left them half changed."""
     resident: bool
     """True while the state is on the accelerator; False after an offload."""
+    freed: int = 0
+    """Bytes of freed memory that the offloaded trainer keeps, all its ranks together."""
     busy: str | None = None
     """Command in progress: `start`, `load`, `train`, `export`, `checkpoint`, `offload` or `onload`."""
     progress: Progress | None = None
