@@ -66,6 +66,8 @@ class EngineReport(Message):
     checksum: str
     routable: bool
     """Attested and not paused: version and checksum are proven, requests may be sent."""
+    leaving: bool = False
+    """It is about to end: no new request may be sent; what runs comes back with the tokens that there are, and goes on elsewhere."""
 
 
 class TrainerReport(Message):
