@@ -59,8 +59,9 @@ def pull(puller: Puller, master: Master, manifest: Manifest, urls: list[str]) ->
 def main(folder: Path, transport: str) -> None:
     """Until standard input ends."""
     arena, master = folder / "w", Master()
-    folder.mkdir(parents=True, exist_ok=True)
-    shelf, memory, way = Faulty(arena), None, HttpTransport(STALL)  # type: tuple[Faulty, Memory | None, Transport]
+    shelf = Faulty(arena)
+    memory: Memory | None = None
+    way: Transport = HttpTransport(STALL)
     if transport == "mooncake":
         engine = open_engine(HOST, "tcp")
         memory, way = Memory(engine, HOST), MooncakeTransport(engine, STALL)

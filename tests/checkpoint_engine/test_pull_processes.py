@@ -23,6 +23,7 @@ class Node:
 
     def __init__(self, folder: Path, transport: str) -> None:
         self.arena = folder / "w"
+        folder.mkdir()
         # A read of Mooncake ends by itself; so late it counts as stalled.
         environment = {**os.environ, "MC_TRANSFER_TIMEOUT": "3"}
         command = [sys.executable, "-m", "tests.checkpoint_engine.pull_node", str(folder), transport]

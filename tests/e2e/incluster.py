@@ -113,7 +113,8 @@ class Watched:
 
     def live(self) -> Object:
         """What the master says now; {} while it does not answer. The status of the RLJob is up to a minute older in what changes always."""
-        return json.loads(self._ask("master:8080", "v1/status") or "{}")
+        found: Object = json.loads(self._ask("master:8080", "v1/status") or "{}")
+        return found
 
     def generating(self, node: str) -> int:
         """Answers that the engine of a pod is writing, as it says itself; 0 if it does not answer."""

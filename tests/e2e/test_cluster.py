@@ -313,7 +313,7 @@ def _lose_rollout_pods(trial: Trial) -> None:
     rough.until(lambda s: s["rollout"] | {"selector": ""} == {"replicas": 1, "readyReplicas": 1, "selector": ""}, 60, "one rollout pod")
     assert trial.columns()["ROLLOUTS"] == "1"
     after = rough.status.get("lastFailure")
-    assert after == before or after["pod"] not in ("rollout-1", "rollout-2"), f"who leaves has not failed: {after}"
+    assert after == before or (after and after["pod"] not in ("rollout-1", "rollout-2")), f"who leaves has not failed: {after}"
     trial.kill(2)
     trial.write("rollout-0")
     trial.lose("rollout-0", *now)

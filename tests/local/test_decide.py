@@ -175,8 +175,8 @@ def test_a_changed_plan_says_who_begins_and_who_leaves() -> None:
     there |= {pod.name: pod for pod in begins}
     assert roll(two, there, frozenset()) == ((), frozenset())
     begins, leaving = roll(alone, there, frozenset())
-    assert (begins, leaving) == ((), {"rollout-0", "rollout-1"})
+    assert (begins, leaving) == ((), frozenset({"rollout-0", "rollout-1"}))
     assert roll(two, there, leaving) == ((), leaving), "what leaves goes on leaving"
     del there["rollout-1"]
     begins, leaving = roll(two, there, frozenset({"rollout-0"}))
-    assert (roles(*begins), leaving) == (("rollout-1",), {"rollout-0"}), "and begins anew once it is gone"
+    assert (roles(*begins), leaving) == (("rollout-1",), frozenset({"rollout-0"})), "and begins anew once it is gone"

@@ -175,20 +175,16 @@ def test_pods_come_and_go_while_the_others_go_on(bench: Bench) -> None:
 
     base = plan_of(master(SLEEP))
     supervisor = bench.supervisor(base, Limits())
-    after = iter([
+    to_come: list[tuple[tuple[str, str], Callable[[], None]]] = [
         (("started", "master"), lambda: supervisor.adopt(planned(2))),
         (("started", "rollout-1/agent"), lambda: supervisor.adopt(planned(0))),
         (("ended", "rollout-0/agent"), lambda: supervisor.adopt(planned(1))),
         (("started", "rollout-0/agent"), supervisor.stop),
-    ])  # fmt: skip
-    step = next(after)
+    ]
 
     def on(kind: str) -> None:
-        nonlocal step
-        if bench.events[-1] == step[0]:
-            act = step[1]
-            step = next(after, (("", ""), lambda: None))
-            act()
+        if to_come and bench.events[-1] == to_come[0][0]:
+            to_come.pop(0)[1]()
 
     bench.on = on
     assert asyncio.run(supervisor.run()) == Outcome("stopped")
