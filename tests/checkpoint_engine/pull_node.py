@@ -22,7 +22,7 @@ from tests.checkpoint_engine.tracker import Master
 from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.mooncake import Memory, MooncakeTransport, open_engine
 from rljob.checkpoint_engine.pull import Puller
-from rljob.checkpoint_engine.transport import HttpTransport
+from rljob.checkpoint_engine.transport import HttpTransport, Transport
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.wire.weights import Manifest
 
