@@ -373,6 +373,15 @@ def test_while_others_train_a_node_without_a_trainer_keeps_its_engine_or_makes_o
     assert steps(desired("idle"), ready) == []
 
 
+def test_a_node_without_a_trainer_serves_the_old_version_while_others_train_if_that_is_wanted() -> None:
+    ahead = desired("train").model_copy(update={"ahead": True})
+    ready = world(ROLLOUT, engine=engine(), arena=3, known=knows(attested=("e", 3, truth(3))))
+    assert decide(ahead, ready, 0.0) == Rollout()
+    assert routable(ahead, ready)
+    worker = world(engine=engine(), arena=3, known=knows(attested=("e", 3, truth(3))))
+    assert not routable(ahead, worker)
+
+
 def test_an_agent_that_was_started_again_asks_whether_what_it_has_is_what_is_wanted() -> None:
     assert steps(desired("rollout"), world(ROLLOUT, arena=3))[:2] == [Recall(3), Gate("engine")]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.master.test_loop import assert_every_prompt_consumed_once
-from tests.master.twins import FakeEngine, FakeReplica, World, inputs, job
+from tests.master.twins import FakeEngine, FakeReplica, World, inputs, job, short_answers
 from tests.master.virtual import clock, run, until
 
 from rljob.master.engines import EnginePool
@@ -190,3 +190,65 @@ def test_answers_to_one_prompt_are_asked_for_where_their_prefix_is_as_long_as_th
 def _report(name: str, weights: Weights) -> NodeReport:
     engine = EngineReport(url=name, incarnation=name, version=weights.version, checksum=weights.checksum, routable=True)
     return NodeReport(node=name, kind="rollout", incarnation="i", seen_revision=0, step="rollout", step_started=0.0, engine=engine)
+
+
+class TestAhead:
+    """Replicas generate while the worker trains, where `rollout.maxStaleness` lets them."""
+
+    def played(self, root: Path, staleness: int, **rollout: Any) -> Elastic:
+        world = Elastic(root, iterations=3, maxStaleness=staleness, **rollout)
+
+        async def before(world: Elastic) -> None:
+            world.scale(1)
+
+        world.play(before)
+        assert_every_prompt_consumed_once(world, 3, 3)
+        return world
+
+    def test_the_next_iteration_is_begun_with_the_policy_before_and_ended_with_the_new_one(self, tmp_path: Path) -> None:
+        world = self.played(tmp_path, 1)
+        assert [line["stale_tokens"] > 0 for line in world.metrics()] == [False, True, True]
+        assert [line["masked_tokens"] for line in world.metrics()] == [0, 0, 0]
+        assert world.generated() == 3 * 3 * 2 * LONG, "what was taken back at the commit was kept"
+        assert world.parts is not None
+        assert world.parts.pool.tally.discarded == 0
+        assert [version for version in world.nodes[0].trained_versions] == [1, 2, 3]
+
+    def test_it_saves_the_time_of_training(self, tmp_path: Path) -> None:
+        room = {"engine": {"maxSequences": 8}}
+        waits, ahead = self.played(tmp_path / "waits", 0, **room), self.played(tmp_path / "ahead", 1, **room)
+        assert [line["stale_tokens"] for line in waits.metrics()] == [0, 0, 0]
+
+        def seconds(world: Elastic) -> float:
+            return sum(float(line["seconds"]["rollout"]) for line in world.metrics())
+
+        # Two trainings of two seconds, in which a token takes a hundredth.
+        assert seconds(ahead) < seconds(waits) - 3
+
+    def test_short_answers_that_end_meanwhile_are_judged_once_and_trained_on(self, tmp_path: Path) -> None:
+        world = Elastic(tmp_path, short_answers, iterations=3, maxStaleness=1, maxTokens=8)
+
+        async def before(world: Elastic) -> None:
+            world.scale(1)
+
+        world.play(before)
+        assert_every_prompt_consumed_once(world, 3, 3)
+        assert set(world.reward.judged.values()) == {1}
+        assert [line["stale_tokens"] for line in world.metrics()] == [0, 1, 1]
+
+    def test_a_master_killed_at_any_durable_step_goes_on(self, tmp_path: Path) -> None:
+        calm = Elastic(tmp_path / "calm", short_answers, iterations=2, maxStaleness=1, maxTokens=8)
+
+        async def scenario(world: Elastic, crash_at: int | None) -> None:
+            world.scale(1)
+            if not await world.master(crash_at):
+                await world.master()
+            for _, life in world.replicas.values():
+                life.cancel()
+
+        run(scenario(calm, None))
+        for step in range(len(calm.steps)):
+            world = Elastic(tmp_path / str(step), short_answers, iterations=2, maxStaleness=1, maxTokens=8)
+            run(scenario(world, step))
+            assert_every_prompt_consumed_once(world, 2, 3)
+            assert [line["iteration"] for line in world.metrics()] == [1, 2]

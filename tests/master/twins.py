@@ -325,14 +325,19 @@ class FakeReplica(FakeNode):
 
     def report(self) -> NodeReport:
         report, wanted = super().report(), self.wanted
-        serves = wanted is not None and wanted.phase == "rollout" and wanted.version == self.version
+        asked = wanted is not None and (wanted.phase == "rollout" or wanted.ahead)
+        serves = wanted is not None and asked and wanted.version == self.version
         engine = report.engine.model_copy(update={"routable": serves, "leaving": serves and self.leaving}) if report.engine else None
         return report.model_copy(update={"kind": "rollout", "engine": engine})
 
     async def _step(self, desired: NodeDesired) -> None:
         self.wanted = desired
         checksum = self.world.checksums.get(desired.version)
-        if desired.phase != "rollout" or checksum is None or (self.version == desired.version and self.engine is not None):
+        if (
+            not (desired.phase == "rollout" or desired.ahead)
+            or checksum is None
+            or (self.version == desired.version and self.engine is not None)
+        ):
             await asyncio.sleep(0.01)
             return
         await asyncio.sleep(0.05)

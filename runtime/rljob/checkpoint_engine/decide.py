@@ -53,7 +53,7 @@ def decide(desired: NodeDesired | None, seen: Observed, now: float) -> Step:
         return Idle("pause after a failure", seen.known.retry_at)
     match desired.phase:
         case "train" if seen.site.kind == "rollout":
-            return _stand_by(desired.version, desired.checksum, seen)
+            return _stand_by(desired, seen)
         case "train" if desired.task is not None:
             return _train(desired.version, desired.task, seen)
         case "rollout":
@@ -120,13 +120,13 @@ def _serve(version: int, checksum: str | None, seen: Observed) -> Step:
     return _trainer_leaves(seen) or _engine_serves(manifest, seen) or Rollout()
 
 
-def _stand_by(version: int, checksum: str | None, seen: Observed) -> Step:
+def _stand_by(desired: NodeDesired, seen: Observed) -> Step:
     """While others train, a node without a trainer keeps its engine, and makes it ready if it is not: then the next version only has to be
-    pulled and loaded."""
-    if checksum is None:
+    pulled and loaded. Meanwhile it may generate for the next iteration (`desired.ahead`)."""
+    if desired.checksum is None:
         return Idle("nobody has weights to give yet")
-    step = _serve(version, checksum, seen)
-    return Idle("rollout nodes do not train") if isinstance(step, Rollout) else step
+    step = _serve(desired.version, desired.checksum, seen)
+    return Idle("rollout nodes do not train") if isinstance(step, Rollout) and not desired.ahead else step
 
 
 def _provide(version: int, checksum: str | None, seen: Observed) -> Step:
@@ -255,7 +255,8 @@ def keeps_engine(seen: Observed) -> tuple[bool, str]:
 def routable(desired: NodeDesired | None, seen: Observed) -> bool:
     """Whether requests may be sent to the engine: it is proven to hold exactly what is wanted, and works."""
     engine, attested = seen.engine, seen.known.attested
-    if desired is None or desired.phase != "rollout" or engine.life != "running" or engine.state is None or engine.state.paused:
+    asked = desired is not None and (desired.phase == "rollout" or (desired.ahead and seen.site.kind == "rollout"))
+    if desired is None or not asked or engine.life != "running" or engine.state is None or engine.state.paused:
         return False
     if attested is None or attested != (engine.incarnation, engine.state.version, engine.state.checksum):
         return False

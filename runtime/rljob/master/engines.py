@@ -112,7 +112,7 @@ class _Wish:
 
     preferred: str | None
     kind: Hashable
-    place: "asyncio.Future[Seat]"
+    place: "asyncio.Future[Seat | None]"
 
 
 class EnginePool:
@@ -129,6 +129,7 @@ class EnginePool:
         self._queue: list[tuple[int, int, _Wish]] = []
         """A heap: the longest answers first, for what they lack decides when the iteration ends; else first come, first served."""
         self._arrivals = itertools.count()
+        self._closed = self._ahead = False
         self._homes: dict[Hashable, str] = {}
         """Which engine had the last request of a kind: it has the prefix that they share."""
         self._ids = (f"{name}-{n}" for n in itertools.count())
@@ -150,18 +151,19 @@ class EnginePool:
         """Tokens generated since the start of this process: received, or more by the engines' own counters (for a live display)."""
         return max(self.tally.tokens, self._generated_before + sum(seat.generated for seat in self._seats.values()))
 
-    def want(self, weights: Weights | None, reports: Mapping[str, NodeReport]) -> None:
-        """From now on only engines that hold exactly these weights are asked."""
+    def want(self, weights: Weights | None, reports: Mapping[str, NodeReport], ahead: bool = False) -> None:
+        """From now on only engines that hold exactly these weights are asked; `ahead`: of them, those of nodes without a trainer."""
         if weights != self._wanted:
             self._homes.clear()
-        self._wanted = weights
+        self._wanted, self._closed, self._ahead = weights, False, ahead
         for report in reports.values():
             self.observe(report)
 
     def observe(self, report: NodeReport) -> None:
         """Take up a node's report: its engine comes, stays or goes."""
         engine = report.engine
-        fits = engine is not None and engine.routable and self._wanted == Weights(engine.version, engine.checksum)
+        asked = report.kind == "rollout" or not self._ahead
+        fits = engine is not None and asked and engine.routable and self._wanted == Weights(engine.version, engine.checksum)
         key = f"{report.node}/{engine.incarnation}" if engine is not None and fits else None
         for seat in [s for s in self._seats.values() if s.node == report.node and s.key != key]:
             self._drop(seat)
@@ -174,8 +176,9 @@ class EnginePool:
 
     async def generate(
         self, prompt: Sequence[int], params: SamplingParams, preferred: str | None = None, written: int = 0, kind: Hashable = None
-    ) -> tuple[Completion, str]:
-        """The answer of an engine and that engine's key. A lost, failing or wrong engine only means that another is asked.
+    ) -> tuple[Completion, str] | None:
+        """The answer of an engine and that engine's key. A lost, failing or wrong engine only means that another is asked. None: it was
+        taken back (`take_back`) before its first token.
 
         Args:
             preferred: the engine that has the answer's prefix.
@@ -184,6 +187,8 @@ class EnginePool:
         """
         while True:
             seat = await self._place(preferred, written, kind)
+            if seat is None:
+                return None
             try:
                 completion = await self._ask(seat, prompt, params)
             finally:
@@ -191,7 +196,25 @@ class EnginePool:
                 self._grant()
             if completion is not None:
                 return completion, seat.key
+            if self._closed:
+                return None
             self.tally.redispatched += 1
+
+    async def take_back(self) -> None:
+        """All requests end, with the tokens that there are; nobody is asked any more until `want`."""
+        self._closed = True
+        for _, _, wish in self._queue:
+            if not wish.place.done():
+                wish.place.set_result(None)
+        self._queue.clear()
+        await asyncio.gather(*(self._abort(seat) for seat in list(self._seats.values()) if seat.requests))
+
+    async def _abort(self, seat: Seat) -> None:
+        try:
+            async with asyncio.timeout(LOOK):
+                await seat.engine.abort(tuple(seat.requests.values()))
+        except (InfrastructureError, TimeoutError):
+            self._cancel(seat)
 
     async def poll(self) -> None:
         """Look at the engines' own metrics for ever; requests at an engine that has stalled go elsewhere."""
@@ -239,25 +262,23 @@ class EnginePool:
             )
             seat.usable_at, seat.slow_since = max(seat.usable_at, now + REST), None
             self.tally.taken_back += len(seat.requests)
-            try:
-                async with asyncio.timeout(LOOK):
-                    await seat.engine.abort(tuple(seat.requests.values()))
-            except (InfrastructureError, TimeoutError):
-                self._cancel(seat)
+            await self._abort(seat)
 
     def _waiting(self) -> bool:
         """Whether any request waits for a place."""
         return any(not wish.place.cancelled() for _, _, wish in self._queue)
 
-    async def _place(self, preferred: str | None, written: int, kind: Hashable) -> Seat:
-        place: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
+    async def _place(self, preferred: str | None, written: int, kind: Hashable) -> Seat | None:
+        if self._closed:
+            return None
+        place: asyncio.Future[Seat | None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._queue, (-written, next(self._arrivals), _Wish(preferred, kind, place)))
         self._grant()
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                place.result().promised -= 1
+            if place.done() and not place.cancelled() and (seat := place.result()) is not None:
+                seat.promised -= 1
             raise
 
     def _grant(self) -> None:

@@ -40,7 +40,10 @@ class Generation:
         while room := next_request(trajectory, self._weights.version, limits):
             tokens = [*prompt.tokens, *trajectory.tokens.tolist()]
             params = replace(self._params, max_tokens=room)
-            completion, engine = await self._pool.generate(tokens, params, engine, trajectory.length, prompt.id)
+            answered = await self._pool.generate(tokens, params, engine, trajectory.length, prompt.id)
+            if answered is None:
+                break
+            completion, engine = answered
             self.last_token = self._clock()
             piece = piece_of(self._weights, tuple(completion.tokens), tuple(completion.logprobs))
             longer = grown(trajectory, piece, completion.finish_reason == "stop", limits)

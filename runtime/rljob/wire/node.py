@@ -122,5 +122,7 @@ class NodeDesired(Message):
     checksum: str | None
     """Checksum of `version`'s weights once known: an export that differs is an error."""
     task: TrainTask | None = None
+    ahead: bool = False
+    """While `train`: nodes without a trainer serve `version`, for the next iteration."""
     attempt: int = 0
     """Raised to make nodes try again."""
