@@ -126,6 +126,9 @@ class Claims:
     async def wake(self) -> None:
         raise NotImplementedError
 
+    async def hand_back(self) -> None:
+        raise NotImplementedError
+
 
 RIGHT = manifest_of(3, "c3")
 

@@ -245,7 +245,6 @@ TRAIN_CASES = {
         world(trainer=trainer(4, resident=True), engine=engine(None), known=Known(trained=metrics(4), ahead=(3, "e"))),
         [RESTART, *MAKE],
     ),
-    "a rollout node": (world(Site("rollout", "cpu", "restart"), engine=engine()), [RESTART]),
 }  # fmt: skip
 
 ROLLOUT_CASES = {
@@ -345,10 +344,42 @@ def test_a_node_without_a_trainer_pulls_what_is_wanted_and_serves_it() -> None:
     assert steps(desired("rollout", 0, None), world(ROLLOUT))[0] == Pull(0, None)
 
 
-def test_an_engine_with_an_older_version_leaves_before_the_next_is_pulled() -> None:
-    seen = world(ROLLOUT, engine=engine(2), arena=2, known=knows(2, attested=("e", 2, truth(2))))
-    assert steps(desired("rollout"), seen)[:2] == [RESTART, Pull(3, truth(3))]
+def test_an_engine_with_an_older_version_stays_and_takes_the_next_in_its_place() -> None:
+    seen = world(ROLLOUT, engine=engine(2), arena=2, known=knows(2, attested=("e", 2, truth(2)), gate="engine"))
+    assert steps(desired("rollout"), seen) == [Pull(3, truth(3)), LoadEngine(3), Attest(3)]
     assert not routable(desired("rollout"), seen)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({"engine": engine(1)}, "it still reads version 1, and the next one takes that memory"),
+        ({"engine": EngineSeen("running", "e")}, "it does not answer"),
+        ({"engine": EngineSeen("away")}, "its shim does not answer"),
+        ({"engine": engine(2), "known": knows(2, unfit=frozenset({"e"}))}, "it failed"),
+    ],
+)
+def test_an_engine_that_may_read_what_the_next_pull_writes_is_ended_first(bad: dict[str, Any], why: str) -> None:
+    seen = world(ROLLOUT, **{"arena": 2, "known": knows(2), **bad})
+    assert decide(desired("rollout"), seen, 0.0) == StopEngine(why)
+
+
+def test_while_others_train_a_node_without_a_trainer_keeps_its_engine_or_makes_one_ready() -> None:
+    ready = world(ROLLOUT, engine=engine(), arena=3, known=knows(attested=("e", 3, truth(3))))
+    assert steps(desired("train"), ready) == []
+    assert not routable(desired("train"), ready)
+    assert steps(desired("train"), world(ROLLOUT)) == steps(desired("rollout"), world(ROLLOUT))
+    assert steps(desired("train", 0, None), world(ROLLOUT)) == []
+    assert steps(desired("idle"), ready) == []
+
+
+def test_a_node_without_a_trainer_serves_the_old_version_while_others_train_if_that_is_wanted() -> None:
+    ahead = desired("train").model_copy(update={"ahead": True})
+    ready = world(ROLLOUT, engine=engine(), arena=3, known=knows(attested=("e", 3, truth(3))))
+    assert decide(ahead, ready, 0.0) == Rollout()
+    assert routable(ahead, ready)
+    worker = world(engine=engine(), arena=3, known=knows(attested=("e", 3, truth(3))))
+    assert not routable(ahead, worker)
 
 
 def test_an_agent_that_was_started_again_asks_whether_what_it_has_is_what_is_wanted() -> None:

@@ -1,65 +1,20 @@
-"""Pulling with Mooncake: between processes with its real engine; and what it refuses, with a stand-in that can be made to refuse."""
+"""Pulling with Mooncake: what it refuses, with a stand-in that can be made to refuse. With its real engine: test_pull_processes.py."""
 
 import asyncio
 import ctypes
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.checkpoint_engine.test_pull import Master, made, whole
+from tests.checkpoint_engine.test_pull import made, whole
+from tests.checkpoint_engine.tracker import Master
 
 from rljob.api import ConfigurationError
 from rljob.checkpoint_engine.mooncake import Memory, MooncakeTransport, open_engine
 from rljob.checkpoint_engine.pull import Puller, PullFailed
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.wire.weights import Manifest
-
-ROOT = Path(__file__).parents[2]
-
-
-class Node:
-    """A process of `mooncake_node`."""
-
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "tests.checkpoint_engine.mooncake_node", str(folder)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, command: str) -> str:
-        """Its answer; empty if it has ended."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{command}\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
-
-
-@contextmanager
-def nodes(*folders: Path) -> Iterator[list[Node]]:
-    found = [Node(folder) for folder in folders]
-    try:
-        yield found
-    finally:
-        for node in found:
-            node.process.kill()
-            node.process.communicate()
-
-
-@pytest.mark.timeout(120)
-def test_versions_come_over_the_real_engine_and_another_source_takes_over_from_a_dead_one(tmp_path: Path) -> None:
-    with nodes(tmp_path / "a", tmp_path / "b", tmp_path / "c") as (first, second, puller):
-        for version in (1, 2, 3):
-            urls = [node.ask(f"make {version}") for node in (first, second)]
-            assert puller.ask(f"pull {version} {' '.join(urls)}") == "whole"
-        urls = [node.ask("make 4") for node in (first, second)]
-        first.process.kill()
-        first.process.wait()
-        assert puller.ask(f"pull 4 {' '.join(urls)}") == "whole"
-        assert "nobody is left who has them" in puller.ask(f"pull 5 {urls[0]}")
-        # What failed has spoilt nothing.
-        assert puller.ask(f"pull 5 {second.ask('make 5')}") == "whole"
 
 
 class Engine:

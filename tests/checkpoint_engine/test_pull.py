@@ -5,13 +5,12 @@ import contextlib
 import itertools
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tests.checkpoint_engine.tracker import Master
 
 from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_checksum, tensor_entries, verify_manifest
 from rljob.checkpoint_engine.clients import LocalArena
@@ -19,10 +18,7 @@ from rljob.checkpoint_engine.draft import Draft, aside_path, draft_path
 from rljob.checkpoint_engine.pull import Puller, PullFailed
 from rljob.checkpoint_engine.transport import HttpTransport
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
-from rljob.master.exchange import Exchange
-from rljob.master.nodes import Nodes
-from rljob.wire.node import NodeReport
-from rljob.wire.pieces import HeldWeights, PullPlan, PullReport, mask_of, pieces
+from rljob.wire.pieces import PullReport, mask_of, pieces
 from rljob.wire.weights import Canary, Manifest
 
 MiB = 1 << 20
@@ -53,37 +49,6 @@ def flip(path: Path, manifest: Manifest, tensor: str) -> None:
         byte = file.read(1)[0]
         file.seek(-1, 1)
         file.write(bytes([byte ^ 1]))
-
-
-@dataclass
-class Master:
-    """The master's exchange, and a note of what it was told."""
-
-    manifests: dict[int, Manifest] = field(default_factory=dict)
-    told: list[PullReport] = field(default_factory=list)
-    on_report: Callable[[PullReport], None] = lambda report: None
-
-    def __post_init__(self) -> None:
-        self.nodes = Nodes(1, time.time)
-        self.exchange = Exchange(self.nodes, time.time)
-
-    async def want(self, manifest: Manifest, *sources: str) -> None:
-        self.manifests[manifest.version] = manifest
-        self.nodes.want("rollout", manifest.version, manifest.checksum)
-        for number, url in enumerate(sources):
-            held = HeldWeights(version=manifest.version, checksum=manifest.checksum, url=url)
-            report = NodeReport(
-                node=f"worker-{number}", kind="worker", incarnation="i", seen_revision=0, step="rollout", step_started=0.0, weights=held
-            )
-            await self.nodes.sync(report, 0)
-
-    async def manifest(self, version: int) -> Manifest | None:
-        return self.manifests.get(version)
-
-    async def pull(self, version: int, report: PullReport) -> PullPlan:
-        self.told.append(report)
-        self.on_report(report)
-        return self.exchange.plan(self.manifests[version], report)
 
 
 @contextlib.contextmanager
@@ -297,7 +262,7 @@ def test_a_pull_ends_when_another_version_is_wanted(tmp_path: Path) -> None:
     before, manifest = made(arena, 2), made(source, 3)
     with serving(source) as url:
         asyncio.run(master.want(manifest, url))
-        master.nodes.want("train", 3, manifest.checksum)
+        master.nodes.want("train", 4, None)
         assert pulled(master, arena, manifest) is None
     assert whole(arena, before)
 

@@ -1,12 +1,13 @@
 """A node without a trainer, in virtual time: it serves what came from others once that is proven, and nothing before."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.checkpoint_engine.twins import Fault, World, manifest_of, truth
-from tests.master.virtual import clock, run
+from tests.master.virtual import clock, run, until
 
 from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.node import Node
@@ -83,3 +84,37 @@ def test_weights_that_the_engine_refuses_are_pulled_again_and_were_never_routabl
 @pytest.mark.parametrize("kind", ["kill-agent", "kill", "kill-shim", "master-away"])
 def test_whatever_dies_it_serves_in_the_end(point: str, kind: Any) -> None:
     play(faults=(Fault(point, 1, kind),))
+
+
+def test_sigterm_hands_back_what_the_engine_writes_once_the_master_sends_nothing_more() -> None:
+    async def job() -> RolloutWorld:
+        world = RolloutWorld(iterations=0)
+        node = world.make_node()
+        agent = asyncio.create_task(node.run())
+        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        node.end()
+        await until(lambda: world.counts["engine.hand-back"] > 0)
+        assert world.master.reports[-1].engine is not None
+        assert world.master.reports[-1].engine.leaving
+        assert world.sidecars["engine"].alive
+        await agent
+        return world
+
+    world: RolloutWorld = run(job())
+    assert not world.sidecars["engine"].alive
+    assert world.removed
+
+
+def test_a_master_that_is_away_does_not_keep_a_node_that_has_to_go() -> None:
+    async def job() -> float:
+        world = RolloutWorld(iterations=0)
+        node = world.make_node()
+        agent = asyncio.create_task(node.run())
+        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        world.master_away_until = begun = clock()
+        world.master_away_until += 600
+        node.end()
+        await agent
+        return clock() - begun
+
+    assert run(job()) < 10

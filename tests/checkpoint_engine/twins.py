@@ -256,6 +256,10 @@ class EngineTwin:
         await self.world.at("engine.wake", 0.1, self._check)
         self.asleep = False
 
+    async def hand_back(self) -> None:
+        await self.world.at("engine.hand-back", 0.1, self._check)
+        self.paused = True
+
     def _check(self) -> None:
         if not self.sidecar.alive:
             raise InfrastructureError("the engine went away")

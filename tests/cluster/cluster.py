@@ -340,10 +340,10 @@ class LocalCluster(Cluster):
             self._boxes[each].run(["mkdir", "-p", str(Path(target).parent)])
             self._boxes[each].run(["cp", profile, target])
 
-    def kill_container(self, namespace: str, pod: str, container: str) -> bool:
+    def signal_container(self, namespace: str, pod: str, container: str, signal: str) -> bool:
         found = self.get(f"pod/{pod}", namespace=namespace)
         (identity,) = [each["containerID"] for each in found["status"]["containerStatuses"] if each["name"] == container]
-        words = ("--address", node.CONTAINERD, "--namespace", "k8s.io", "tasks", "kill", "--all", "--signal", "SIGKILL")
+        words = ("--address", node.CONTAINERD, "--namespace", "k8s.io", "tasks", "kill", "--all", "--signal", signal)
         self._boxes[found["spec"]["nodeName"]].run([binary("ctr"), *words, identity.removeprefix("containerd://")])
         return True
 

@@ -44,7 +44,7 @@ class ExistingCluster(Cluster):
             )
         subprocess.run([word.replace("{}", str(archive)) for word in shlex.split(command)], check=True, timeout=1800)
 
-    def kill_container(self, namespace: str, pod: str, container: str) -> bool:
+    def signal_container(self, namespace: str, pod: str, container: str, signal: str) -> bool:
         return False
 
     def registry(self) -> str:

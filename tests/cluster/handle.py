@@ -137,11 +137,15 @@ class Cluster(ABC):
         """Adds nodes that only pretend (kwok), named fake-0 and so on, with the taint `kwok.x-k8s.io/node=fake:NoSchedule`."""
 
     @abstractmethod
-    def kill_container(self, namespace: str, pod: str, container: str) -> bool:
-        """Ends all processes of a container by SIGKILL, to which nobody can answer.
+    def signal_container(self, namespace: str, pod: str, container: str, signal: str) -> bool:
+        """Sends a signal, such as `SIGSTOP`, to all processes of a container, from outside of it.
 
         False, and nothing was done, where they are out of reach.
         """
+
+    def kill_container(self, namespace: str, pod: str, container: str) -> bool:
+        """SIGKILL, to which nobody can answer."""
+        return self.signal_container(namespace, pod, container, "SIGKILL")
 
     @abstractmethod
     def process(self, name: str) -> Server:

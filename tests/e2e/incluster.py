@@ -13,6 +13,8 @@ import yaml
 from tests.cluster.existing import ExistingCluster
 from tests.cluster.handle import Cluster, KubectlError, Object
 
+from rljob.rollout.client import parse_metrics
+
 ROOT = Path(__file__).parents[2]
 IMAGES = ("operator", "master", "reward", "trainer", "rollout")
 LEASE_SECONDS = 6
@@ -109,6 +111,22 @@ class Watched:
         found: Object = self.object.get("status") or {}
         return found
 
+    def live(self) -> Object:
+        """What the master says now; {} while it does not answer. The status of the RLJob is up to a minute older in what changes always."""
+        found: Object = json.loads(self._ask("master:8080", "v1/status") or "{}")
+        return found
+
+    def generating(self, node: str) -> int:
+        """Answers that the engine of a pod is writing, as it says itself; 0 if it does not answer."""
+        return parse_metrics(self._ask(f"{node}:8000", "metrics")).running
+
+    def _ask(self, node: str, path: str) -> str:
+        place = f"/api/v1/namespaces/{self.namespace}/pods/{self.name}-{node}/proxy/{path}"
+        try:
+            return self.cluster.kubectl("get", "--raw", place, "--request-timeout=3s")
+        except KubectlError:
+            return ""
+
     def pods(self) -> list[Object]:
         """Its pods that are not on their way out."""
         found = self.cluster.get("pods", "--selector", f"rljob.dev/job={self.name}", namespace=self.namespace)["items"]
@@ -131,6 +149,13 @@ class Watched:
         """What the operator has told about it."""
         found = self.cluster.get("events", "--field-selector=involvedObject.kind=RLJob", namespace=self.namespace)["items"]
         return [event for event in found if event["involvedObject"]["name"] == self.name]
+
+    def soon(self, done: Callable[[], bool], seconds: float, what: str) -> None:
+        """Waits for something that may last for less than a second."""
+        end = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s; {json.dumps(self.live())[:3000]}\n{self.told()}"
+            time.sleep(0.1)
 
     def children(self) -> dict[str, str]:
         """Kind and name of what was made for it, with uids."""

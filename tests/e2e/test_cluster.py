@@ -27,6 +27,7 @@ from tests.e2e.incluster import (
     prompts,
     uninstall,
 )
+from tests.e2e.jobfolder import assert_every_prompt_is_accounted_for, database, metrics
 from tests.e2e.operators import Operators
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -177,6 +178,8 @@ class Trial:
     operators: Operators
     chance: random.Random
     killed: set[str] = field(default_factory=set)
+    rollouts: int = 0
+    """Rollout pods that there may be."""
 
     def kill(self, times: int) -> None:
         """Kills the operator that acts, at random moments of the job; never are there two pods where there should be one."""
@@ -186,18 +189,42 @@ class Trial:
             assert condition(self.job.status, "Succeeded") != "True", f"over after {len(self.killed)} kills: the job is too short"
             self.killed.add(self.operators.kill(besides=self.killed))
             found = names(self.job.pods())
-            assert len([name for name in found if "reward" not in name]) <= 2, found
+            assert len([name for name in found if "reward" not in name]) <= 2 + self.rollouts, found
 
     def say(self, **spec: Any) -> None:
         """Somebody changes the spec."""
         patch = json.dumps({"spec": spec})
         self.job.cluster.kubectl("patch", f"rljob/{self.job.name}", "-n", self.job.namespace, "--type=merge", "-p", patch)
 
-    def lose(self, victim: str) -> None:
+    def lose(self, victim: str, *how: str) -> None:
         """One of its pods is deleted."""
         found = [name for name in names(self.job.pods()) if victim in name]
         assert found, f"no {victim} pod: {names(self.job.pods())}"
-        self.job.cluster.kubectl("delete", "pod", found[0], "-n", self.job.namespace, "--wait=false")
+        self.job.cluster.kubectl("delete", "pod", found[0], "-n", self.job.namespace, "--wait=false", *how)
+
+    def scale(self, count: int) -> None:
+        """Rollout pods come, or go."""
+        self.job.cluster.kubectl("scale", f"rljob/{self.job.name}", "-n", self.job.namespace, f"--replicas={count}")
+        self.rollouts = max(self.rollouts, count)
+
+    def serve(self, count: int, seconds: float = 240) -> None:
+        """Waits until so many rollout pods have proven the weights that are wanted and are asked, all at once; then there are no more."""
+        self.job.soon(lambda: len(_serving(self.job.live())) == count, seconds, f"{count} rollout pods answer")
+        self.rollouts = count
+
+    def write(self, node: str, seconds: float = 120) -> None:
+        """Waits until a rollout pod is in the middle of an answer."""
+        self.job.soon(lambda: self.job.generating(node) > 0, seconds, f"{node} generates")
+
+    def go_on(self, seconds: float, what: str) -> None:
+        """Waits for the end of the iteration that is in progress."""
+        before = self.job.status.get("iteration", 0)
+        self.job.until(lambda status: status.get("iteration", 0) > before, seconds, what)
+
+    def columns(self) -> dict[str, str]:
+        """What `kubectl get rljob` shows."""
+        head, row = self.job.cluster.kubectl("get", f"rljob/{self.job.name}", "-n", self.job.namespace).splitlines()
+        return dict(zip(head.split(), row.split(), strict=True))
 
     def apply_again(self, manifest: Object) -> None:
         """In the middle of an iteration: nothing changes, and nothing is told."""
@@ -209,41 +236,107 @@ class Trial:
         assert (self.job.object["metadata"]["generation"], self.job.children(), names(self.job.events())) == before
 
 
+def _serving(live: Object) -> list[str]:
+    """Rollout pods that the master asks."""
+    nodes = live.get("nodes") or ()
+    return [node["name"] for node in nodes if node["name"].startswith("rollout-") and node.get("version") is not None]
+
+
+def _step(live: Object, name: str) -> str:
+    """What a node is doing."""
+    return next((str(node["step"]) for node in live.get("nodes") or () if node["name"] == name), "")
+
+
 def _in_an_iteration(status: Object) -> bool:
     return status.get("phase") in ("Rollout", "Training") and status.get("policyVersion", 0) >= 1 and condition(status, "Ready") == "True"
 
 
-@pytest.mark.timeout(3000)
-def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operators: Operators) -> None:
-    """The operator killed 20 times, each kind of pod deleted once, suspended and resumed, told to do less; then deleted, and nothing is
-    left."""
+def _restless() -> Object:
+    """A job that learns next to nothing, is in iterations from its first minute on, and whose answers take longer than the way to a pod."""
     manifest = job("rough", iterations=100)  # more than any machine does in the time of 20 kills
+    spec = manifest["spec"]
+    del spec["evaluation"]
+    spec["warmStart"] |= {"steps": 20, "batchSize": 32}
+    spec["rollout"]["maxTokens"] = 40
+    spec["algorithm"] |= {"promptsPerIteration": PROMPTS, "samplesPerPrompt": SAMPLES, "stepsPerIteration": 2}
+    spec["algorithm"]["lengthPenalty"] = {"weight": 1}  # nearly every answer is wrong: so that no version is like the one before
+    return manifest
+
+
+PROMPTS, SAMPLES = 48, 16
+
+
+@pytest.mark.timeout(3000)
+def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operators: Operators, tmp_path: Path) -> None:
+    """The operator killed 20 times, each kind of pod deleted once, rollout pods scaled 0 -> 3 -> 1 -> 0 and killed where it hurts,
+    suspended and resumed, told to do less; no iteration is lost or done twice. Then deleted, and nothing is left."""
+    manifest = _restless()
     with cluster.namespace("rough") as namespace:
         cluster.apply([prompts(), manifest], namespace)
         rough = Watched(cluster, namespace, "rough")
         trial = Trial(rough, operators, random.Random(7))
-        trial.kill(6)
+        trial.kill(3)
+        trial.scale(3)
+        trial.kill(3)
         trial.apply_again(manifest)
-        for victim, iteration in (("rough-worker-0", 2), ("rough-master", 3), ("reward", 4)):
+        for victim in ("rough-worker-0", "rough-master", "reward"):
             trial.lose(victim)
-            trial.kill(4)
-            rough.until(lambda s, i=iteration: s.get("iteration", 0) >= i, 420, f"iteration {iteration} after the end of {victim}")  # type: ignore[misc]
+            trial.kill(3)
+            trial.go_on(420, f"an iteration after the end of {victim}")
+        trial.serve(3)
+        _lose_rollout_pods(trial)
         trial.say(suspend=True)
         rough.until(lambda s: condition(s, "Suspended") == "True" and not rough.pods(), 180, "suspended")
         trial.kill(1)
         trial.say(suspend=False)
         trial.kill(1)
         rough.until(_in_an_iteration, 300, "an iteration after the pause")
-        last = rough.status["iteration"] + 3
+        last = rough.status["iteration"] + 2
         trial.say(iterations=last)
         status = rough.until(lambda s: condition(s, "Succeeded") == "True", 600, "the end")
         assert (status["iteration"], len(status["rewards"])) == (last, last)
         assert len(trial.killed) == TURNS
+        _assert_each_iteration_once(Volume(cluster, namespace, "rough-work"), tmp_path, last)
         cluster.kubectl("delete", "rljob", "rough", "-n", namespace)
         end = time.monotonic() + 180
         while (left := rough.children()) and time.monotonic() < end:
             time.sleep(1)
         assert left == {}
+
+
+def _lose_rollout_pods(trial: Trial) -> None:
+    """Two are taken away while they generate. The one that is left is killed while it generates, and what follows it while it pulls."""
+    rough, now = trial.job, ("--force", "--grace-period=0")
+    before = rough.status.get("lastFailure")
+    trial.write("rollout-2")
+    trial.scale(1)
+    rough.until(lambda s: s["rollout"] | {"selector": ""} == {"replicas": 1, "readyReplicas": 1, "selector": ""}, 60, "one rollout pod")
+    assert trial.columns()["ROLLOUTS"] == "1"
+    after = rough.status.get("lastFailure")
+    assert after == before or (after and after["pod"] not in ("rollout-1", "rollout-2")), f"who leaves has not failed: {after}"
+    trial.kill(2)
+    trial.write("rollout-0")
+    trial.lose("rollout-0", *now)
+    # A source that is stopped makes a pull last, whatever the machine.
+    cluster, where = rough.cluster, (rough.namespace, "rough-worker-0", "checkpoint-engine")
+    if cluster.signal_container(*where, "SIGSTOP"):
+        rough.soon(lambda: _step(rough.live(), "rollout-0") == "pull", 120, "a pull that gets nothing")
+        trial.lose("rollout-0", *now)
+        cluster.signal_container(*where, "SIGCONT")
+    trial.kill(1)
+    trial.serve(1)
+    trial.go_on(120, "an iteration with the rollout pod that came back")
+    trial.scale(0)
+
+
+def _assert_each_iteration_once(volume: Volume, folder: Path, last: int) -> None:
+    volume.copy("metrics.jsonl", folder)
+    volume.copy("state", folder)
+    lines = metrics(folder)
+    assert [line["iteration"] for line in lines] == list(range(1, last + 1))
+    epoch = len((ROOT / "examples/tiny/train.jsonl").read_text().splitlines())
+    with database(folder) as db:
+        assert_every_prompt_is_accounted_for(db, lines, per_iteration=PROMPTS, samples=SAMPLES, epoch=epoch)
 
 
 def test_two_jobs_of_one_name_in_two_namespaces_do_not_see_each_other(cluster: Cluster, operators: Operators, undisturbed: Done) -> None:

@@ -1,16 +1,17 @@
 """`python -m tests.local.fake_run FOLDER CODE [resume|fresh]`: what `rljob run` does, for a plan whose master is CODE."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
 from rich.console import Console
 from tests.local.fakes import JOB, SLEEP, container, master, plan_of
 
-from rljob.api import RLJobError
+from rljob.api import RLJob, RLJobError
 from rljob.local.folder import JobFolder
 from rljob.local.run import Request, run_in
-from rljob.plan.types import Pod
+from rljob.plan.types import Plan, Pod
 
 # A payload in a session of its own, with a file in shared memory, as a shim makes one.
 PAYLOAD = (
@@ -24,8 +25,14 @@ def main(folder: Path, code: str, mode: Literal["auto", "resume", "fresh"] = "au
     """Run it."""
     worker = Pod("worker", "worker-0", (container("agent", SLEEP),), sidecars=(container("shim", PAYLOAD, "always"),))
     request = Request(folder / "rljob.yaml", folder, mode=mode)
+    base = plan_of(master(code), worker)
+
+    def planner(job: RLJob) -> Plan:
+        replicas = [Pod("rollout", f"rollout-{i}", (container("agent", SLEEP),)) for i in range(job.spec.rollout.replicas)]
+        return replace(base, pods=(*base.pods, *replicas))
+
     try:
-        return run_in(JobFolder(folder), plan_of(master(code), worker), JOB, request, Console(width=200))
+        return run_in(JobFolder(folder), base, JOB, request, Console(width=200), planner=planner)
     except RLJobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ from rljob.local.decide import (
     delay,
     exited,
     probed,
+    roll,
     started,
 )
 from rljob.plan.types import HttpProbe, Listen, Plan, Pod, Probe, VolumePath
@@ -158,3 +159,24 @@ def test_what_ignores_sigterm_is_killed_after_its_grace() -> None:
 def test_a_stop_in_a_hurry_kills_at_once() -> None:
     states = fresh() | {MASTER: RUNNING, AGENT: replace(RUNNING, signalled=1.0)}
     assert [type(a) for a in decide_stop(PLAN, states, 1.0, hurry=True)] == [Kill, Kill]
+
+
+def test_a_changed_plan_says_who_begins_and_who_leaves() -> None:
+    def rollout(number: int) -> Pod:
+        return Pod("rollout", f"rollout-{number}", (container("agent", ""),))
+
+    def roles(*pods: Pod) -> tuple[str, ...]:
+        return tuple(pod.name for pod in pods)
+
+    alone, two = PLAN, replace(PLAN, pods=(*PLAN.pods, rollout(0), rollout(1)))
+    there = {pod.name: pod for pod in alone.pods}
+    begins, leaving = roll(two, there, frozenset())
+    assert (roles(*begins), leaving) == (("rollout-0", "rollout-1"), frozenset())
+    there |= {pod.name: pod for pod in begins}
+    assert roll(two, there, frozenset()) == ((), frozenset())
+    begins, leaving = roll(alone, there, frozenset())
+    assert (begins, leaving) == ((), frozenset({"rollout-0", "rollout-1"}))
+    assert roll(two, there, leaving) == ((), leaving), "what leaves goes on leaving"
+    del there["rollout-1"]
+    begins, leaving = roll(two, there, frozenset({"rollout-0"}))
+    assert (roles(*begins), leaving) == (("rollout-1",), frozenset({"rollout-0"})), "and begins anew once it is gone"

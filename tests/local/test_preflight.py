@@ -31,7 +31,11 @@ def test_a_machine_that_has_everything_is_fine() -> None:
             replace(FINE, files_missing=(("spec.data.train.path", "a.jsonl", "/x/a.jsonl"),)),
             ("spec.data.train.path is 'a.jsonl'", "/x/a.jsonl"),
         ),
-        (replace(FINE, packages_missing=(("spec.model.source.package", "nope"),)), ("'nope', which is not installed",)),
+        (replace(FINE, packages_missing=(("spec.model.source.package.name", "nope"),)), ("'nope', which is not installed",)),
+        (
+            replace(FINE, packages_missing=(("spec.rollout.weights.transport", "mooncake"),)),
+            ("spec.rollout.weights.transport is 'mooncake', which is not installed; set it to http, or install it",),
+        ),
     ],
 )
 def test_what_is_missing_is_named_with_its_remedy(facts: Facts, words: tuple[str, ...]) -> None:

@@ -182,3 +182,30 @@ def test_a_port_that_another_program_took_meanwhile_is_replaced(tmp_path: Path) 
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, out
     assert "another program took one of the ports; trying again with others" in out
+
+
+def rljob(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command, to its end."""
+    command = [sys.executable, "-c", "from rljob.cli.main import main; main()", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_run_is_scaled_while_it_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    with running(folder):
+        current = all_up(folder)
+        assert rljob("scale", str(folder), "--replicas=2").stdout == f"{folder}: rollout replicas 0 -> 2\n"
+        wait(lambda: {"rollout-0/agent", "rollout-1/agent"} <= set(of_run(current.run)), "two replicas")
+        assert rljob("scale", str(folder), "--replicas=0").stdout == f"{folder}: rollout replicas 2 -> 0\n"
+        wait(lambda: of_run(current.run) == ["master/master", "worker-0/agent", "worker-0/shim"], "the end of the replicas")
+        refused = rljob("scale", str(folder), "--replicas=-1")
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: spec.rollout.replicas: -1 is not possible (")
+        assert refused.stderr.count("\n") == 1
+    wait(lambda: of_run(current.run) == [], "the end of all processes")
+    stopped = rljob("scale", str(folder), "--replicas=1")
+    assert (stopped.returncode, stopped.stdout) == (2, "")
+    assert stopped.stderr == (
+        f"error: no `rljob run` uses {folder}; set spec.rollout.replicas in the job's file, or --set spec.rollout.replicas=1\n"
+    )
+    assert "is not a job folder" in rljob("scale", str(tmp_path / "nothing"), "--replicas=1").stderr

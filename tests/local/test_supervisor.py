@@ -161,3 +161,39 @@ def test_a_stop_ends_what_runs(bench: Bench) -> None:
     assert asyncio.run(supervisor.run()) == Outcome("stopped")
     assert [kind for kind, _ in bench.events] == ["started", "ended"]
     assert bench.left() == []
+
+
+def test_pods_come_and_go_while_the_others_go_on(bench: Bench) -> None:
+    """0 -> 2 -> 0 -> 1, the last while the two before are still about to leave: none runs twice, nothing of them stays."""
+
+    def rollout(number: int) -> Pod:
+        agent = container("agent", SLEEP, ports=(Port("engine", 80),))
+        return Pod("rollout", f"rollout-{number}", (agent,), sidecars=(container("shim", SLEEP, "always"),))
+
+    def planned(count: int) -> Plan:
+        return replace(base, pods=(*base.pods, *(rollout(i) for i in range(count))))
+
+    base = plan_of(master(SLEEP))
+    supervisor = bench.supervisor(base, Limits())
+    to_come: list[tuple[tuple[str, str], Callable[[], None]]] = [
+        (("started", "master"), lambda: supervisor.adopt(planned(2))),
+        (("started", "rollout-1/agent"), lambda: supervisor.adopt(planned(0))),
+        (("ended", "rollout-0/agent"), lambda: supervisor.adopt(planned(1))),
+        (("started", "rollout-0/agent"), supervisor.stop),
+    ]
+
+    def on(kind: str) -> None:
+        if to_come and bench.events[-1] == to_come[0][0]:
+            to_come.pop(0)[1]()
+
+    bench.on = on
+    assert asyncio.run(supervisor.run()) == Outcome("stopped")
+    assert bench.left() == []
+    assert [key for kind, key in bench.events if kind == "started"].count("master") == 1
+    begun = [key for kind, key in bench.events if kind == "started" and key.startswith("rollout")]
+    ended = [key for kind, key in bench.events if kind == "ended" and key.startswith("rollout")]
+    assert sorted(begun) == sorted(ended) == sorted(f"rollout-{i}/{c}" for i in (0, 0, 1) for c in ("agent", "shim"))
+    assert ended.index("rollout-0/agent") < ended.index("rollout-0/shim"), "first the agent, which tells the master"
+    assert not list((bench.folder / "shm").glob("rollout-1"))
+    ports = supervisor._places.ports
+    assert len(set(ports.values())) == len(ports) == 2

@@ -14,7 +14,7 @@ from rljob.api.platform import CheckpointSpec
 from rljob.api.sources import DataSource
 from rljob.master.decisions import health
 from rljob.master.decisions.assemble import rl_batch, warm_start_batch
-from rljob.master.decisions.dispatch import Load, choose
+from rljob.master.decisions.dispatch import Load, choose, relieved, slow, smoothed
 from rljob.master.decisions.evaluation import HeldOutAnswer, accuracy, due
 from rljob.master.decisions.identity import differences, identity
 from rljob.master.decisions.manifest import gap
@@ -250,9 +250,12 @@ class TestDispatch:
     def test_the_engine_with_the_most_room_is_asked(self) -> None:
         assert choose([Load("a", 3), Load("b", 1), Load("c", 2)], 4, None, 0.0) == "b"
 
-    def test_the_preferred_engine_is_kept_while_a_sequence_is_free(self) -> None:
-        assert choose([Load("a", 3), Load("b", 1)], 4, "a", 0.0) == "a"
-        assert choose([Load("a", 4), Load("b", 1)], 4, "a", 0.0) == "b"
+    def test_the_preferred_engine_is_kept_while_a_sequence_is_free_and_it_is_not_far_ahead(self) -> None:
+        assert choose([Load("a", 3), Load("b", 2)], 4, "a", 0.0) == "a"
+        assert choose([Load("a", 4), Load("b", 4)], 4, "a", 0.0) == "a"
+        assert choose([Load("a", 4), Load("b", 3)], 4, "a", 0.0) == "b"
+        assert choose([Load("a", 30), Load("new", 14)], 64, "a", 0.0) == "a"
+        assert choose([Load("a", 31), Load("new", 14)], 64, "a", 0.0) == "new", "an engine that has just joined gets its part"
 
     def test_a_few_requests_wait_at_an_engine_and_no_more(self) -> None:
         assert choose([Load("a", 4)], 4, None, 0.0) == "a"
@@ -266,6 +269,29 @@ class TestDispatch:
     def test_an_engine_whose_cache_is_full_gets_nothing(self) -> None:
         assert choose([Load("a", 1, waiting=1, cache_usage=0.99)], 4, None, 0.0) is None
         assert choose([Load("a", 1, waiting=0, cache_usage=0.99)], 4, None, 0.0) == "a"
+
+    def test_an_engine_is_slow_only_beside_a_much_faster_one_that_has_room(self) -> None:
+        def found(*loads: Load) -> set[str]:
+            return set(slow(loads, 8, 0.0))
+
+        assert found(Load("a", 3, speed=2.0), Load("b", 1, speed=9.0)) == {"a"}
+        assert found(Load("a", 3, speed=3.0), Load("b", 1, speed=9.0)) == set()
+        assert found(Load("a", 3, speed=2.0), Load("b", 7, speed=9.0)) == set(), "nobody could take what it writes"
+        assert found(Load("a", 3, speed=2.0), Load("b", 0)) == set(), "how fast the other is, nobody knows"
+        assert found(Load("a", 0, speed=2.0), Load("b", 1, speed=9.0)) == set(), "it writes nothing"
+        assert found(Load("a", 3, speed=2.0), Load("b", 1, speed=9.0, usable_at=1.0)) == set(), "the other fails"
+
+    def test_a_slow_engine_is_relieved_after_a_while(self) -> None:
+        fast = Load("b", 1, speed=9.0)
+        assert relieved([Load("a", 3, speed=2.0, slow_since=5.0), fast], 8, 14.9) == frozenset()
+        assert relieved([Load("a", 3, speed=2.0, slow_since=5.0), fast], 8, 15.0) == {"a"}
+        assert relieved([Load("a", 3, speed=2.0), fast], 8, 99.0) == frozenset()
+
+    def test_the_speed_of_a_sequence_is_smoothed_and_stays_while_nothing_runs(self) -> None:
+        assert smoothed(None, 20, 2, 2.0) == 5.0
+        assert smoothed(10.0, 20, 2, 2.0) == pytest.approx(8.5)
+        assert smoothed(10.0, 0, 0, 2.0) == 10.0
+        assert smoothed(None, 0, 0, 2.0) is None
 
 
 class TestHealth:

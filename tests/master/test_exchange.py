@@ -86,7 +86,7 @@ def test_a_node_that_was_started_again_takes_the_place_of_the_one_before() -> No
 
 
 @pytest.mark.parametrize(
-    ("phase", "version", "checksum"), [("train", 3, "c3"), ("rollout", 4, "c3"), ("rollout", 3, "other"), ("idle", 3, "c3")]
+    ("phase", "version", "checksum"), [("train", 2, "c2"), ("rollout", 4, "c3"), ("rollout", 3, "other"), ("idle", 3, "c3")]
 )
 def test_a_version_that_is_not_wanted_is_not_pulled(phase: str, version: int, checksum: str) -> None:
     master = Master()

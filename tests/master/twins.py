@@ -94,6 +94,13 @@ class FakeEngine:
     most_running: int = 0
     stalled: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared: no token comes."""
+    silent: bool = False
+    """Nothing is answered, as if the machine was gone: neither requests nor metrics."""
+    pace: float = 1.0
+    """Of a token, as a multiple of TOKEN_SECONDS."""
+    given_up: set[str] = field(default_factory=set)
+    """Requests to be answered with what there is."""
+    asked: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.stalled.set()
@@ -105,16 +112,21 @@ class FakeEngine:
         self._answer_or_raise()
         self.running += 1
         self.most_running = max(self.most_running, self.running)
+        self.asked.append(request_id)
         try:
-            return await self._write(prompt, params)
+            return await self._write(request_id, prompt, params)
         finally:
             self.running -= 1
 
-    async def _write(self, prompt: Sequence[int], params: SamplingParams) -> Completion:
+    async def _write(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> Completion:
         tokens: list[int] = []
         while len(tokens) < params.max_tokens:
-            await asyncio.sleep(TOKEN_SECONDS)
+            await asyncio.sleep(TOKEN_SECONDS * self.pace)
             await self.stalled.wait()
+            if self.silent:
+                await asyncio.Event().wait()
+            if request_id in self.given_up:
+                return Completion(tuple(tokens), tuple(-0.5 for _ in tokens), "abort", self.label if tokens else "")
             self._answer_or_raise()
             tokens.append(self.world.policy(prompt[0], len(prompt) - 2 + len(tokens)))
             self.generated += 1
@@ -125,7 +137,20 @@ class FakeEngine:
 
     async def metrics(self) -> EngineMetrics:
         self._answer_or_raise()
+        if self.silent:
+            await asyncio.Event().wait()
         return EngineMetrics(self.running, 0, self.generated, 0.1)
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        self._answer_or_raise()
+        self.given_up |= set(request_ids)
+
+    async def hand_back(self) -> None:
+        """Answer all that runs, and end."""
+        while self.running:
+            self.given_up |= set(self.asked)
+            await asyncio.sleep(TOKEN_SECONDS)
+        self.alive = False
 
     def _answer_or_raise(self) -> None:
         if not self.alive:
@@ -290,6 +315,45 @@ class FakeNode:
         assert answer.status_code == 204, answer.text
         self.registered = self.version
         self.world.checksums[self.version] = self.checksum
+
+
+class FakeReplica(FakeNode):
+    """The checkpoint-engine of a rollout pod: serves whatever version is registered, once it is wanted; `leave` ends it as SIGTERM does."""
+
+    leaving = False
+    wanted: NodeDesired | None = None
+
+    def report(self) -> NodeReport:
+        report, wanted = super().report(), self.wanted
+        asked = wanted is not None and (wanted.phase == "rollout" or wanted.ahead)
+        serves = wanted is not None and asked and wanted.version == self.version
+        engine = report.engine.model_copy(update={"routable": serves, "leaving": serves and self.leaving}) if report.engine else None
+        return report.model_copy(update={"kind": "rollout", "engine": engine})
+
+    async def _step(self, desired: NodeDesired) -> None:
+        self.wanted = desired
+        checksum = self.world.checksums.get(desired.version)
+        if (
+            not (desired.phase == "rollout" or desired.ahead)
+            or checksum is None
+            or (self.version == desired.version and self.engine is not None)
+        ):
+            await asyncio.sleep(0.01)
+            return
+        await asyncio.sleep(0.05)
+        self.version, self.checksum = desired.version, checksum
+        if self.engine is None:
+            self.engine_incarnation = f"{self.incarnation}.engine{len(self.world.engines)}"
+            self.engine = FakeEngine(self.world, "")
+            self.world.engines[self.engine_incarnation] = self.engine
+        self.engine.label = f"{self.version}:{checksum}"
+
+    async def leave(self) -> None:
+        """First nothing new is sent to it, then what it writes comes back, then it is gone."""
+        self.leaving = True
+        await self._sync(wait=0)
+        if self.engine is not None:
+            await self.engine.hand_back()
 
 
 def manifest(version: int, checksum: str, node: str = "worker-0", rows: int = 4) -> Manifest:

@@ -177,7 +177,10 @@ class RolloutSpec(Part):
     """Tokens that one answer may grow by in one iteration (partial rollouts, §2.6.2): what is unfinished goes to the replay buffer
     and on in the next iteration. Default: maxTokens, so nothing is cut."""
     max_staleness: Natural = 0
-    """A segment written by a policy more than so many versions old is left out of the loss (the answer still counts)."""
+    """A segment written by a policy more than so many versions old is left out of the loss (the answer still counts). 0, as in Kimi k1.5:
+    what earlier iterations wrote of an answer is not trained on. From 1 on, rollout replicas also generate while the trainer trains: they
+    begin the next iteration's answers with the version that is being replaced. `prioritized` sampling then chooses those prompts before it
+    knows the results of the iteration that is trained on."""
     repetition: Repetition = Repetition()
     """Repetition detection."""
     weights: WeightsSpec = WeightsSpec()

@@ -238,10 +238,15 @@ def scale_command(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Set the number of rollout-only pods; also of a job that runs."""
-    api = connect(Where(namespace, context, kubeconfig))
-    from rljob.remote.change import scale
+    scale(Where(namespace, context, kubeconfig), name, replicas)
 
-    before, after = scale(api, name, replicas)
+
+def scale(where: Where, name: str, replicas: int) -> None:
+    """`scale`, from what stands on a command line."""
+    api = connect(where)
+    from rljob.remote.change import scale as change
+
+    before, after = change(api, name, replicas)
     print(f"{name}: rollout replicas {before} -> {after}")
 
 

@@ -25,7 +25,7 @@ from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace,
 from rljob.cli.output import Output
 from rljob.cli.render import rendered
 from rljob.cli.show_plan import document, show
-from rljob.local import inspect
+from rljob.local import inspect, scale
 from rljob.local.preflight import without_effect
 from rljob.local.run import Request, run, this_machine
 from rljob.plan import count_held_out, estimate, misfits, plan, read_shape
@@ -39,6 +39,7 @@ rljob plan rljob.yaml\n
 rljob run rljob.yaml --set spec.iterations=3\n
 rljob status runs/tiny\n
 rljob logs runs/tiny worker-0/vllm -f\n
+rljob scale runs/tiny --replicas 2\n
 rljob status sums -n team-a          a job in a cluster: any of -n, --context, --kubeconfig says so\n
 rljob watch sums -n team-a\n
 rljob sandbox serve                  the code sandbox alone, for any program that speaks HTTP\n
@@ -258,6 +259,29 @@ def stop_command(
     """Stop a running job cleanly; `rljob run` goes on later."""
     stopped = inspect.stop(inspect.open_folder(folder), timeout)
     print(f"{folder}: stopped" if stopped else f"{folder}: was not running")
+
+
+@app.command("scale")
+def scale_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Job folder, such as runs/tiny, or the file of a job that runs in its own folder; with -n, --context or --kubeconfig the "
+            "name of an RLJob.",
+            show_default=False,
+        ),
+    ],
+    replicas: Annotated[int, typer.Option("--replicas", help="Rollout-only replicas.", show_default=False)],
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Set the number of rollout-only replicas of a job that runs: on this machine, or in a cluster."""
+    if (where := Where(namespace, context, kubeconfig)).given:
+        return cluster.scale(where, str(folder), replicas)
+    job = scale.folder_of(folder)
+    before, after = scale.scale(job, replicas)
+    print(f"{folder}: rollout replicas {before} -> {after}")
 
 
 app.add_typer(sandbox.app)

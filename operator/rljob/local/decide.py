@@ -191,6 +191,15 @@ def decide(plan: Plan, states: Mapping[Key, State], limits: Limits, observed: Ob
     return actions
 
 
+def roll(wanted: Plan, present: Mapping[str, Pod], leaving: frozenset[str]) -> tuple[tuple[Pod, ...], frozenset[str]]:
+    """What a changed plan means for the pods that are there: those that begin now, and all that leave.
+
+    A pod that has begun to leave goes on leaving. If it is wanted again, it begins anew once it is gone.
+    """
+    names = {pod.name for pod in wanted.pods}
+    return tuple(pod for pod in wanted.pods if pod.name not in present), leaving | {name for name in present if name not in names}
+
+
 def _succeeded(plan: Plan, states: Mapping[Key, State]) -> bool:
     masters = [(c, states[Key(pod.name, c.name)]) for pod in plan.pods if pod.role == "master" for c in pod.containers]
     return bool(masters) and all(finished(container, state) for container, state in masters)

@@ -58,6 +58,17 @@ class JobFolder:
     def current_file(self) -> Path:
         return self.root / "run" / "current.json"
 
+    @property
+    def scale_file(self) -> Path:
+        return self.root / "run" / "replicas"
+
+    def wanted_replicas(self) -> int | None:
+        """The number of rollout replicas that somebody has asked the run for; None if nobody has."""
+        try:
+            return int(self.scale_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
     def job(self) -> RLJob | None:
         """The job that the folder holds.
 

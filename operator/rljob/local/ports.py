@@ -2,7 +2,7 @@
 
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from rljob.api import InfrastructureError
 from rljob.local.places import HOST
@@ -22,8 +22,8 @@ def is_free(port: int) -> bool:
     return True
 
 
-def pick(wanted: Iterable[tuple[str, str]], random_: random.Random) -> dict[tuple[str, str], int]:
-    """A free port for each.
+def pick(wanted: Iterable[tuple[str, str]], random_: random.Random, taken: Collection[int] = ()) -> dict[tuple[str, str], int]:
+    """A free port for each, and none that is `taken`: promised to somebody who may not listen yet.
 
     Raises:
         InfrastructureError: the machine has none left.
@@ -32,7 +32,7 @@ def pick(wanted: Iterable[tuple[str, str]], random_: random.Random) -> dict[tupl
     candidates = iter(random_.sample(_RANGE, len(_RANGE)))
     for key in wanted:
         for port in candidates:
-            if is_free(port):
+            if port not in taken and is_free(port):
                 picked[key] = port
                 break
         else:

@@ -19,6 +19,10 @@ LIBRARIES = {"libnuma.so.1": "libnuma1", "libgomp.so.1": "libgomp1"}
 """Shared libraries that vLLM's CPU build links and no Python package brings, and the Debian package of each."""
 
 
+REMEDIES = {"spec.rollout.weights.transport": "set it to http, or install it: pip install 'rljob[mooncake]', and the system's libibverbs1"}
+"""Of packages that are missing, by field."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What was found on this machine."""
@@ -51,14 +55,16 @@ def gather(job: RLJob, folder: Path, source: Path) -> Facts:
     model = job.spec.model.source
     packages = []
     if model.package is not None and importlib.util.find_spec(model.package.name.partition(".")[0]) is None:
-        packages.append(("spec.model.source.package", model.package.name))
+        packages.append(("spec.model.source.package.name", model.package.name))
     elif model.package is not None and (found := locate(model, source)) is not None:
         files.append(("spec.model.source.package.file", model.package.file, found))
     if model.path is not None:
         files.append(("spec.model.source.path", model.path, source / model.path))
+    if job.spec.rollout.weights.transport == "mooncake" and importlib.util.find_spec("mooncake") is None:
+        packages.append(("spec.rollout.weights.transport", "mooncake"))
     return Facts(
         disk_free=shutil.disk_usage(existing(folder)).free,
-        memory_free=shutil.disk_usage("/dev/shm").free,
+        memory_free=shared_memory_free(),
         memory_total=pages * page,
         libraries_missing=tuple(name for name in LIBRARIES if not _loads(name)),
         commands_missing=() if shutil.which("lscpu") else ("lscpu",),
@@ -94,7 +100,7 @@ def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
     if facts.commands_missing:
         found.append("vLLM needs the command lscpu; install with: apt-get install util-linux")
     for field, package in facts.packages_missing:
-        found.append(f"{field}.name is {package!r}, which is not installed; install the package that provides it")
+        found.append(f"{field} is {package!r}, which is not installed; {REMEDIES.get(field, 'install the package that provides it')}")
     for field, said, path in facts.files_missing:
         found.append(f"{field} is {said!r}, but {path} does not exist; correct the path (it starts at the job file's folder)")
     if facts.disk_free < sizes.disk + 100 * MiB:
@@ -112,6 +118,18 @@ def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
     if job.spec.accelerator.type == "nvidia" and facts.devices < wanted:
         found.append(f"spec.accelerator wants {wanted} nvidia device(s), this machine has {facts.devices}; set spec.accelerator.type: cpu")
     return found
+
+
+def shared_memory_free() -> int:
+    """Bytes free in /dev/shm."""
+    return shutil.disk_usage("/dev/shm").free
+
+
+def no_room_for(replicas: int, more: int, free: int) -> str:
+    """Why rollout replicas that need so many bytes more of shared memory cannot be added; empty if they can."""
+    if free >= more + 16 * MiB or not more:
+        return ""
+    return f"spec.rollout.replicas: {replicas} need {_mib(more)} more in /dev/shm for their weights, {_mib(free)} are free; give fewer"
 
 
 def warnings(sizes: Estimate, facts: Facts) -> list[str]:

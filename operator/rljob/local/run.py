@@ -24,6 +24,7 @@ from rljob.local.display import Display, choose
 from rljob.local.folder import Current, JobFolder, check_same_job
 from rljob.local.places import Places, service_url
 from rljob.local.ports import pick
+from rljob.local.scale import scaled
 from rljob.local.supervisor import Guardian, Outcome, Supervisor, last_lines
 from rljob.local.watch import Watcher
 from rljob.plan import Machine, Plan, count_held_out, estimate, plan, read_shape
@@ -65,11 +66,25 @@ def run(request: Request, console: Console) -> int:
     if found := preflight.problems(job, sizes, facts):
         raise ConfigurationError(found[0] if len(found) == 1 else "this cannot run here:\n  " + "\n  ".join(found))
     notes = (*preflight.warnings(sizes, facts), *inert(job.spec), *preflight.without_effect(job))
-    return run_in(folder, plan(job, shape), job, request, console, notes)
+    return run_in(folder, plan(job, shape), job, request, console, notes, lambda scaled: plan(scaled, shape))
 
 
-def run_in(folder: JobFolder, planned: Plan, job: RLJob, request: Request, console: Console, notes: Sequence[str] = ()) -> int:
+Planner = Callable[[RLJob], Plan]
+"""The plan of a job whose scale has changed."""
+
+
+def run_in(
+    folder: JobFolder,
+    planned: Plan,
+    job: RLJob,
+    request: Request,
+    console: Console,
+    notes: Sequence[str] = (),
+    planner: Planner | None = None,
+) -> int:
     """Run a plan in a job folder: take the folder over as `request` says, or refuse. Returns the exit status of the command.
+
+    Without a `planner` the job stays as large as it is.
 
     Raises:
         ConfigurationError: the folder is in use, holds another job, or nothing to resume.
@@ -87,7 +102,7 @@ def run_in(folder: JobFolder, planned: Plan, job: RLJob, request: Request, conso
         console.print(say, highlight=False, soft_wrap=True)
         for note in notes:
             console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
-        return run_plan(planned, job, folder, request, console)
+        return run_plan(planned, job, folder, request, console, planner)
 
 
 def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
@@ -107,14 +122,14 @@ def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
     return begun
 
 
-def run_plan(plan: Plan, job: RLJob, folder: JobFolder, request: Request, console: Console) -> int:
+def run_plan(plan: Plan, job: RLJob, folder: JobFolder, request: Request, console: Console, planner: Planner | None = None) -> int:
     """Run a plan in a folder that the caller has claimed; see `run`."""
     begun = time.monotonic()
     for _ in range(_PORT_TRIES):
         places = _places(plan, folder, request)
         display = choose(console, job.metadata.name)
         try:
-            outcome, watcher, stopped_by = asyncio.run(_session(plan, places, job, folder, request, display))
+            outcome, watcher, stopped_by = asyncio.run(_session(plan, places, job, folder, request, display, planner))
         finally:
             display.close()
         if outcome.kind != "port-taken":
@@ -142,11 +157,12 @@ def _places(plan: Plan, folder: JobFolder, request: Request) -> Places:
 
 
 async def _session(
-    plan: Plan, places: Places, job: RLJob, folder: JobFolder, request: Request, display: Display
+    plan: Plan, places: Places, job: RLJob, folder: JobFolder, request: Request, display: Display, planner: Planner | None
 ) -> tuple[Outcome, Watcher, signal.Signals | None]:
     """One run of the plan with everything around it: guardian, signals, view."""
     temporary = (str(places.memory), str(places.sockets))
     master = service_url(plan, places, "master")
+    folder.scale_file.unlink(missing_ok=True)
     folder.write_current(Current(places.run, os.getpid(), time.time(), temporary, master, str(request.file.absolute())))
     guardian = Guardian(places.run, temporary)
     watcher = Watcher(master, display.status)
@@ -158,15 +174,16 @@ async def _session(
         loop.add_signal_handler(number, _stop_on, number, supervisor, received, display)
     watching = asyncio.create_task(watcher.watch())
     showing = asyncio.create_task(_show(display, watcher, folder, guardian))
+    scaling = asyncio.create_task(_scale(planner, job, supervisor, folder, display))
     try:
         outcome = await supervisor.run()
         # The master's last words may have come between two looks at it.
         if (last := folder.status()) is not None:
             watcher.take(last)
     finally:
-        for task in (watching, showing):
+        for task in (watching, showing, scaling):
             task.cancel()
-        await asyncio.gather(watching, showing, return_exceptions=True)
+        await asyncio.gather(watching, showing, scaling, return_exceptions=True)
         await asyncio.to_thread(guardian.release)
         folder.write_current(None)
     return outcome, watcher, received[0] if received else None
@@ -177,6 +194,18 @@ def _stop_on(number: signal.Signals, supervisor: Supervisor, received: list[sign
     received.append(number)
     display.say("stopping; once more to kill what is left" if first else "killing what is left")
     supervisor.stop()
+
+
+async def _scale(planner: Planner | None, job: RLJob, supervisor: Supervisor, folder: JobFolder, display: Display) -> None:
+    """Take up what `rljob scale` asks for; the job folder's `job.yaml` says what is taken up."""
+    while planner is not None:
+        before, after = job.spec.rollout.replicas, folder.wanted_replicas()
+        if after is not None and after != before:
+            job = scaled(job, after)
+            supervisor.adopt(planner(job))
+            folder.write_job(job)
+            display.say(f"rollout replicas {before} -> {after}")
+        await asyncio.sleep(0.25)
 
 
 async def _show(display: Display, watcher: Watcher, folder: JobFolder, guardian: Guardian) -> None:

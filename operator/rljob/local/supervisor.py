@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from rljob.local.decide import Key, Limits, Observed, State
 from rljob.local.folder import JobFolder
 from rljob.local.marked import end_all, of_container
 from rljob.local.places import Places, backoff_text, command, environment, folders, mark, value, volume_path
-from rljob.local.ports import is_free
+from rljob.local.ports import is_free, pick
 from rljob.plan.types import Container, ExecProbe, Plan, Pod, Probe, VolumePath
 
 _TICK = 0.05
@@ -89,6 +91,9 @@ class Supervisor:
         self._progress = progress
         self._clock = clock
         self._containers = {Key(pod.name, c.name): (pod, c) for pod in plan.pods for c in pod.all_containers}
+        self._pods = {pod.name: pod for pod in plan.pods}
+        """All that are there, also those that leave."""
+        self._leaving: frozenset[str] = frozenset()
         self._processes: dict[Key, subprocess.Popen[bytes]] = {}
         self._log_starts: dict[Key, int] = {}
         self._probes: dict[Key, asyncio.Task[None]] = {}
@@ -101,6 +106,51 @@ class Supervisor:
         """Begin an ordered stop; a second call kills what is left."""
         self._hurry = self._stopping
         self._stopping = True
+
+    def adopt(self, plan: Plan) -> None:
+        """From now on the job is this plan. Pods that it adds begin, pods that it lacks are stopped in order; all others go on.
+
+        Raises:
+            InfrastructureError: no port is free.
+        """
+        self.plan = plan
+        self._roll()
+
+    def _roll(self) -> None:
+        new, self._leaving = decide.roll(self.plan, self._pods, self._leaving)
+        taken = self._places.ports
+        wanted = [(pod.name, port.name) for pod in new for container in pod.all_containers for port in container.ports]
+        ports = {**taken, **pick(wanted, random.SystemRandom(), taken.values())} if wanted else taken
+        self._places = replace(self._places, ports=ports)
+        for pod in new:
+            self._pods[pod.name] = pod
+            for container in pod.all_containers:
+                key = Key(pod.name, container.name)
+                self.states[key], self._containers[key] = State(), (pod, container)
+        self._waits = frozenset(path for pod in self._pods.values() for path in pod.waits)
+        for path in folders(self.plan, self._places) if new else ():
+            path.mkdir(parents=True, exist_ok=True)
+
+    def _forget(self) -> None:
+        """Pods that have left are gone, with their files in memory; what they waited for may begin."""
+        gone = [name for name in self._leaving if not any(key.pod == name for key in self._processes)]
+        for name in gone:
+            pod = self._pods.pop(name)
+            for container in pod.all_containers:
+                key = Key(pod.name, container.name)
+                del self.states[key], self._containers[key]
+            for root in (self._places.memory, self._places.sockets):
+                shutil.rmtree(root / name, ignore_errors=True)
+        self._places = replace(self._places, ports={at: port for at, port in self._places.ports.items() if at[0] not in gone})
+        self._leaving -= set(gone)
+        if gone:
+            self._roll()
+
+    def _staying(self) -> Plan:
+        return replace(self.plan, pods=tuple(pod for pod in self._pods.values() if pod.name not in self._leaving))
+
+    def _leavers(self) -> Plan:
+        return replace(self.plan, pods=tuple(self._pods[name] for name in sorted(self._leaving)))
 
     async def run(self) -> Outcome:
         """Start the plan and see it through. Whatever the outcome, no container is left running."""
@@ -125,7 +175,10 @@ class Supervisor:
         begun = self._clock()
         while not self._stopping:
             await self._reap()
-            for action in decide.decide(self.plan, self.states, self._limits, self._observe(begun)):
+            if self._leaving:
+                self._stop(decide.decide_stop(self._leavers(), self.states, self._clock()))
+                self._forget()
+            for action in decide.decide(self._staying(), self.states, self._limits, self._observe(begun)):
                 match action:
                     case decide.Succeed():
                         return Outcome("succeeded")
@@ -143,18 +196,22 @@ class Supervisor:
         return Outcome("stopped")
 
     async def _stop_all(self) -> None:
+        everybody = replace(self.plan, pods=tuple(self._pods.values()))
         while any(state.phase == "running" for state in self.states.values()):
-            for action in decide.decide_stop(self.plan, self.states, self._clock(), self._hurry):
-                match action:
-                    case decide.Terminate(key):
-                        self.states[key] = replace(self.states[key], signalled=self._clock())
-                        self._processes[key].send_signal(signal.SIGTERM)
-                    case decide.Kill(key, why):
-                        self._kill(key, why)
-                    case _:
-                        raise AssertionError(f"no {action} while stopping")
+            self._stop(decide.decide_stop(everybody, self.states, self._clock(), self._hurry))
             await asyncio.sleep(_TICK)
             await self._reap(stopping=True)
+
+    def _stop(self, actions: Sequence[decide.Action]) -> None:
+        for action in actions:
+            match action:
+                case decide.Terminate(key):
+                    self.states[key] = replace(self.states[key], signalled=self._clock())
+                    self._processes[key].send_signal(signal.SIGTERM)
+                case decide.Kill(key, why):
+                    self._kill(key, why)
+                case _:
+                    raise AssertionError(f"no {action} while stopping")
 
     def _observe(self, begun: float) -> Observed:
         present = {path for path in self._waits if volume_path(self.plan, self._places, self.plan.pods[0], path).exists()}
@@ -200,7 +257,7 @@ class Supervisor:
             if (task := self._probes.pop(key, None)) is not None:
                 task.cancel()
             self.states[key] = decide.exited(self.states[key], code, self._clock(), self._progress())
-            self._tell_end(key, container, stopping)
+            self._tell_end(key, container, stopping or key.pod in self._leaving)
 
     def _tell_end(self, key: Key, container: Container, stopping: bool) -> None:
         state = self.states[key]

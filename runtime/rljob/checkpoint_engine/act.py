@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from rljob.api import InfrastructureError
+from rljob.api import InfrastructureError, RLJobError
 from rljob.checkpoint_engine import gate
 from rljob.checkpoint_engine.clients import Engine, Master, Peers, Shim, Trainer, WeightSource
 from rljob.checkpoint_engine.decide import keeps_engine
@@ -52,6 +52,8 @@ STOP_GRACE = 5.0
 """Seconds that a payload gets between SIGTERM and SIGKILL."""
 STOP_DEADLINE = STOP_GRACE + KILL_DEADLINE + 5.0
 """Seconds after which a shim that was asked to stop its payload has either done so or failed."""
+HAND_BACK = 5.0
+"""Seconds that an engine which is about to end gets to answer what it is writing."""
 PROGRESS_POLL = 1.0
 _POLL = 0.05
 
@@ -216,8 +218,10 @@ class Actor:
             case LoadEngine(version):
                 if seen.engine.state is not None and seen.engine.state.paused:
                     await engine.wake()
-                # An engine that ends before the arena is written again may read it in place.
-                await engine.load(_present(known.manifest, version), self.plan.arena, not keeps_engine(seen)[0])
+                # In place, if the arena is not written as long as this engine reads it. On a rollout node the next version gets another
+                # file.
+                share = self.plan.site.kind == "rollout" or not keeps_engine(seen)[0]
+                await engine.load(_present(known.manifest, version), self.plan.arena, share)
                 return replace(known, attested=None)
             case Attest(version):
                 manifest = _present(known.manifest, version)
@@ -246,6 +250,14 @@ class Actor:
 
     def _engine_request(self) -> StartRequest:
         return StartRequest(argv=self.plan.engine_argv, env=dict(self.plan.engine_env), incarnation=self.parts.new_incarnation())
+
+    async def hand_back(self) -> None:
+        """Have the engine give up what it is writing. Whatever goes wrong costs those tokens and nothing else."""
+        try:
+            async with asyncio.timeout(HAND_BACK):
+                await self.parts.engine.hand_back()
+        except (RLJobError, TimeoutError) as error:
+            log.warning("running answers are not handed back (%s); they are written again", error or f"not done after {HAND_BACK:.0f} s")
 
     async def finish(self) -> None:
         """End engine and trainer, and leave no shared memory. A shim that ends meanwhile ends its payload by itself."""

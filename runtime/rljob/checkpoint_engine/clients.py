@@ -73,6 +73,9 @@ class Engine(Protocol):
     async def wake(self) -> None:
         """Take the accelerator again; nothing is served before the next load."""
 
+    async def hand_back(self) -> None:
+        """Answer every running request with the tokens that there are, and take no more; done when none runs."""
+
 
 class Master(Protocol):
     """The master (rljob.wire.node)."""
@@ -210,6 +213,10 @@ class HttpEngine:
 
     async def wake(self) -> None:
         await self._client.wake()
+
+    async def hand_back(self) -> None:
+        await self._client.pause("abort")  # answers when nothing runs any more
+        await self._client.is_paused()  # and by now those who asked have been answered
 
 
 class HttpMaster:

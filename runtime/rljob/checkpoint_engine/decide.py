@@ -52,10 +52,14 @@ def decide(desired: NodeDesired | None, seen: Observed, now: float) -> Step:
     if now < seen.known.retry_at:
         return Idle("pause after a failure", seen.known.retry_at)
     match desired.phase:
+        case "train" if seen.site.kind == "rollout":
+            return _stand_by(desired, seen)
         case "train" if desired.task is not None:
             return _train(desired.version, desired.task, seen)
         case "rollout":
             return _serve(desired.version, desired.checksum, seen)
+        case _ if seen.site.kind == "rollout":
+            return Idle("nothing is wanted; nobody else needs the accelerator")
         case _:
             return _engine_leaves(seen) or _trainer_leaves(seen) or Idle("nothing is wanted")
 
@@ -63,8 +67,6 @@ def decide(desired: NodeDesired | None, seen: Observed, now: float) -> Step:
 def _train(version: int, task: TrainTask, seen: Observed) -> Step:
     """Make `task.version` from `version`: checkpointed, in the arena, registered."""
     new = task.version
-    if seen.site.kind == "rollout":
-        return _engine_leaves(seen) or Idle("rollout nodes do not train")
     held = seen.trainer.status if seen.trainer.life == "running" else None
     # A trainer that died after its checkpoint need not train again.
     trained = _trained(seen) == new and (_checkpointed(new, seen) or (held is not None and held.version == new))
@@ -118,16 +120,25 @@ def _serve(version: int, checksum: str | None, seen: Observed) -> Step:
     return _trainer_leaves(seen) or _engine_serves(manifest, seen) or Rollout()
 
 
+def _stand_by(desired: NodeDesired, seen: Observed) -> Step:
+    """While others train, a node without a trainer keeps its engine, and makes it ready if it is not: then the next version only has to be
+    pulled and loaded. Meanwhile it may generate for the next iteration (`desired.ahead`)."""
+    if desired.checksum is None:
+        return Idle("nobody has weights to give yet")
+    step = _serve(desired.version, desired.checksum, seen)
+    return Idle("rollout nodes do not train") if isinstance(step, Rollout) and not desired.ahead else step
+
+
 def _provide(version: int, checksum: str | None, seen: Observed) -> Step:
     """Get the weights into the arena, and their manifest."""
     known = seen.known
     arena_fits = seen.arena == version and not known.arena_refused and known.manifest is None
     if arena_fits and known.unknown_to_master != version:
         return Recall(version)
+    if seen.site.kind == "rollout":
+        return _engine_lets_go(seen) or Pull(version, checksum)
     if step := _engine_leaves(seen):  # the arena is about to be written, and the trainer needs the accelerator
         return step
-    if seen.site.kind == "rollout":
-        return Pull(version, checksum)
     return _trainer_holds(version, seen) or Export(version, checksum)
 
 
@@ -172,6 +183,21 @@ def _engine_leaves(seen: Observed) -> Step | None:
     return None if engine.state.paused else SleepEngine(reason)
 
 
+def _engine_lets_go(seen: Observed) -> Step | None:
+    """The engine does not read the file that the next version is put together in: it has what the arena holds, or no weights yet."""
+    engine = seen.engine
+    if engine.life not in ALIVE:
+        return None
+    if engine.life == "away":
+        return StopEngine("its shim does not answer")
+    if engine.incarnation in seen.known.unfit:
+        return StopEngine("it failed")
+    if engine.state is None:
+        return StopEngine("it does not answer")
+    behind = engine.state.version not in (None, seen.arena)
+    return StopEngine(f"it still reads version {engine.state.version}, and the next one takes that memory") if behind else None
+
+
 def _forks_ahead(version: int, seen: Observed) -> bool:
     """Whether an engine may start while the trainer saves `version`: on CPU, where the two share memory anyway, and only once.
 
@@ -212,6 +238,8 @@ def _engine_serves(manifest: Manifest, seen: Observed) -> Step | None:
 def keeps_engine(seen: Observed) -> tuple[bool, str]:
     """Whether an engine lives on while the trainer works, and why (`switch.policy`)."""
     site = seen.site
+    if site.kind == "rollout":
+        return True, "there is no trainer on this node"
     if site.policy == "restart":
         return False, "switch.policy is restart"
     if site.policy == "sleep":
@@ -227,7 +255,8 @@ def keeps_engine(seen: Observed) -> tuple[bool, str]:
 def routable(desired: NodeDesired | None, seen: Observed) -> bool:
     """Whether requests may be sent to the engine: it is proven to hold exactly what is wanted, and works."""
     engine, attested = seen.engine, seen.known.attested
-    if desired is None or desired.phase != "rollout" or engine.life != "running" or engine.state is None or engine.state.paused:
+    asked = desired is not None and (desired.phase == "rollout" or (desired.ahead and seen.site.kind == "rollout"))
+    if desired is None or not asked or engine.life != "running" or engine.state is None or engine.state.paused:
         return False
     if attested is None or attested != (engine.incarnation, engine.state.version, engine.state.checksum):
         return False

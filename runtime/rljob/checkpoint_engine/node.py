@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 LOOK = 1.0
 """Seconds between two looks at the world while there is nothing to do."""
 LONG_POLL = 20.0
+FAREWELL = 3.0
+"""Seconds that the master gets to hear that this node leaves."""
 
 
 class Node:
@@ -44,6 +46,9 @@ class Node:
         self._told = asyncio.Event()
         """Set when the report has changed."""
         self._ending = asyncio.Event()
+        self._leaving = False
+        self._heard = asyncio.Event()
+        """Set when the master has answered a report that says that the engine is leaving."""
 
     def end(self) -> None:
         """Leave as if the master had said `stop`."""
@@ -63,10 +68,26 @@ class Node:
                     await self._rest(step)
                 else:
                     await self._perform(step)
+            await self._leave()
             await self._actor.finish()
             log.info("the job is over: sidecars are stopped, shared memory is empty")
         finally:
             talk.cancel()
+
+    async def _leave(self) -> None:
+        """If the job goes on without this node: first nobody sends it anything more, then it hands back what its engine is writing."""
+        serving = self._seen is not None and routable(self._desired, self._seen)
+        if not serving or (self._desired is not None and self._desired.phase == "stop"):
+            return
+        self._leaving = True
+        self._tell()
+        try:
+            async with asyncio.timeout(FAREWELL):
+                await self._heard.wait()
+        except TimeoutError:
+            log.warning("the master does not answer; its requests end with the engine")
+            return
+        await self._actor.hand_back()
 
     async def _look_and_decide(self) -> Step:
         """One look at the world, and the step that follows from it."""
@@ -160,13 +181,17 @@ class Node:
 
     async def _sync(self, report: NodeReport) -> NodeDesired | None:
         """One long poll, given up as soon as there is something new to report."""
-        call = asyncio.create_task(self._parts.master.sync(report, LONG_POLL))
+        urgent = report.engine is not None and report.engine.leaving and not self._heard.is_set()
+        call = asyncio.create_task(self._parts.master.sync(report, 0 if urgent else LONG_POLL))
         news = asyncio.create_task(self._told.wait())
         try:
             await asyncio.wait([call, news], return_when=asyncio.FIRST_COMPLETED)
             if not call.done():
                 # The report itself arrives in any case; the answer, if any, is repeated by the next poll.
                 await asyncio.wait([call], timeout=0.02)
+            if call.done() and urgent:
+                call.result()
+                self._heard.set()
             return call.result() if call.done() else None
         finally:
             call.cancel()
@@ -195,7 +220,7 @@ class Node:
             step_started=self._since,
             progress=self._progress,
             trainer=_trainer_report(seen),
-            engine=_engine_report(seen, self._plan.engine_url, serving),
+            engine=_engine_report(seen, self._plan.engine_url, serving, self._leaving),
             weights=_held(seen, known, self._plan.weights_url),
             trained=known.trained,
             checkpointed=known.checkpointed,
@@ -233,13 +258,20 @@ def _trainer_report(seen: Observed | None) -> TrainerReport | None:
     return TrainerReport(incarnation=status.incarnation, version=status.version, resident=status.resident)
 
 
-def _engine_report(seen: Observed | None, url: str, serving: bool) -> EngineReport | None:
+def _engine_report(seen: Observed | None, url: str, serving: bool, leaving: bool) -> EngineReport | None:
     if seen is None or seen.engine.state is None or seen.engine.incarnation is None:
         return None
     state = seen.engine.state
     if state.version is None or state.checksum is None:
         return None
-    return EngineReport(url=url, incarnation=seen.engine.incarnation, version=state.version, checksum=state.checksum, routable=serving)
+    return EngineReport(
+        url=url,
+        incarnation=seen.engine.incarnation,
+        version=state.version,
+        checksum=state.checksum,
+        routable=serving,
+        leaving=serving and leaving,
+    )
 
 
 def _held(seen: Observed | None, known: Known, url: str) -> HeldWeights | None:

@@ -26,8 +26,12 @@ def _generation(parts: Parts, weights: Weights, temperature: float, top_p: float
     return Generation(parts.pool, parts.scorer, parts.decode, weights, params, parts.clock)
 
 
-async def collect_answers(parts: Parts, weights: Weights, iteration: int, groups: Sequence[PromptGroup]) -> float:
-    """Bring every answer of the open groups to its end or its budget, all news durable on return; answers the tokens per second."""
+async def collect_answers(parts: Parts, weights: Weights, iteration: int, groups: Sequence[PromptGroup], beside: bool = False) -> float:
+    """Bring every answer of the open groups to its end or its budget, all news durable on return; answers the tokens per second.
+
+    Args:
+        beside: something else goes on meanwhile, whose time it is.
+    """
     rollout, buffer = parts.job.spec.rollout, parts.state.buffer
     generation = _generation(parts, weights, rollout.temperature, rollout.top_p)
     growth = rollout.token_budget * buffer.rounds(iteration) if rollout.token_budget is not None else None
@@ -53,7 +57,8 @@ async def collect_answers(parts: Parts, weights: Weights, iteration: int, groups
             for trajectory in (t for t in group.trajectories if t.verdict is None):
                 tasks.create_task(answer(group, trajectory))
     generating = generation.last_token - begun
-    parts.stopwatch.add({"rollout": generating, "reward-wait": parts.clock() - generation.last_token})
+    if not beside:
+        parts.stopwatch.add({"rollout": generating, "reward-wait": parts.clock() - generation.last_token})
     return (parts.pool.tally.tokens - tokens) / generating if generating > 0 else 0.0
 
 

@@ -1,14 +1,16 @@
 """The engines that may be asked: routable, with the wanted weights, and not failing. Requests wait here until one has room."""
 
 import asyncio
+import heapq
 import itertools
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rljob.api import InfrastructureError
-from rljob.master.decisions.dispatch import Load, choose
+from rljob.master.decisions.dispatch import SILENT_SECONDS, Load, choose, relieved, slow, smoothed
 from rljob.master.decisions.retry import delay
 from rljob.master.timing import Clock, News
 from rljob.master.trajectory import Weights
@@ -16,8 +18,14 @@ from rljob.master.watch import Watch
 from rljob.rollout.client import Completion, EngineMetrics, SamplingParams
 from rljob.wire.node import NodeReport
 
+log = logging.getLogger(__name__)
+
 POLL = 1.0
 """Seconds between two looks at the engines' own metrics."""
+LOOK = 5.0
+"""Seconds that an engine has to show them: one that hangs must not keep us from the others."""
+REST = 30.0
+"""Seconds for which an engine that was too slow gets nothing new."""
 
 
 class Engine(Protocol):
@@ -26,6 +34,9 @@ class Engine(Protocol):
     async def generate(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> Completion: ...
 
     async def metrics(self) -> EngineMetrics: ...
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """These requests are answered now, with the tokens that there are."""
 
 
 @dataclass
@@ -37,29 +48,41 @@ class Seat:
     engine: Engine
     progressed: float
     """When it last answered, generated or was idle."""
-    requests: set["asyncio.Task[Completion]"] = field(default_factory=set)
+    requests: dict["asyncio.Task[Completion]", str] = field(default_factory=dict)
+    """And the ids they were sent under."""
     promised: int = 0
     """Places given away to requests that are about to be sent, or in flight."""
     waiting: int = 0
     cache_usage: float = 0.0
     usable_at: float = 0.0
+    leaving: bool = False
+    """Its node ends it: what runs there comes back, nothing new is sent."""
     failures: int = 0
     generated: int = 0
     """Tokens by the engine's own counter since we know it."""
+    speed: float | None = None
+    slow_since: float | None = None
+    silent_since: float | None = None
+    """Since when it has not answered when asked for its metrics."""
     _counter: int | None = None
+    _looked: float = 0.0
 
     @property
     def load(self) -> Load:
         """As the dispatch decision sees it."""
-        return Load(self.key, self.promised, self.waiting, self.cache_usage, self.usable_at)
+        usable_at = math.inf if self.leaving else self.usable_at
+        return Load(self.key, self.promised, self.waiting, self.cache_usage, usable_at, self.speed, self.slow_since)
 
     def observe(self, metrics: EngineMetrics, now: float) -> None:
         """Take up the engine's own figures."""
         self.waiting, self.cache_usage = metrics.waiting, metrics.kv_cache_usage
-        if self._counter is not None and metrics.generation_tokens > self._counter:
-            self.generated += metrics.generation_tokens - self._counter
+        fresh = max(0, metrics.generation_tokens - self._counter) if self._counter is not None else 0
+        if fresh:
+            self.generated += fresh
             self.progressed = now
-        self._counter = metrics.generation_tokens
+        if self._counter is not None:
+            self.speed = smoothed(self.speed, fresh, metrics.running, now - self._looked)
+        self._counter, self._looked = metrics.generation_tokens, now
 
 
 @dataclass
@@ -72,6 +95,8 @@ class Tally:
     """Tokens thrown away because another policy wrote them."""
     redispatched: int = 0
     """Requests sent again."""
+    taken_back: int = 0
+    """Requests taken back from an engine that was too slow; their tokens are kept."""
     discarded_before: int = 0
     """What `take_discarded` has answered so far."""
 
@@ -79,6 +104,15 @@ class Tally:
         """Tokens thrown away since the last call."""
         fresh, self.discarded_before = self.discarded - self.discarded_before, self.discarded
         return fresh
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """A request that waits for a place."""
+
+    preferred: str | None
+    kind: Hashable
+    place: "asyncio.Future[Seat | None]"
 
 
 class EnginePool:
@@ -92,7 +126,12 @@ class EnginePool:
         self._max_sequences, self._stall_seconds = max_sequences, stall_seconds
         self._wanted: Weights | None = None
         self._seats: dict[str, Seat] = {}
-        self._queue: deque[tuple[str | None, asyncio.Future[Seat]]] = deque()
+        self._queue: list[tuple[int, int, _Wish]] = []
+        """A heap: the longest answers first, for what they lack decides when the iteration ends; else first come, first served."""
+        self._arrivals = itertools.count()
+        self._closed = self._ahead = False
+        self._homes: dict[Hashable, str] = {}
+        """Which engine had the last request of a kind: it has the prefix that they share."""
         self._ids = (f"{name}-{n}" for n in itertools.count())
         self._generated_before = 0
         self.tally = Tally()
@@ -100,8 +139,8 @@ class EnginePool:
 
     @property
     def routable(self) -> int:
-        """Engines with the wanted weights."""
-        return len(self._seats)
+        """Engines with the wanted weights that stay."""
+        return sum(not seat.leaving for seat in self._seats.values())
 
     @property
     def serving(self) -> Mapping[str, str]:
@@ -112,28 +151,44 @@ class EnginePool:
         """Tokens generated since the start of this process: received, or more by the engines' own counters (for a live display)."""
         return max(self.tally.tokens, self._generated_before + sum(seat.generated for seat in self._seats.values()))
 
-    def want(self, weights: Weights | None, reports: Mapping[str, NodeReport]) -> None:
-        """From now on only engines that hold exactly these weights are asked."""
-        self._wanted = weights
+    def want(self, weights: Weights | None, reports: Mapping[str, NodeReport], ahead: bool = False) -> None:
+        """From now on only engines that hold exactly these weights are asked; `ahead`: of them, those of nodes without a trainer."""
+        if weights != self._wanted:
+            self._homes.clear()
+        self._wanted, self._closed, self._ahead = weights, False, ahead
         for report in reports.values():
             self.observe(report)
 
     def observe(self, report: NodeReport) -> None:
         """Take up a node's report: its engine comes, stays or goes."""
         engine = report.engine
-        fits = engine is not None and engine.routable and self._wanted == Weights(engine.version, engine.checksum)
+        asked = report.kind == "rollout" or not self._ahead
+        fits = engine is not None and asked and engine.routable and self._wanted == Weights(engine.version, engine.checksum)
         key = f"{report.node}/{engine.incarnation}" if engine is not None and fits else None
         for seat in [s for s in self._seats.values() if s.node == report.node and s.key != key]:
             self._drop(seat)
         if engine is not None and key is not None and key not in self._seats:
             self._seats[key] = Seat(key, report.node, self._connect(engine.url), self._clock())
+        if engine is not None and key is not None:
+            self._seats[key].leaving = engine.leaving
         self.news.announce()
         self._grant()
 
-    async def generate(self, prompt: Sequence[int], params: SamplingParams, preferred: str | None = None) -> tuple[Completion, str]:
-        """The answer of an engine and that engine's key. A lost, failing or wrong engine only means that another is asked."""
+    async def generate(
+        self, prompt: Sequence[int], params: SamplingParams, preferred: str | None = None, written: int = 0, kind: Hashable = None
+    ) -> tuple[Completion, str] | None:
+        """The answer of an engine and that engine's key. A lost, failing or wrong engine only means that another is asked. None: it was
+        taken back (`take_back`) before its first token.
+
+        Args:
+            preferred: the engine that has the answer's prefix.
+            written: tokens that the answer has so far.
+            kind: requests of one kind begin alike, such as the answers to one prompt.
+        """
         while True:
-            seat = await self._place(preferred)
+            seat = await self._place(preferred, written, kind)
+            if seat is None:
+                return None
             try:
                 completion = await self._ask(seat, prompt, params)
             finally:
@@ -141,58 +196,118 @@ class EnginePool:
                 self._grant()
             if completion is not None:
                 return completion, seat.key
+            if self._closed:
+                return None
             self.tally.redispatched += 1
+
+    async def take_back(self) -> None:
+        """All requests end, with the tokens that there are; nobody is asked any more until `want`."""
+        self._closed = True
+        for _, _, wish in self._queue:
+            if not wish.place.done():
+                wish.place.set_result(None)
+        self._queue.clear()
+        await asyncio.gather(*(self._abort(seat) for seat in list(self._seats.values()) if seat.requests))
+
+    async def _abort(self, seat: Seat) -> None:
+        try:
+            async with asyncio.timeout(LOOK):
+                await seat.engine.abort(tuple(seat.requests.values()))
+        except (InfrastructureError, TimeoutError):
+            self._cancel(seat)
 
     async def poll(self) -> None:
         """Look at the engines' own metrics for ever; requests at an engine that has stalled go elsewhere."""
         while True:
-            await asyncio.gather(*(self._look(seat) for seat in list(self._seats.values()) if seat.promised))
+            await asyncio.gather(*(self._look(seat) for seat in list(self._seats.values()) if seat.promised or seat.silent_since))
+            await self._relieve()
             self._grant()
             await asyncio.sleep(POLL)
 
     async def _look(self, seat: Seat) -> None:
-        now = self._clock()
+        asked = self._clock()
         try:
-            seat.observe(await seat.engine.metrics(), now)
-        except InfrastructureError:
-            pass  # A dead engine also fails its requests, where it is counted; a hung one stalls, below.
+            async with asyncio.timeout(LOOK):
+                metrics = await seat.engine.metrics()
+        except (InfrastructureError, TimeoutError):
+            seat.silent_since = seat.silent_since or asked
+        else:
+            seat.observe(metrics, self._clock())
+            if seat.silent_since is not None and seat.usable_at == math.inf:
+                seat.usable_at = asked
+            seat.silent_since = None
+        self._judge(seat, self._clock())
+
+    def _judge(self, seat: Seat, now: float) -> None:
+        """Give up an engine that is gone without a word (its machine, say), or works without getting anywhere."""
+        if seat.silent_since is not None and now - seat.silent_since > SILENT_SECONDS and seat.usable_at < math.inf:
+            self._fail(seat, "EngineSilent", f"no answer for {SILENT_SECONDS:.0f} s; its requests go to another engine")
+            seat.usable_at = math.inf
+            self._cancel(seat)
         if now - seat.progressed > self._stall_seconds:
             self._fail(seat, "EngineStalled", f"no token within {self._stall_seconds:.0f} s; its requests go to another engine")
             seat.progressed = now
             self._cancel(seat)
 
-    async def _place(self, preferred: str | None) -> Seat:
-        place: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
-        self._queue.append((preferred, place))
+    async def _relieve(self) -> None:
+        """Take back what far too slow engines write, when others have run dry. The tokens are kept."""
+        now, loads = self._clock(), [seat.load for seat in self._seats.values()]
+        lagging = frozenset[str]() if self._waiting() else slow(loads, self._max_sequences, now)
+        for seat in self._seats.values():
+            seat.slow_since = (seat.slow_since or now) if seat.key in lagging else None
+        for key in relieved([seat.load for seat in self._seats.values()], self._max_sequences, now) & lagging:
+            seat = self._seats[key]
+            log.info(
+                "%s writes %.3g tokens per second of an answer, far less than others: they go on with its answers", key, seat.speed or 0
+            )
+            seat.usable_at, seat.slow_since = max(seat.usable_at, now + REST), None
+            self.tally.taken_back += len(seat.requests)
+            await self._abort(seat)
+
+    def _waiting(self) -> bool:
+        """Whether any request waits for a place."""
+        return any(not wish.place.cancelled() for _, _, wish in self._queue)
+
+    async def _place(self, preferred: str | None, written: int, kind: Hashable) -> Seat | None:
+        if self._closed:
+            return None
+        place: asyncio.Future[Seat | None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._queue, (-written, next(self._arrivals), _Wish(preferred, kind, place)))
         self._grant()
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                place.result().promised -= 1
+            if place.done() and not place.cancelled() and (seat := place.result()) is not None:
+                seat.promised -= 1
             raise
 
     def _grant(self) -> None:
-        """Give places to waiting requests, first come, first served."""
+        """Give places to waiting requests, as they are in the queue."""
         while self._queue:
-            if self._queue[0][1].cancelled():
-                self._queue.popleft()
+            wish = self._queue[0][2]
+            if wish.place.cancelled():
+                heapq.heappop(self._queue)
                 continue
-            key = choose([s.load for s in self._seats.values()], self._max_sequences, self._queue[0][0], self._clock())
+            preferred = wish.preferred or self._homes.get(wish.kind)
+            key = choose([s.load for s in self._seats.values()], self._max_sequences, preferred, self._clock())
             if key is None:
                 return
-            seat, (_, place) = self._seats[key], self._queue.popleft()
+            heapq.heappop(self._queue)
+            if wish.kind is not None:
+                self._homes[wish.kind] = key
+            seat = self._seats[key]
             if not seat.promised:
                 seat.progressed = self._clock()
             seat.promised += 1
-            place.set_result(seat)
+            wish.place.set_result(seat)
 
     async def _ask(self, seat: Seat, prompt: Sequence[int], params: SamplingParams) -> Completion | None:
         """The engine's answer, or None if it has to be asked elsewhere."""
         if seat.key not in self._seats:
             return None
-        request = asyncio.create_task(seat.engine.generate(next(self._ids), prompt, params))
-        seat.requests.add(request)
+        name = next(self._ids)
+        request = asyncio.create_task(seat.engine.generate(name, prompt, params))
+        seat.requests[request] = name
         try:
             completion = await request
         except InfrastructureError as error:
@@ -204,10 +319,12 @@ class EnginePool:
                 return None  # We gave the engine up; nobody gave this answer up.
             raise
         finally:
-            seat.requests.discard(request)
+            seat.requests.pop(request, None)
         return self._accepted(seat, completion)
 
     def _accepted(self, seat: Seat, completion: Completion) -> Completion | None:
+        if not completion.tokens and completion.finish_reason == "abort":
+            return None  # It was handed back, or taken back, before its first token.
         if not completion.tokens:
             self._fail(seat, "EmptyAnswer", f"ended a request as {completion.finish_reason!r} without a token")
             return None
@@ -223,7 +340,7 @@ class EnginePool:
     def _fail(self, seat: Seat, reason: str, message: str) -> None:
         """Leave the engine alone for a while. Many requests that fail at once are one failure of the engine."""
         now = self._clock()
-        if seat.key not in self._seats or now < seat.usable_at:
+        if seat.key not in self._seats or seat.leaving or now < seat.usable_at:
             return
         seat.failures += 1
         pause = delay(seat.failures)

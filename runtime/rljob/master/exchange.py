@@ -46,7 +46,8 @@ class Exchange:
         """
         desired = self._nodes.desired
         label = (manifest.version, manifest.checksum)
-        wanted = desired.phase == "rollout" and desired.version == manifest.version and desired.checksum in (None, manifest.checksum)
+        serves = desired.phase in ("rollout", "train") and desired.version == manifest.version
+        wanted = serves and desired.checksum in (None, manifest.checksum)
         if not wanted or report.checksum != manifest.checksum:
             return PullPlan(wanted=False)
         if self._label != label:

@@ -39,7 +39,11 @@ class Generation:
         engine: str | None = None
         while room := next_request(trajectory, self._weights.version, limits):
             tokens = [*prompt.tokens, *trajectory.tokens.tolist()]
-            completion, engine = await self._pool.generate(tokens, replace(self._params, max_tokens=room), engine)
+            params = replace(self._params, max_tokens=room)
+            answered = await self._pool.generate(tokens, params, engine, trajectory.length, prompt.id)
+            if answered is None:
+                break
+            completion, engine = answered
             self.last_token = self._clock()
             piece = piece_of(self._weights, tuple(completion.tokens), tuple(completion.logprobs))
             longer = grown(trajectory, piece, completion.finish_reason == "stop", limits)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -10,6 +10,7 @@ from rljob.api.status import ProgressStatus
 from rljob.master.checkpoints import delete_checkpoints, export_model
 from rljob.master.collect import collect_answers, evaluate_held_out
 from rljob.master.decisions import sampler
+from rljob.master.decisions.ahead import runs_ahead
 from rljob.master.decisions.assemble import rl_batch, warm_start_batch
 from rljob.master.decisions.prune import obsolete
 from rljob.master.decisions.record import added_seconds, iteration_record, rollout_part
@@ -23,6 +24,8 @@ from rljob.wire.node import TrainMetrics, TrainTask
 
 log = logging.getLogger(__name__)
 
+TAKE_BACK = 0.25
+"""Seconds that answers which were begun ahead get to become durable before the new version is committed."""
 FAREWELL = 10.0
 """Seconds that nodes get to hear that the job is over."""
 
@@ -77,13 +80,38 @@ class Loop:
             raise ValueError(f"version {version} is to be trained, but there is no batch")
         self._served = None
         self.activity.begin("WarmStart" if batch.task.kind == "sft" else "Training")
-        p.nodes.want("train", version - 1, p.state.versions.checksum(version - 1), batch.task)
-        metrics = await p.nodes.until(lambda: self._made(version))
+        policy, ahead = p.state.versions.checksum(version - 1), runs_ahead(batch.task, self.spec)
+        p.nodes.want("train", version - 1, policy, batch.task, ahead)
+        generating = asyncio.create_task(self._ahead(batch, Weights(version - 1, policy))) if ahead and policy is not None else None
+        try:
+            metrics = await p.nodes.until(lambda: self._made(version))
+        finally:
+            await self._ended(generating)
         self._counted = p.nodes.step_seconds()
         p.stopwatch.add(self._counted)
         self._commit(batch, metrics)
         await self._pruned()
         self._pruning = asyncio.create_task(self._prune())
+
+    async def _ahead(self, batch: StoredBatch, policy: Weights) -> None:
+        """Begin the next iteration's answers with the policy that is being replaced, on nodes that have nothing else to do."""
+        p, iteration = self.parts, batch.task.iteration + 1
+        p.pool.want(policy, p.nodes.reports, ahead=True)
+        while not p.pool.routable:
+            await p.pool.news.wait()
+        self.draw(iteration, batch.groups)
+        groups = [group for group in p.state.buffer.open_groups() if group.id not in batch.groups]
+        await collect_answers(p, policy, iteration, groups, beside=True)
+
+    async def _ended(self, ahead: asyncio.Task[None] | None) -> None:
+        """What was begun ahead is taken back: its tokens are durable, its verdicts are asked for again. Raises what it raised."""
+        if ahead is None:
+            return
+        await self.parts.pool.take_back()
+        await asyncio.wait([ahead], timeout=TAKE_BACK)
+        ahead.cancel()
+        with suppress(asyncio.CancelledError):
+            await ahead
 
     def _made(self, version: int) -> TrainMetrics | None:
         """What training reported, once the version is registered and durable on every worker.
@@ -177,14 +205,18 @@ class Loop:
         stored = StoredBatch(task, tuple(g.id for g in complete), {**record, "seconds": p.stopwatch.lap()})
         p.state.versions.store_batch(stored, batch.encode())
 
-    def draw(self, iteration: int) -> None:
-        """Draw the iteration's new prompts, once: as many as replace the ones that the last iterations have consumed."""
+    def draw(self, iteration: int, in_training: Sequence[int] = ()) -> None:
+        """Draw the iteration's new prompts, once: as many as replace the ones that the last iterations have consumed.
+
+        Args:
+            in_training: groups that are about to be consumed.
+        """
         p, buffer = self.parts, self.parts.state.buffer
         if buffer.rounds(iteration):
             return
         prompts, statistics = p.inputs.train, buffer.statistics()
         index = {prompt.id: i for i, prompt in enumerate(prompts)}
-        carried = buffer.open_groups()
+        carried = [group for group in buffer.open_groups() if group.id not in in_training]
         wanted = max(0, self.spec.algorithm.prompts_per_iteration - len(carried))
         chosen = sampler.draw(
             sampler.Draw(self.spec.seed, iteration, buffer.drawn(), wanted),

@@ -32,10 +32,15 @@ class Nodes:
         """Called with every report."""
 
     def want(
-        self, phase: Literal["train", "rollout", "idle", "stop"], version: int, checksum: str | None, task: TrainTask | None = None
+        self,
+        phase: Literal["train", "rollout", "idle", "stop"],
+        version: int,
+        checksum: str | None,
+        task: TrainTask | None = None,
+        ahead: bool = False,
     ) -> None:
         """State what is wanted; the same as before changes nothing."""
-        wanted = self.desired.model_copy(update={"phase": phase, "version": version, "checksum": checksum, "task": task})
+        wanted = self.desired.model_copy(update={"phase": phase, "version": version, "checksum": checksum, "task": task, "ahead": ahead})
         if wanted != self.desired:
             self.desired = wanted.model_copy(update={"revision": self.desired.revision + 1})
             self._revised.announce()

@@ -66,6 +66,8 @@ class EngineReport(Message):
     checksum: str
     routable: bool
     """Attested and not paused: version and checksum are proven, requests may be sent."""
+    leaving: bool = False
+    """It is about to end: no new request may be sent; what runs comes back with the tokens that there are, and goes on elsewhere."""
 
 
 class TrainerReport(Message):
@@ -120,5 +122,7 @@ class NodeDesired(Message):
     checksum: str | None
     """Checksum of `version`'s weights once known: an export that differs is an error."""
     task: TrainTask | None = None
+    ahead: bool = False
+    """While `train`: nodes without a trainer serve `version`, for the next iteration."""
     attempt: int = 0
     """Raised to make nodes try again."""

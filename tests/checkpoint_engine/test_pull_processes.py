@@ -1,0 +1,93 @@
+"""Real processes pull from each other; one is killed, stopped, or lies in the middle. What failed spoils nothing: the next try succeeds."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.checkpoint_engine.test_pull import flip, made, whole
+
+from rljob.wire.weights import Manifest
+
+ROOT = Path(__file__).parents[2]
+TENSORS = 24
+FAULTS = ("SIGKILL", "SIGSTOP", "a wrong byte")
+
+
+class Node:
+    """A process of `pull_node`."""
+
+    def __init__(self, folder: Path, transport: str) -> None:
+        self.arena = folder / "w"
+        folder.mkdir()
+        # A read of Mooncake ends by itself; so late it counts as stalled.
+        environment = {**os.environ, "MC_TRANSFER_TIMEOUT": "3"}
+        command = [sys.executable, "-m", "tests.checkpoint_engine.pull_node", str(folder), transport]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, command: str) -> str:
+        """Its answer; empty if it has ended."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def has(self, version: int) -> str:
+        """Its arena holds that version; its address."""
+        made(self.arena, version, TENSORS)
+        return self.ask("serve")
+
+    def pull(self, manifest: Manifest, *urls: str) -> str:
+        file = self.arena.with_name(f"manifest-{manifest.version}.json")
+        file.write_text(manifest.model_dump_json())
+        return self.ask(f"pull {file} {' '.join(urls)}")
+
+
+@contextmanager
+def nodes(transport: str, *folders: Path) -> Iterator[list[Node]]:
+    found = [Node(folder, transport) for folder in folders]
+    try:
+        yield found
+    finally:
+        for node in found:
+            node.process.kill()
+            node.process.communicate()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("transport", ["http", "mooncake"])
+def test_another_source_takes_over_and_the_next_try_succeeds(tmp_path: Path, transport: str, fault: str) -> None:
+    expected = tmp_path / "expected"
+    with nodes(transport, *(tmp_path / name for name in ("bad", "good", "puller"))) as (bad, good, puller):
+        first = made(expected, 1, TENSORS)
+        assert puller.pull(first, good.has(1)) == "done"
+        assert whole(puller.arena, first)
+
+        second = made(expected, 2, TENSORS)
+        urls = [bad.has(2), good.has(2)]
+        if fault.startswith("SIG"):
+            # Over HTTP it has given some pieces by then; Mooncake asks once for each stream where to read.
+            assert bad.ask(f"fault {fault} {5 if transport == 'http' else 2}") == "ready"
+        else:
+            flip(bad.arena, second, "layer.7.weight")
+            flip(bad.arena, second, "layer.20.weight")
+        # From this one alone it does not come, and what was there stays.
+        failed = puller.pull(second, urls[0])
+        assert "pieces are missing and nobody is left who has them" in failed
+        assert ("with a wrong checksum" in failed) == (not fault.startswith("SIG"))
+        assert whole(puller.arena, first)
+        if fault == "SIGSTOP":
+            bad.process.send_signal(signal.SIGCONT)
+            assert bad.ask(f"fault {fault} 1") == "ready"
+        assert puller.pull(second, *urls) == "done", "the other one takes over"
+        assert whole(puller.arena, second)
+
+        third = made(expected, 3, TENSORS)
+        assert puller.pull(third, good.has(3)) == "done"
+        assert whole(puller.arena, third)

@@ -1,0 +1,254 @@
+"""Rollout replicas come and go while a job runs: nothing is lost or done twice, and what is learned does not depend on their number."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.master.test_loop import assert_every_prompt_consumed_once
+from tests.master.twins import FakeEngine, FakeReplica, World, inputs, job, short_answers
+from tests.master.virtual import clock, run, until
+
+from rljob.master.engines import EnginePool
+from rljob.master.trajectory import Weights
+from rljob.master.watch import Watch
+from rljob.rollout.client import SamplingParams
+from rljob.wire.node import EngineReport, NodeReport
+
+LONG = 2000
+"""Tokens of an answer: four requests to an engine."""
+
+
+def long_answers(number: int, position: int) -> int:
+    """No end: every answer is as long as it may be. Never a loop."""
+    return 1 + (number * 31 + position * position) % 97
+
+
+class Elastic(World):
+    """A world in which rollout replicas are started and stopped."""
+
+    def __init__(self, root: Path, policy: Callable[[int, int], int] = long_answers, iterations: int = 2, **rollout: Any) -> None:
+        spec = job(iterations=iterations, rollout={"maxTokens": LONG, "repetition": {"enabled": False}, **rollout})
+        super().__init__(root, spec, inputs(), policy)
+        self.replicas: dict[str, tuple[FakeReplica, asyncio.Task[None]]] = {}
+        self.started = 0
+
+    def scale(self, count: int) -> list[Awaitable[None]]:
+        """So many from now on: the newest go first. Answers what ends them."""
+        while len(self.replicas) < count:
+            self.started += 1
+            replica = FakeReplica(self, f"rollout-{len(self.replicas)}")
+            replica.incarnation = f"{replica.name}.{self.started}"
+            self.replicas[replica.name] = (replica, asyncio.create_task(replica.run()))
+        return [self._end(*self.replicas.popitem()[1]) for _ in range(len(self.replicas) - count)]
+
+    async def _end(self, replica: FakeReplica, life: "asyncio.Task[None]") -> None:
+        await replica.leave()
+        life.cancel()
+
+    def engine(self, name: str) -> FakeEngine:
+        engine = self.replicas[name][0].engine
+        assert engine is not None
+        return engine
+
+    def serving(self, name: str) -> bool:
+        return name in self.replicas and (found := self.replicas[name][0].engine) is not None and found.running > 0
+
+    def generated(self) -> int:
+        return sum(engine.generated for engine in self.engines.values())
+
+    def play(self, script: Callable[["Elastic"], Awaitable[None]] | None = None) -> None:
+        """The whole job, and what is done to it meanwhile."""
+
+        async def scenario() -> None:
+            acting = asyncio.ensure_future(script(self)) if script is not None else None
+            await self.master()
+            if acting is not None:
+                await acting
+            for _, life in self.replicas.values():
+                life.cancel()
+
+        run(scenario())
+
+
+def contents(world: World) -> dict[int, bytes]:
+    """Every version's batch, byte for byte."""
+    return {version: batch.encode() for version, batch in sorted(world.nodes[0].batches.items())}
+
+
+async def zero_three_one(world: Elastic) -> None:
+    """0 -> 3 -> 1 while the first iteration is generated, and back to 2 in the second."""
+    await until(lambda: world.generated() > 100)
+    world.scale(3)
+    await until(lambda: all(world.serving(f"rollout-{i}") for i in range(3)))
+    await asyncio.gather(*world.scale(1))
+    await until(lambda: bool(world.parts and world.parts.state.versions.committed().version == 1))
+    world.scale(2)
+
+
+def test_replicas_come_and_go_and_no_token_is_lost_or_written_twice(tmp_path: Path) -> None:
+    world = Elastic(tmp_path)
+    world.play(zero_three_one)
+    assert_every_prompt_consumed_once(world, 2, 3)
+    assert [line["iteration"] for line in world.metrics()] == [1, 2]
+    assert world.generated() == 2 * 3 * 2 * LONG, "what a leaving engine had written was kept"
+    assert world.parts is not None
+    assert world.parts.pool.tally.discarded == 0
+    assert "lastFailure" not in world.status() or world.status()["lastFailure"] is None, "to leave is no failure"
+    assert sum(bool(engine.generated) for engine in world.engines.values()) >= 5, "every replica took part"
+
+
+def test_what_is_learned_does_not_depend_on_how_many_replicas_there_were(tmp_path: Path) -> None:
+    alone, elastic = Elastic(tmp_path / "alone"), Elastic(tmp_path / "elastic")
+    alone.play()
+    elastic.play(zero_three_one)
+    assert contents(elastic) == contents(alone)
+    assert elastic.checksums == alone.checksums
+
+
+def test_a_replica_that_is_killed_costs_what_it_was_writing_and_comes_back(tmp_path: Path) -> None:
+    world = Elastic(tmp_path)
+
+    async def kill(world: Elastic) -> None:
+        world.scale(1)
+        await until(lambda: world.serving("rollout-0") and world.engine("rollout-0").generated > 700)
+        replica, life = world.replicas.pop("rollout-0")
+        life.cancel()
+        assert replica.engine is not None
+        replica.engine.alive = False
+        world.scale(1)
+        await until(lambda: world.serving("rollout-0"))
+
+    world.play(kill)
+    assert_every_prompt_consumed_once(world, 2, 3)
+    lost = world.generated() - 2 * 3 * 2 * LONG
+    assert 0 < lost <= 4 * 512, "no more than the requests that it had"
+
+
+def test_a_machine_that_is_gone_without_a_word_holds_nothing_up(tmp_path: Path) -> None:
+    world = Elastic(tmp_path, iterations=1)
+
+    async def unplug(world: Elastic) -> None:
+        world.scale(1)
+        await until(lambda: world.serving("rollout-0"))
+        world.engine("rollout-0").silent = True
+
+    world.play(unplug)
+    assert_every_prompt_consumed_once(world, 1, 3)
+    assert world.status()["lastFailure"]["reason"] == "EngineSilent"
+    assert world.metrics()[0]["seconds"]["rollout"] < 60, "switch.deadlineSeconds, after which an engine counts as stalled, is minutes"
+
+
+@pytest.mark.parametrize("pace", [1.0, 100.0])
+def test_a_slow_engine_does_not_hold_the_iteration_and_its_tokens_are_kept(tmp_path: Path, pace: float) -> None:
+    world = Elastic(tmp_path, iterations=1)
+
+    async def slow_down(world: Elastic) -> None:
+        world.scale(1)
+        await until(lambda: world.serving("rollout-0"))
+        world.engine("rollout-0").pace = pace
+
+    world.play(slow_down)
+    assert world.parts is not None
+    assert (world.parts.pool.tally.taken_back > 0) == (pace > 1)
+    assert world.generated() == 3 * 2 * LONG
+    # Alone it would need 512 s for the request in hand.
+    assert world.metrics()[0]["seconds"]["rollout"] < 100
+
+
+def test_the_longest_answers_are_asked_for_first(tmp_path: Path) -> None:
+    world = Elastic(tmp_path, iterations=1, engine={"maxSequences": 1})
+    world.play()
+    lengths = [len(prompt) - 2 for _, prompt, _ in world.requests]
+    # One at a time, and one that is sent while the last answer is made durable: what was begun is ended before more is begun.
+    assert lengths == [0, 0, 512, 512, 1024, 1024, 1536, 1536] * 3
+
+
+def test_answers_to_one_prompt_are_asked_for_where_their_prefix_is_as_long_as_that_keeps_the_balance(tmp_path: Path) -> None:
+    world, weights = World(tmp_path, job(), inputs()), Weights(0, "start")
+    engines = {name: FakeEngine(world, weights.label) for name in ("a", "b")}
+
+    async def scenario() -> None:
+        pool = EnginePool(lambda url: engines[url], Watch(6), clock, 64, 60.0, "test")
+        reports = {name: _report(name, weights) for name in engines}
+        pool.want(weights, reports)
+        async with asyncio.TaskGroup() as tasks:
+            for sample, number in itertools.product(range(8), range(4)):
+                tasks.create_task(pool.generate((number, 99), SamplingParams(max_tokens=50), None, 0, f"p{number}"), name=str(sample))
+
+    run(scenario())
+    where: dict[int, set[str]] = {}
+    for label, asked in ((name, engine.asked) for name, engine in engines.items()):
+        for request in asked:
+            where.setdefault(int(request.rpartition("-")[2]) % 4, set()).add(label)
+    assert [len(names) for _, names in sorted(where.items())] == [1] * 4
+    assert {len(engine.asked) for engine in engines.values()} == {16}
+
+
+def _report(name: str, weights: Weights) -> NodeReport:
+    engine = EngineReport(url=name, incarnation=name, version=weights.version, checksum=weights.checksum, routable=True)
+    return NodeReport(node=name, kind="rollout", incarnation="i", seen_revision=0, step="rollout", step_started=0.0, engine=engine)
+
+
+class TestAhead:
+    """Replicas generate while the worker trains, where `rollout.maxStaleness` lets them."""
+
+    def played(self, root: Path, staleness: int, **rollout: Any) -> Elastic:
+        world = Elastic(root, iterations=3, maxStaleness=staleness, **rollout)
+
+        async def before(world: Elastic) -> None:
+            world.scale(1)
+
+        world.play(before)
+        assert_every_prompt_consumed_once(world, 3, 3)
+        return world
+
+    def test_the_next_iteration_is_begun_with_the_policy_before_and_ended_with_the_new_one(self, tmp_path: Path) -> None:
+        world = self.played(tmp_path, 1)
+        assert [line["stale_tokens"] > 0 for line in world.metrics()] == [False, True, True]
+        assert [line["masked_tokens"] for line in world.metrics()] == [0, 0, 0]
+        assert world.generated() == 3 * 3 * 2 * LONG, "what was taken back at the commit was kept"
+        assert world.parts is not None
+        assert world.parts.pool.tally.discarded == 0
+        assert [version for version in world.nodes[0].trained_versions] == [1, 2, 3]
+
+    def test_it_saves_the_time_of_training(self, tmp_path: Path) -> None:
+        room = {"engine": {"maxSequences": 8}}
+        waits, ahead = self.played(tmp_path / "waits", 0, **room), self.played(tmp_path / "ahead", 1, **room)
+        assert [line["stale_tokens"] for line in waits.metrics()] == [0, 0, 0]
+
+        def seconds(world: Elastic) -> float:
+            return sum(float(line["seconds"]["rollout"]) for line in world.metrics())
+
+        # Two trainings of two seconds, in which a token takes a hundredth.
+        assert seconds(ahead) < seconds(waits) - 3
+
+    def test_short_answers_that_end_meanwhile_are_judged_once_and_trained_on(self, tmp_path: Path) -> None:
+        world = Elastic(tmp_path, short_answers, iterations=3, maxStaleness=1, maxTokens=8)
+
+        async def before(world: Elastic) -> None:
+            world.scale(1)
+
+        world.play(before)
+        assert_every_prompt_consumed_once(world, 3, 3)
+        assert set(world.reward.judged.values()) == {1}
+        assert [line["stale_tokens"] for line in world.metrics()] == [0, 1, 1]
+
+    def test_a_master_killed_at_any_durable_step_goes_on(self, tmp_path: Path) -> None:
+        calm = Elastic(tmp_path / "calm", short_answers, iterations=2, maxStaleness=1, maxTokens=8)
+
+        async def scenario(world: Elastic, crash_at: int | None) -> None:
+            world.scale(1)
+            if not await world.master(crash_at):
+                await world.master()
+            for _, life in world.replicas.values():
+                life.cancel()
+
+        run(scenario(calm, None))
+        for step in range(len(calm.steps)):
+            world = Elastic(tmp_path / str(step), short_answers, iterations=2, maxStaleness=1, maxTokens=8)
+            run(scenario(world, step))
+            assert_every_prompt_consumed_once(world, 2, 3)
+            assert [line["iteration"] for line in world.metrics()] == [1, 2]
