@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rljob.api import ConfigurationError, RLJobSpec
+from rljob.wire.reward_model import is_scorer
 
 FAMILIES = ("llama", "qwen2")
 """Values of config.json's model_type that the trainer builds."""
@@ -23,6 +24,8 @@ class ModelFacts:
     kv_heads: int
     eos_token_ids: tuple[int, ...]
     parameters: int
+    scorer: bool = False
+    """It is a reward model."""
 
 
 def inspect(folder: Path) -> ModelFacts:
@@ -54,6 +57,7 @@ def inspect(folder: Path) -> ModelFacts:
         kv_heads=config.get("num_key_value_heads") or heads,
         eos_token_ids=_eos(folder, config),
         parameters=sum(prod(shape) for shape in shapes.values()),
+        scorer=is_scorer(config),
     )
 
 

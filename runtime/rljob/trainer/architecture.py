@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rljob.api import ConfigurationError
+from rljob.wire.reward_model import is_scorer
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ class Architecture:
     epsilon: float
     rope: Rope
     tied: bool
-    """The output layer is the embedding."""
+    """There is no output layer of its own: it is the embedding."""
     qkv_bias: bool
+    scored: bool = False
+    """A reward model: one row of weights, `score.weight`, in place of the output layer."""
 
     def check_tensor_parallel(self, size: int) -> None:
         """Raises ConfigurationError if `size` ranks cannot share this model."""
@@ -113,6 +116,7 @@ def read_architecture(folder: Path) -> Architecture:
 
 def _architecture(name: str, family: Family, config: Mapping[str, Any], path: Path) -> Architecture:
     heads = config["num_attention_heads"]
+    scored = is_scorer(config)
     return Architecture(
         family=name,
         layers=config["num_hidden_layers"],
@@ -124,8 +128,9 @@ def _architecture(name: str, family: Family, config: Mapping[str, Any], path: Pa
         vocabulary=config["vocab_size"],
         epsilon=config["rms_norm_eps"],
         rope=_rope(config, path),
-        tied=config.get("tie_word_embeddings", False),
+        tied=config.get("tie_word_embeddings", False) or scored,
         qkv_bias=family.qkv_bias,
+        scored=scored,
     )
 
 

@@ -151,10 +151,11 @@ def _model(a: Architecture, config: Any) -> Any:
 
     from rljob.trainer.attention import PackedAttention
     from rljob.trainer.policy import Policy
+    from rljob.trainer.value_head import ValueModel
 
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.self_attention.submodules.core_attention = PackedAttention
-    policy = Policy(
+    policy = (ValueModel if a.scored else Policy)(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=padded_vocabulary(a, config.tensor_model_parallel_size),
@@ -162,6 +163,8 @@ def _model(a: Architecture, config: Any) -> Any:
         position_embedding_type="none",
         share_embeddings_and_output_weights=a.tied,
     )
+    if isinstance(policy, ValueModel):
+        policy.add_score(config)
     policy.architecture = a
     policy.frequencies = torch.tensor(a.rope.frequencies(a.head_size), dtype=torch.float32)
     return policy

@@ -51,6 +51,8 @@ def pieces(a: Architecture, rank: int, size: int) -> Iterator[Piece]:
     for i in range(a.layers):
         yield from _layer(a, rank, size, f"model.layers.{i}.", f"decoder.layers.{i}.")
     yield _same("model.norm.weight", a, "decoder.final_layernorm.weight")
+    if a.scored:
+        yield Piece("score.weight", (1, a.hidden), "score.weight", (ALL, ALL), _identity, replicated=True)
     if not a.tied:
         yield _rows("lm_head.weight", (a.vocabulary, a.hidden), "output_layer.weight", rank, size)
 
