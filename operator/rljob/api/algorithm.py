@@ -64,8 +64,22 @@ class WarmStart(Part):
     """Steps of linear warm-up."""
 
 
+class RewardModelSpec(Part):
+    """Training a reward model in place of a policy: a value head over the transformer, the Bradley-Terry loss on the pairs of answers
+    (`chosen`, `rejected`) of each record. Nothing is generated; an iteration is `stepsPerIteration` optimizer steps."""
+
+    steps_per_iteration: Positive = 16
+    """Optimizer steps of one iteration, which makes one version."""
+    batch_size: Positive = 32
+    """Pairs a step."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    """Peak learning rate; rises linearly over the first `warmupSteps` of the job. The optimizer goes on from iteration to iteration."""
+    warmup_steps: Natural = 4
+    """Steps of linear warm-up."""
+
+
 class EvaluationSpec(Part):
-    """Held-out accuracy: greedy answers to prompts that are never trained on."""
+    """Held-out accuracy: greedy answers to prompts that are never trained on; of a reward model, the share of pairs in the right order."""
 
     data: DataSource
     """The held-out prompts."""

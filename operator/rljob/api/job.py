@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from rljob.api.algorithm import AlgorithmSpec, EvaluationSpec, RolloutSpec, TrainerSpec, WarmStart
+from rljob.api.algorithm import AlgorithmSpec, EvaluationSpec, RewardModelSpec, RolloutSpec, TrainerSpec, WarmStart
 from rljob.api.base import Natural, Part, Positive
 from rljob.api.platform import (
     AcceleratorSpec,
@@ -52,6 +52,8 @@ class RLJobSpec(Part):
     """Seed of every random choice of the job."""
     warm_start: WarmStart | None = None
     """Supervised fine-tuning before RL."""
+    reward_model: RewardModelSpec | None = None
+    """Train a reward model on preference pairs, not a policy; `{}` takes the defaults."""
     evaluation: EvaluationSpec | None = None
     """Held-out evaluation."""
     algorithm: AlgorithmSpec = AlgorithmSpec()
@@ -102,7 +104,12 @@ class RLJobSpec(Part):
     @property
     def needs_sandbox(self) -> bool:
         """Is there a code sandbox?"""
-        return self.sandbox.enabled or "code" in uses(self.reward.verifier, self.reward.options)
+        return self.generates and (self.sandbox.enabled or "code" in uses(self.reward.verifier, self.reward.options))
+
+    @property
+    def generates(self) -> bool:
+        """Are there answers to generate and to judge? Not where a reward model is trained."""
+        return self.reward_model is None
 
     @model_validator(mode="after")
     def _parallel_sizes_fit(self) -> "RLJobSpec":
@@ -128,10 +135,12 @@ class RLJobSpec(Part):
 
     @model_validator(mode="after")
     def _topics_agree(self) -> "RLJobSpec":
-        if self.model.source.scratch is not None and self.warm_start is None:
+        if self.model.source.scratch is not None and self.warm_start is None and self.generates:
             raise ValueError("model.source.scratch starts from random weights, which earn no reward: set spec.warmStart")
+        if self.warm_start is not None and not self.generates:
+            raise ValueError("warmStart and rewardModel are both set, but demonstrations teach no reward model: leave one of them out")
         length = self.model.max_length
-        if length is not None and self.rollout.max_tokens >= length:
+        if self.generates and length is not None and self.rollout.max_tokens >= length:
             raise ValueError(
                 f"rollout.maxTokens ({self.rollout.max_tokens}) leaves no room for a prompt in model.maxLength ({length}); "
                 f"lower maxTokens or raise maxLength"

@@ -98,11 +98,15 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "lower it or raise perNode",
         ),
         Rule(
-            "!has(self.model.source.scratch) || has(self.warmStart)",
+            "!has(self.model.source.scratch) || has(self.warmStart) || has(self.rewardModel)",
             "model.source.scratch starts from random weights, which earn no reward: set spec.warmStart",
         ),
         Rule(
-            "!has(self.model.maxLength) || self.rollout.maxTokens < self.model.maxLength",
+            "!has(self.warmStart) || !has(self.rewardModel)",
+            "warmStart and rewardModel are both set, but demonstrations teach no reward model: leave one of them out",
+        ),
+        Rule(
+            "has(self.rewardModel) || !has(self.model.maxLength) || self.rollout.maxTokens < self.model.maxLength",
             "rollout.maxTokens ({self.rollout.maxTokens}) leaves no room for a prompt in model.maxLength ({self.model.maxLength}); "
             "lower maxTokens or raise maxLength",
         ),

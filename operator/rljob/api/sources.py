@@ -114,7 +114,8 @@ class DataSource(Part):
 
     A record has `prompt` (a question) or `messages` (a chat); and optionally `id`, `reference` (what the verifier compares
     with), `verifier` (overrides `spec.reward.verifier`), `options` (of that verifier), `family` (accuracy is also reported
-    per family), `difficulty` (a number, for the curriculum) and `demonstration` (an answer to imitate, for the warm start).
+    per family), `difficulty` (a number, for the curriculum), `demonstration` (an answer to imitate, for the warm start), `chosen` and
+    `rejected` (a better and a worse answer, for a reward model).
     """
 
     path: str | None = None

@@ -27,7 +27,7 @@ _DNS = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TC
 
 def network_policies(context: Context) -> list[Manifest]:
     """One policy per kind of pod; what it does not name is denied."""
-    master, reward = _port(context, "master"), _port(context, "reward")
+    master = _port(context, "master")
     worker = next(pod for pod in context.plan.pods if pod.role in NODES)
     engine = [{"protocol": "TCP", "port": port_number(worker, "engine")}]
     anywhere: list[Manifest] = (
@@ -40,13 +40,19 @@ def network_policies(context: Context) -> list[Manifest]:
         port = _port(context, "sandbox")
         asked = [*(asked or [_DNS]), {"to": [_pods(context, ["sandbox"])], "ports": port}]
         sandboxes = [_policy(context, "sandbox", ["sandbox"], [{"from": [_pods(context, ["reward"])], "ports": port}], [])]
+    judging: list[Manifest] = []
+    rewards: list[Manifest] = []
+    if any(service.name == "reward" for service in context.plan.services):
+        reward = _port(context, "reward")
+        judging = [{"to": [_pods(context, ["reward"])], "ports": reward}]
+        rewards = [_policy(context, "reward", ["reward"], [{"from": [alone], "ports": reward}], asked)]
     return [
         _policy(
             context,
             "master",
             ["master"],
             [{"from": [nodes, _operator(context)], "ports": master}],
-            [_DNS, {"to": [nodes], "ports": engine}, {"to": [_pods(context, ["reward"])], "ports": reward}, *anywhere],
+            [_DNS, {"to": [nodes], "ports": engine}, *judging, *anywhere],
         ),
         _policy(
             context,
@@ -55,7 +61,7 @@ def network_policies(context: Context) -> list[Manifest]:
             [{"from": [alone], "ports": engine}, {"from": [nodes]}],
             [_DNS, {"to": [alone], "ports": master}, {"to": [nodes]}],
         ),
-        _policy(context, "reward", ["reward"], [{"from": [alone], "ports": reward}], asked),
+        *rewards,
         *sandboxes,
     ]
 

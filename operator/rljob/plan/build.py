@@ -48,9 +48,11 @@ def plan(job: RLJob, shape: ModelShape | None = None) -> Plan:
         shape = of_scratch(source)
     sizes = estimate(job, shape, Machine(cores=2, bf16=False))
     pods = [_master(job, sizes), *(_worker(job, sizes, i) for i in range(job.spec.trainer.nodes))]
-    pods += [_rollout(job, sizes, i) for i in range(job.spec.rollout.replicas)]
-    pods.append(_reward(job, sizes))
-    services = [Service("master", "master", MASTER.name), Service("reward", "reward", REWARD.name)]
+    services = [Service("master", "master", MASTER.name)]
+    if job.spec.generates:
+        pods += [_rollout(job, sizes, i) for i in range(job.spec.rollout.replicas)]
+        pods.append(_reward(job, sizes))
+        services.append(Service("reward", "reward", REWARD.name))
     if job.spec.needs_sandbox:
         pods.append(_sandbox(job, sizes))
         services.append(Service("sandbox", "sandbox", SANDBOX.name))
@@ -117,6 +119,7 @@ def _master(job: RLJob, sizes: Estimate) -> Pod:
         resources=_resources(sizes, "prepare", 0.25),
         restart="on-failure",
     )
+    reward: dict[str, Value] = {"RLJOB_URL_REWARD": ServiceUrl("reward")} if job.spec.generates else {}
     master = Container(
         name="master",
         command=_module("master"),
@@ -129,7 +132,7 @@ def _master(job: RLJob, sizes: Estimate) -> Pod:
             "cache",
             RLJOB_LISTEN_MASTER=Listen(MASTER.name),
             RLJOB_URL_MASTER=ServiceUrl("master"),
-            RLJOB_URL_REWARD=ServiceUrl("reward"),
+            **reward,
         ),
         mounts=(_JOB, _WORK, _CACHE),
         resources=_resources(sizes, "master", 0.25),
@@ -169,6 +172,8 @@ def _megatron(job: RLJob, sizes: Estimate, rank: int) -> Container:
         # Ranks of one node meet on a port that they find themselves; several nodes need an address that all know.
         ranks |= {"MASTER_ADDR": PodHost("worker-0"), "MASTER_PORT": PodPort("worker-0", RENDEZVOUS.name)}
         ports = (RENDEZVOUS,) if rank == 0 else ()
+    if not job.spec.generates:
+        ports = (*ports, ENGINE)  # the node's address for others, which else is the engine's
     folders = ("model", "data", "checkpoints", "cache", "shm", "sockets")
     return _shim("trainer", "megatron", _env(*folders, RLJOB_URL_MASTER=ServiceUrl("master"), **ranks), sizes, job, ports)
 
@@ -195,7 +200,8 @@ _PREPARED = (VolumePath("work", "data/prepared.json"), VolumePath("work", "sourc
 
 
 def _worker(job: RLJob, sizes: Estimate, index: int) -> Pod:
-    sidecars = (_megatron(job, sizes, index), _vllm(job, sizes))
+    megatron = _megatron(job, sizes, index)
+    sidecars = (megatron, _vllm(job, sizes)) if job.spec.generates else (megatron,)
     return Pod("worker", f"worker-{index}", (_agent(sizes),), sidecars=sidecars, waits=_PREPARED)
 
 

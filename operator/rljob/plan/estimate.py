@@ -151,6 +151,9 @@ def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Es
     a, r = job.spec.algorithm, job.spec.rollout
     answers = int(a.prompts_per_iteration * a.samples_per_prompt * r.max_tokens * ANSWER_SHARE)
     trained = answers + a.prompts_per_iteration * prompt_tokens(job, shape)
+    if (pairs := job.spec.reward_model) is not None:
+        answers, each = 0, prompt_tokens(job, shape) + int(2 * ANSWER_SHARE * r.max_tokens)
+        trained = pairs.steps_per_iteration * pairs.batch_size * each
     return Estimate(None, memory, 0, 0, answers, trained, {}, notes)
 
 
@@ -179,6 +182,8 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
     training = max(6 * shape.active * trained / (_TRAIN_FLOPS[kind, "bf16" if low else "fp32"] * units), 0.05 * micro_batches)
     # Stages wait at the beginning and the end of every step, for as long as one micro-batch takes each of the others.
     training *= 1 + (job.spec.trainer.pipeline_parallel - 1) / max(1, micro_batches / steps / job.spec.data_parallel)
+    if not job.spec.generates:
+        return {"training": training}
     seconds = {"rollout": generate(answers), "training": training}
     seconds["switch"] = _SWITCH_SECONDS[kind] + shape.parameters * engine_bytes(job) / 2e9
     if job.spec.evaluation is not None and held_out:
@@ -197,7 +202,7 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_re
     base = _unknown(job, shape, ())
     weights = shape.parameters * engine_bytes(job)
     peers = job.spec.trainer.nodes + job.spec.rollout.replicas > 1
-    optimizer = 0 if job.spec.algorithm.reset_optimizer else 12 * shape.parameters
+    optimizer = 0 if job.spec.algorithm.reset_optimizer and job.spec.generates else 12 * shape.parameters
     memory = base.memory | {
         "prepare": Memory((("interpreter", _TORCH), ("weights", 8 * shape.parameters))),
         "megatron": trainer_memory(job, shape),

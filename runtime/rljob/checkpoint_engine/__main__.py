@@ -120,7 +120,9 @@ def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory, weight
     host, port = environment.listen("engine")
     spec = job.spec
     return Plan(
-        site=Site("rollout" if environment.node.startswith("rollout") else "worker", spec.accelerator.type, spec.switch.policy),
+        site=Site(
+            "rollout" if environment.node.startswith("rollout") else "worker", spec.accelerator.type, spec.switch.policy, spec.generates
+        ),
         node=environment.node,
         engine_url=f"http://{environment.advertise_host}:{port}",
         engine_argv=tuple(engine_argv(job, prepared, model, host, port)),

@@ -263,7 +263,8 @@ class Actor:
         """End engine and trainer, and leave no shared memory. A shim that ends meanwhile ends its payload by itself."""
         if self._saving is not None:
             self._saving.cancel()
-        shims = [self.parts.engine_shim, *([self.parts.trainer_shim] if self.plan.site.kind == "worker" else [])]
+        site, parts = self.plan.site, self.parts
+        shims = [*([parts.engine_shim] if site.serves else []), *([parts.trainer_shim] if site.kind == "worker" else [])]
         try:
             async with asyncio.timeout(self.plan.deadline):
                 await asyncio.gather(*(self._end(shim) for shim in shims))

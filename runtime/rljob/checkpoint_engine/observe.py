@@ -36,6 +36,8 @@ class Observer:
         return TrainerSeen(shim.state, shim.incarnation, shim.exit_status, _last_line(shim), status)
 
     async def _engine(self, known: Known) -> EngineSeen:
+        if not self._site.serves:
+            return EngineSeen()
         shim = await self._parts.engine_shim.status()
         if shim is None:
             return EngineSeen(life="away")

@@ -23,6 +23,8 @@ class Site:
     kind: Literal["worker", "rollout"]
     accelerator: Literal["cpu", "nvidia"]
     policy: Literal["auto", "restart", "sleep"]
+    serves: bool = True
+    """An engine belongs to it; not where a reward model is trained, which nobody asks for answers."""
 
 
 @dataclass(frozen=True)

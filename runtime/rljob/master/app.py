@@ -180,7 +180,7 @@ async def main(environment: Environment, clock: Clock) -> None:
         inputs, decode, database = read_inputs(folders.data), read_tokenizer(folders.model), open_database(folders.state)
         try:
             async with httpx.AsyncClient(transport=SpreadTransport(), timeout=30) as http:
-                outside = Outside(lambda url: EngineClient(url, http), HttpRewardService(environment.url("reward"), http), clock)
+                outside = Outside(lambda url: EngineClient(url, http), HttpRewardService(_reward(environment, job), http), clock)
                 parts = assemble(job, folders, inputs, decode, database, outside)
                 async with asyncio.TaskGroup() as tasks:
                     application = _quiet(Service(parts).application())
@@ -194,6 +194,11 @@ async def main(environment: Environment, clock: Clock) -> None:
                         await serving
         finally:
             database.close()
+
+
+def _reward(environment: Environment, job: RLJob) -> str:
+    """Address of the reward service; a job that trains a reward model has none, and asks none."""
+    return environment.url("reward") if job.spec.generates else ""
 
 
 def _quiet(application: ASGIApp) -> ASGIApp:

@@ -9,14 +9,16 @@ from typing import Literal
 from rljob.api.status import ProgressStatus
 from rljob.master.checkpoints import delete_checkpoints, export_model
 from rljob.master.collect import collect_answers, evaluate_held_out
-from rljob.master.decisions import sampler
+from rljob.master.decisions import evaluation, sampler
 from rljob.master.decisions.ahead import runs_ahead
 from rljob.master.decisions.assemble import rl_batch, warm_start_batch
+from rljob.master.decisions.pairs import judged_pairs, pair_batch, pair_part
 from rljob.master.decisions.prune import obsolete
 from rljob.master.decisions.record import added_seconds, iteration_record, rollout_part
-from rljob.master.decisions.stage import Durable, Evaluate, Finish, Rollout, Train, WarmStart, first_policy, next_stage
+from rljob.master.decisions.stage import Durable, Evaluate, Finish, Pairs, Rollout, Train, WarmStart, first_policy, next_stage
 from rljob.master.parts import Parts
 from rljob.master.state import StoredBatch
+from rljob.master.state.history import Evaluation
 from rljob.master.timing import uncounted
 from rljob.master.trajectory import Weights
 from rljob.wire.checkpoints import checkpoint_folder, checkpoint_versions
@@ -49,6 +51,8 @@ class Loop:
             match stage:
                 case WarmStart():
                     self.demonstrate()
+                case Pairs(iteration):
+                    self.pair(iteration)
                 case Train(version):
                     await self.train(version)
                 case Evaluate(iteration):
@@ -72,6 +76,31 @@ class Loop:
         task = TrainTask(version=1, kind="sft", steps=warm_start.steps, iteration=0)
         self.parts.state.versions.store_batch(StoredBatch(task, (), {}), batch.encode())
 
+    def pair(self, iteration: int) -> None:
+        """Store an iteration's batch of preference pairs."""
+        p, settings, inputs = self.parts, self.spec.reward_model, self.parts.inputs
+        if settings is None:
+            raise ValueError("pairs are next, but the job trains no reward model")
+        measured = inputs.heldout if iteration == 1 or evaluation.due(self.spec.evaluation, iteration, self.spec.iterations) else ()
+        batch = pair_batch(inputs.train, measured, settings, iteration, self.spec.seed, self.spec.data.order == "shuffled")
+        task = TrainTask(version=batch.version, kind="preference", steps=settings.steps_per_iteration, iteration=iteration)
+        p.state.versions.store_batch(StoredBatch(task, (), {**pair_part(batch), "seconds": p.stopwatch.lap()}), batch.encode())
+
+    def measured(self, iteration: int, metrics: TrainMetrics) -> None:
+        """Record what a reward model's task says of held-out pairs; repeated: nothing. Ahead of the commit, so that none is lost."""
+        pairs, history = metrics.pairs, self.parts.state.history
+        if pairs is None:
+            return
+        known, records = self.durable().evaluated, self.parts.inputs.heldout
+        for version, margins in ((metrics.version - 1, pairs.held_out_before), (metrics.version, pairs.held_out)):
+            if not margins or version in known:
+                continue
+            answers = judged_pairs(records, margins, [self.parts.decode(list(r.chosen or ())) for r in records])
+            history.save_answers(version, list(enumerate(answers)))
+            lengths = [a.length for a in answers]
+            record = {"version": version, "response_length": sum(lengths) / len(lengths), "tokens": 0, "seconds": 0.0}
+            history.save_evaluation(Evaluation(version, evaluation.accuracy(iteration - metrics.version + version, answers), record))
+
     async def train(self, version: int) -> None:
         """Have the nodes make the version, then commit it."""
         p = self.parts
@@ -89,6 +118,7 @@ class Loop:
             await self._ended(generating)
         self._counted = p.nodes.step_seconds()
         p.stopwatch.add(self._counted)
+        self.measured(batch.task.iteration, metrics)
         self._commit(batch, metrics)
         await self._pruned()
         self._pruning = asyncio.create_task(self._prune())

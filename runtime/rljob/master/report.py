@@ -14,6 +14,8 @@ SAMPLES = 9
 def report_page(parts: Parts, live: bool = False) -> str:
     """The page, as things stand; `live`: it renews itself."""
     status, records, history = job_status(parts), metrics_lines(parts), parts.state.history
+    if parts.job.spec.reward_model is not None:
+        return _reward_model_page(parts, live)
     sections = [
         section("Summary", content.summary(status, records, _warm_start(parts.state.versions.warm_start_metrics()))),
         section("Held-out accuracy", content.held_out_chart(status.held_out), _held_out_note(parts)) if status.held_out else "",
@@ -38,6 +40,25 @@ def report_page(parts: Parts, live: bool = False) -> str:
     ]
     algorithm = parts.job.spec.algorithm
     subtitle = f"RLJob · {algorithm.prompts_per_iteration} prompts × {algorithm.samples_per_prompt} answers per iteration"
+    return page(parts.job.metadata.name, subtitle, sections, live)
+
+
+def _reward_model_page(parts: Parts, live: bool) -> str:
+    """The page of a job that trains a reward model: nothing is generated, and no engine takes turns."""
+    status, records, settings = job_status(parts), metrics_lines(parts), parts.job.spec.reward_model
+    assert settings is not None
+    note = "Share of pairs that are never trained on in which the chosen answer has the higher score; iteration 0 is the untrained head."
+    before = "Share of an iteration's pairs in the right order when their step came: before the model had learned from them."
+    sections = [
+        section("Summary", content.summary(status, records, "")),
+        section("Held-out accuracy", content.held_out_chart(status.held_out), note) if status.held_out else "",
+        section("Training pairs in the right order", content.reward_chart(records), before),
+        section("Margin", content.margin_chart(records), "Mean score of the chosen answer above the rejected one, at the same moment."),
+        section("Time per iteration", content.time_chart(records), "Seconds.", wide=True),
+        section("Time per step", content.time_table(records) if records else "", wide=True),
+        section("Sample pairs", content.samples(_pairs(parts.state.history)), "Chosen answers; right: with the higher score.", wide=True),
+    ]
+    subtitle = f"RLJob · a reward model, {settings.steps_per_iteration} steps × {settings.batch_size} pairs per iteration"
     return page(parts.job.metadata.name, subtitle, sections, live)
 
 

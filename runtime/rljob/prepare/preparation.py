@@ -18,6 +18,7 @@ from rljob.prepare.data_sources import load
 from rljob.prepare.files import clear_folder, explained, filled_folder, require_space, write_atomically
 from rljob.prepare.model_folder import ModelFacts, check_parallel_sizes, check_tokenizer, inspect
 from rljob.prepare.model_sources import locate
+from rljob.prepare.preferences import add_value_head, check_pair_lengths, pair_records
 from rljob.prepare.prompts import PromptTokenizer, check_lengths, open_tokenizer, prompt_records, without_heldout
 from rljob.prepare.records import Located
 from rljob.wire.data import Prepared, PromptRecord
@@ -55,7 +56,9 @@ def prepare(spec: RLJobSpec, folders: Folders, say: Say) -> Prepared:
 
 def prepare_model(spec: RLJobSpec, folders: Folders, say: Say) -> ModelFacts:
     """Version 0 of the weights as a Hugging Face folder in `folders.model`."""
-    key = _key(source=spec.model.source.model_dump(mode="json"), seed=spec.seed if spec.model.source.scratch else None)
+    drawn = spec.model.source.scratch or not spec.generates
+    source = spec.model.source.model_dump(mode="json")
+    key = _key(source=source, seed=spec.seed if drawn else None, **({} if spec.generates else {"scorer": True}))
     if _marked(folders.model, key):
         say(f"model: already in {folders.model}")
     else:
@@ -64,9 +67,16 @@ def prepare_model(spec: RLJobSpec, folders: Folders, say: Say) -> ModelFacts:
         with filled_folder(folders.model) as partial:
             _write_model(spec, folders, partial, say)
             check_parallel_sizes(inspect(partial), spec)
+            if not spec.generates:
+                add_value_head(partial, spec.seed)
         write_atomically(folders.model / _MARKER, key)
     facts = inspect(folders.model)
     check_parallel_sizes(facts, spec)
+    if facts.architecture.scored and spec.generates:
+        raise ConfigurationError(
+            f"{_name(spec.model.source)} is a reward model, which writes no answers; name a language model in spec.model.source, or set "
+            "spec.rewardModel to train it on"
+        )
     say(f"model: {facts.model_type}, {facts.parameters / 1e6:.1f} M parameters, context {facts.context_length}")
     return facts
 
@@ -108,7 +118,7 @@ def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say)
     done.unlink(missing_ok=True)
     tokens = open_tokenizer(folders.model, spec.data.system)
     check_tokenizer(folders.model, tokens.highest_token, model.vocab_size)
-    splits = make_splits(spec, folders, tokens, say)
+    splits = make_splits(spec, folders, tokens, say) if spec.generates else pair_splits(spec, folders, tokens, say)
     longest = _longest(spec, model, splits)
     with filled_folder(folders.data) as partial:
         for name, records in splits.items():
@@ -127,8 +137,9 @@ def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say)
     )
     write_atomically(folders.data / _MARKER, key)
     write_atomically(done, prepared.model_dump_json(indent=2) + "\n")
+    what = "prompts" if spec.generates else "pairs"
     say(
-        f"data: {prepared.train} prompts, {prepared.heldout} held out, {prepared.warmstart} demonstrations, "
+        f"data: {prepared.train} {what}, {prepared.heldout} held out, {prepared.warmstart} demonstrations, "
         f"at most {prepared.max_length} tokens"
     )
     return prepared
@@ -159,6 +170,20 @@ def make_splits(spec: RLJobSpec, folders: Folders, tokens: PromptTokenizer, say:
         splits["warmstart"] = prompt_records(shown, "warmstart" if own else "train", own or spec.data.train, spec, tokens)
     for name, records_made in splits.items():
         _refuse_duplicates(name, records_made)
+    return splits
+
+
+def pair_splits(spec: RLJobSpec, folders: Folders, tokens: PromptTokenizer, say: Say) -> dict[str, list[PromptRecord]]:
+    """The three files of a job that trains a reward model. No held-out question is trained on."""
+    held_source = spec.evaluation.data if spec.evaluation else None
+    heldout = load(held_source, "spec.evaluation.data", folders.source, folders.cache) if held_source else []
+    read_train = load(spec.data.train, "spec.data.train", folders.source, folders.cache)
+    train = without_heldout(read_train, heldout)
+    if len(train) < len(read_train):
+        say(f"data: dropped {len(read_train) - len(train)} training pairs whose question is held out")
+    splits = {"train": pair_records(train, "train", tokens), "heldout": pair_records(heldout, "heldout", tokens), "warmstart": []}
+    for name, records in splits.items():
+        _refuse_duplicates(name, records)
     return splits
 
 
@@ -202,6 +227,8 @@ def _longest(spec: RLJobSpec, model: ModelFacts, splits: dict[str, list[PromptRe
             f"spec.model.maxLength is {spec.model.max_length}, but the model's context is {model.context_length}; lower it or leave it out"
         )
     context, name = (spec.model.max_length, "model.maxLength") if spec.model.max_length else (model.context_length, "the model's context")
+    if not spec.generates:
+        return max(check_pair_lengths(records, context, name) for records in splits.values())
     return max(check_lengths(records, context, spec.rollout.max_tokens, name) for records in splits.values())
 
 
@@ -218,6 +245,7 @@ def _data_key(spec: RLJobSpec, folders: Folders) -> str:
         sources=[s.model_dump(mode="json") if s else None for s in sources],
         files=states,
         warm_start=spec.warm_start is not None,
+        pairs=not spec.generates,
         verifier=spec.reward.verifier,
         options=spec.reward.options,
     )

@@ -23,7 +23,7 @@ class PromptTokenizer:
 
     def prompts(self, records: Sequence[Located]) -> list[tuple[int, ...]]:
         """Tokens up to where the answer begins."""
-        texts = [self.tokenizer.apply_chat_template(self._chat(r), tokenize=False, add_generation_prompt=True) for r in records]
+        texts = [self.tokenizer.apply_chat_template(self.chat(r), tokenize=False, add_generation_prompt=True) for r in records]
         return [tuple(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
     def answers(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
@@ -35,7 +35,8 @@ class PromptTokenizer:
     def highest_token(self) -> int:
         return max(self.tokenizer.get_vocab().values())
 
-    def _chat(self, located: Located) -> list[dict[str, str]]:
+    def chat(self, located: Located) -> list[dict[str, str]]:
+        """The record's messages, the job's system message before them."""
         chat = [{"role": m.role, "content": m.content} for m in located.record.chat]
         if self.system is not None and chat[0]["role"] != "system":
             chat.insert(0, {"role": "system", "content": self.system})

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from rljob.api import ConfigurationError
 
@@ -33,6 +33,8 @@ class Record(BaseModel):
     family: str = ""
     difficulty: float = 0.0
     demonstration: str | None = None
+    chosen: str | tuple[ChatMessage, ...] | None = None
+    rejected: str | tuple[ChatMessage, ...] | None = None
 
     @model_validator(mode="after")
     def _asks_something(self) -> "Record":
@@ -43,6 +45,18 @@ class Record(BaseModel):
         if self.messages is not None and (not self.messages or self.messages[-1].role != "user"):
             raise ValueError("`messages` must end with a message of role `user`")
         return self
+
+    @field_validator("chosen", "rejected")
+    @classmethod
+    def _ends_with_an_answer(cls, given: str | tuple[ChatMessage, ...] | None) -> str | tuple[ChatMessage, ...] | None:
+        if isinstance(given, tuple) and (not given or given[-1].role != "assistant"):
+            raise ValueError("a list of messages must end with one of role `assistant`")
+        return given
+
+    def text(self, field: Literal["chosen", "rejected"]) -> str:
+        """An answer of the pair; of a list of messages, as many data sets have it, the last one."""
+        given: str | tuple[ChatMessage, ...] | None = getattr(self, field)
+        return given[-1].content if isinstance(given, tuple) else given or ""
 
     @property
     def chat(self) -> tuple[ChatMessage, ...]:

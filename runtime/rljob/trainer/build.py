@@ -203,12 +203,13 @@ def _model(a: Architecture, config: Any, place: Place) -> Any:
     from rljob.trainer.attention import PackedAttention
     from rljob.trainer.mixture import Mixture
     from rljob.trainer.policy import Policy
+    from rljob.trainer.value_head import ValueModel
 
     layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, qk_layernorm=a.qk_norm, normalization="RMSNorm")
     layer.submodules.self_attention.submodules.core_attention = PackedAttention
     if a.experts is not None:
         layer.submodules.mlp = partial(Mixture, **layer.submodules.mlp.keywords)
-    policy = Policy(
+    policy = (ValueModel if a.scored else Policy)(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=padded_vocabulary(a, config.tensor_model_parallel_size),
@@ -218,6 +219,8 @@ def _model(a: Architecture, config: Any, place: Place) -> Any:
         position_embedding_type="none",
         share_embeddings_and_output_weights=a.tied,
     )
+    if isinstance(policy, ValueModel) and place.last:
+        policy.add_score(config)
     policy.architecture = a
     policy.frequencies = torch.tensor(a.rope.frequencies(a.head_size), dtype=torch.float32)
     return policy

@@ -59,6 +59,8 @@ def pieces(a: Architecture, place: Place) -> Iterator[Piece]:
         yield from _layer(a, place, f"model.layers.{i}.", f"decoder.layers.{number}.")
     if place.last:
         yield _same("model.norm.weight", (a.hidden,), "decoder.final_layernorm.weight", place)
+    if place.last and a.scored:
+        yield _same("score.weight", (1, a.hidden), "score.weight", place)
     if place.last and not a.tied:
         yield _rows("lm_head.weight", (a.vocabulary, a.hidden), "output_layer.weight", place)
     if place.last and a.tied and not place.first:

@@ -12,7 +12,7 @@ import torch
 
 from rljob.api import RLJobError, RLJobSpec
 from rljob.checkpoint_engine.arena import TensorFile, WeightsRefused, verify_manifest
-from rljob.trainer import checkpoint, weights
+from rljob.trainer import checkpoint, preferences, weights
 from rljob.trainer.build import Replica
 from rljob.trainer.commands import Checkpoint, Command, Export, Load, Offload, Onload, Train, WrongState, decode, encode, name
 from rljob.trainer.offload import Offloader
@@ -168,7 +168,8 @@ class Trainer:
 
     def _train(self, task: TrainTask, batch: Batch) -> TrainMetrics:
         self.held = replace(self.held, version=None, checksum=None)  # until it is made it is neither the old nor the new version
-        metrics = train(self.replica, self.spec, task, batch, self.report)
+        make = preferences.train if task.kind == "preference" else train
+        metrics = make(self.replica, self.spec, task, batch, self.report)
         self.held = replace(self.held, version=task.version, trained=metrics)
         return metrics
 

@@ -39,12 +39,16 @@ class Policy(GPTModel):
         )
         if not self.post_process:
             return cast(Tensor, hidden)
+        return self.outputs(hidden[:, 0].index_select(0, on_device(row.predictors)), row)
+
+    def outputs(self, hidden: Tensor, row: Row) -> Tensor:
+        """What the model says of its predictors' hidden states [N, H]: fp32 [N]."""
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
         group = self.pg_collection.tp
         return token_logprobs(
-            hidden[:, 0].index_select(0, on_device(row.predictors)),
+            hidden,
             cast(Tensor, weight),
-            on_device(row.targets),
+            torch.from_numpy(row.targets).to(hidden.device),
             first=weight.shape[0] * group.rank(),
             vocabulary=self.architecture.vocabulary,
             group=group,

@@ -21,7 +21,7 @@ class Sample:
     logprobs: npt.NDArray[np.float32]
     """What the engine said when it sampled the token (for the report of the train/generate gap only)."""
     advantage: float
-    """r - mean(r) of its group; 0 for supervised samples."""
+    """r - mean(r) of its group; 0 for supervised samples; of a pair 1 for the chosen answer, -1 for the rejected one."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Batch:
     version: int
     """The version that training on this batch makes."""
     groups: tuple[Group, ...]
+    held_out: int = 0
+    """So many groups, the last ones, are held-out pairs: they are measured, not trained on."""
 
     def encode(self) -> bytes:
         """Flatten into arrays: no pickle, readable by any safetensors implementation."""
@@ -59,7 +61,7 @@ class Batch:
                 "lengths": np.array([len(s.tokens) for s in samples], np.int64),
                 "advantages": np.array([s.advantage for s in samples], np.float64),
             },
-            metadata={"rljob": json.dumps({"version": self.version})},
+            metadata={"rljob": json.dumps({"version": self.version, "held_out": self.held_out})},
         )
         return blob
 
@@ -76,4 +78,5 @@ class Batch:
             members = range(at, at + size)
             at += size
             groups.append(Group(prompt, tuple(Sample(tokens[i], masks[i], logprobs[i], float(a["advantages"][i])) for i in members)))
-        return Batch(json.loads(header["__metadata__"]["rljob"])["version"], tuple(groups))
+        about = json.loads(header["__metadata__"]["rljob"])
+        return Batch(about["version"], tuple(groups), about.get("held_out", 0))

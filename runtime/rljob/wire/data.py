@@ -22,6 +22,10 @@ class PromptRecord(Message):
     difficulty: float = 0.0
     demonstration: tuple[int, ...] | None = None
     """Tokens of an answer to imitate, end-of-turn token included."""
+    chosen: tuple[int, ...] | None = None
+    """Tokens of the better answer of a pair, up to where its score stands."""
+    rejected: tuple[int, ...] | None = None
+    """The same of the worse one."""
 
 
 class Prepared(Message):

@@ -17,11 +17,24 @@ class TrainTask(Message):
 
     version: int
     """The version that this task makes, from version - 1."""
-    kind: Literal["rl", "sft"]
+    kind: Literal["rl", "sft", "preference"]
     steps: int
-    """Optimizer steps; for `sft` the batch's samples are split evenly among them in the order given."""
+    """Optimizer steps; for `sft` and `preference` the batch's samples are split evenly among them in the order given."""
     iteration: int
     """Iteration of the job, for logs; 0 for the warm start."""
+
+
+class PairMetrics(Message):
+    """What a reward model's training task reports of pairs; a margin is r_chosen - r_rejected."""
+
+    right: float
+    """Share of the training pairs that were in the right order when their step came."""
+    margin: float
+    """Mean margin of the training pairs when their step came."""
+    held_out: tuple[float, ...] = ()
+    """Margins of the batch's held-out pairs under the new version, in the order given."""
+    held_out_before: tuple[float, ...] = ()
+    """The same under the version before; of the job's first iteration only."""
 
 
 class TrainMetrics(Message):
@@ -40,6 +53,8 @@ class TrainMetrics(Message):
     """Mean over samples of (log-ratio to the iteration's start)^2 / 2 after the last step seen; 0 with one step."""
     logprob_gap: float
     """Mean absolute difference per answer token between the trainer's and the engine's log-probs at the iteration's start."""
+    pairs: PairMetrics | None = None
+    """Of a `preference` task."""
 
 
 Step = Literal[

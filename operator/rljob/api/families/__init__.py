@@ -14,7 +14,7 @@ from rljob.api.errors import ConfigurationError
 from rljob.api.families.architecture import Architecture, Experts, Rope
 from rljob.api.families.family import Family, FeedForward, Mixture
 
-__all__ = ["Architecture", "Experts", "Family", "FeedForward", "Mixture", "Rope", "families", "family", "read"]
+__all__ = ["Architecture", "Experts", "Family", "FeedForward", "Mixture", "Rope", "families", "family", "is_scorer", "read"]
 
 
 @cache
@@ -55,6 +55,11 @@ def read(config: Mapping[str, Any], where: object) -> Architecture:
         raise ConfigurationError(f"{where}: {error.args[0]} is missing") from error
 
 
+def is_scorer(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of a reward model, as transformers saves one (`LlamaForSequenceClassification`)."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
 def _architecture(kind: Family, config: Mapping[str, Any], where: object) -> Architecture:
     heads = config["num_attention_heads"]
     experts = kind.experts(config) if kind.experts is not None else None
@@ -69,10 +74,11 @@ def _architecture(kind: Family, config: Mapping[str, Any], where: object) -> Arc
         vocabulary=config["vocab_size"],
         epsilon=config["rms_norm_eps"],
         rope=_rope(config, where),
-        tied=config.get("tie_word_embeddings", False),
+        tied=config.get("tie_word_embeddings", False) or is_scorer(config),
         qkv_bias=kind.qkv_bias,
         qk_norm=kind.qk_norm,
         experts=experts,
+        scored=is_scorer(config),
     )
 
 

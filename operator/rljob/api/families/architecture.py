@@ -67,12 +67,14 @@ class Architecture:
     epsilon: float
     rope: Rope
     tied: bool
-    """The output layer is the embedding."""
+    """There is no output layer of its own: it is the embedding."""
     qkv_bias: bool
     qk_norm: bool = False
     """RMSNorm over each head of queries and keys, before the rotation."""
     experts: Experts | None = None
     """None: a dense model."""
+    scored: bool = False
+    """A reward model: one row of weights, `score.weight`, in place of the output layer."""
 
     @property
     def parameters(self) -> int:
@@ -83,7 +85,7 @@ class Architecture:
         if (e := self.experts) is not None:
             shared = 3 * self.hidden * e.shared_ffn + (self.hidden if e.shared_ffn else 0)
             feed_forward = e.count * (3 * self.hidden * e.ffn + self.hidden) + shared
-        ends = self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2)
+        ends = self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2) + (self.hidden if self.scored else 0)
         return self.layers * (attention + feed_forward + 2 * self.hidden) + ends
 
     @property

@@ -24,11 +24,14 @@ def rollout_part(summary: Summary, tokens: int, carried: int, rounds: int, speed
 def iteration_record(
     iteration: int, rollout: Mapping[str, Any], metrics: TrainMetrics, seconds: Mapping[str, float], switch: Mapping[str, str], now: float
 ) -> dict[str, Any]:
-    """The whole record, as it is committed."""
+    """The whole record, as it is committed. A reward model's reward is the share of training pairs in the right order."""
+    pairs = metrics.pairs
+    order = dict.fromkeys(("reward", "total_reward", "success_rate"), pairs.right) | {"margin": pairs.margin} if pairs else {}
     return {
         "iteration": iteration,
         "version": metrics.version,
         **rollout,
+        **order,
         "loss": metrics.loss,
         "grad_norm": metrics.grad_norm,
         "learning_rate": metrics.learning_rate,

@@ -32,6 +32,13 @@ class WarmStart:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Store the batch of preference pairs for `iteration` (from 1) of a reward model."""
+
+    iteration: int
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Evaluate the committed version, the policy after `iteration`."""
 
@@ -50,7 +57,7 @@ class Finish:
     """All iterations are done."""
 
 
-Stage = Train | WarmStart | Evaluate | Rollout | Finish
+Stage = Train | WarmStart | Pairs | Evaluate | Rollout | Finish
 
 
 def first_policy(spec: RLJobSpec) -> int:
@@ -65,6 +72,8 @@ def next_stage(durable: Durable, spec: RLJobSpec) -> Stage:
     iteration = durable.version - first_policy(spec)
     if iteration < 0:
         return WarmStart()
+    if not spec.generates:  # it is measured by the task that makes it
+        return Finish() if iteration >= spec.iterations else Pairs(iteration + 1)
     if due(spec.evaluation, iteration, spec.iterations) and durable.version not in durable.evaluated:
         return Evaluate(iteration)
     return Finish() if iteration >= spec.iterations else Rollout(iteration + 1)

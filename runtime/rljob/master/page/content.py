@@ -26,6 +26,11 @@ def reward_chart(records: Sequence[Record]) -> str:
     return line_chart(series, low=0.0)
 
 
+def margin_chart(records: Sequence[Record]) -> str:
+    """How far a reward model's scores of a pair lie apart."""
+    return line_chart([_series("r(chosen) − r(rejected)", records, "margin", 1)])
+
+
 def held_out_chart(held_out: Sequence[HeldOutStatus]) -> str:
     """Held-out accuracy, in all and per family."""
     families = sorted({family for h in held_out for family in h.families})
@@ -98,8 +103,9 @@ def summary(status: JobStatus, records: Sequence[Record], warm_start: str) -> st
     if warm_start:
         rows.append(("Warm start", warm_start))
     if records:
-        tokens = sum(r["tokens"] for r in records)
-        rows.append(("Tokens generated", f"{tokens:,} <small>(last iteration {records[-1]['tokens_per_second']:,.0f} per second)</small>"))
+        if tokens := sum(r["tokens"] for r in records):
+            last = records[-1]["tokens_per_second"]
+            rows.append(("Tokens generated", f"{tokens:,} <small>(last iteration {last:,.0f} per second)</small>"))
         rows.append(("Time in iterations", _duration(sum(r["seconds"]["total"] for r in records))))
     if status.last_failure is not None:
         failure = status.last_failure

@@ -91,7 +91,7 @@ class Versions:
         version, groups = batch.task.version, [(ordinal,) for ordinal in batch.groups]
         with self._db.transaction("commit") as c:
             c.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", (version, batch.task.kind, now, metrics.model_dump_json()))
-            if batch.task.kind == "rl":
+            if batch.task.kind != "sft":
                 c.execute("INSERT INTO iterations VALUES (?, ?, ?)", (batch.task.iteration, version, json.dumps(record)))
             c.executemany("UPDATE groups SET consumed = ? WHERE ordinal = ?", [(version, *ordinal) for ordinal in groups])
             self._learn(groups)

@@ -1,0 +1,173 @@
+"""A reward model: its loss is Bradley and Terry's, its scores are transformers', and a pair stays in one micro-batch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rljob.api import ConfigurationError, RLJobSpec
+from rljob.trainer.objectives.bradley_terry import bradley_terry
+from rljob.wire.batch import Batch, Group, Sample
+from rljob.wire.node import TrainMetrics, TrainTask
+
+PAIRS = {"stepsPerIteration": 1, "batchSize": 6, "learningRate": 1e-3, "warmupSteps": 0}
+PAD = 102
+
+
+@pytest.fixture
+def scorer(llama: Path, tmp_path: Path) -> Path:
+    """A tiny reward model as `prepare` leaves it: the row of weights in a file of its own."""
+    config = json.loads((llama / "config.json").read_text())
+    config |= {
+        "architectures": ["LlamaForSequenceClassification"],
+        "id2label": {"0": "score"},
+        "label2id": {"score": 0},
+        "pad_token_id": PAD,
+    }
+    weights = load_file(llama / "model.safetensors")
+    save_file({"score.weight": torch.randn(1, 64, generator=torch.Generator().manual_seed(0))}, tmp_path / "score.safetensors")
+    save_file(weights, tmp_path / "transformer.safetensors", metadata={"format": "pt"})
+    files = dict.fromkeys(weights, "transformer.safetensors") | {"score.weight": "score.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def pair_batch(pairs: int = 6, held_out: int = 0, version: int = 1, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+
+    def sample(sign: float) -> Sample:
+        tokens = rng.integers(0, PAD, int(rng.integers(1, 12))).astype(np.int32)
+        return Sample(tokens, np.ones(len(tokens), np.uint8), np.zeros(len(tokens), np.float32), sign)
+
+    prompts = [rng.integers(0, PAD, int(rng.integers(3, 9))).astype(np.int32) for _ in range(pairs + held_out)]
+    return Batch(version, tuple(Group(prompt, (sample(1.0), sample(-1.0))) for prompt in prompts), held_out)
+
+
+def train(replica: Any, spec: RLJobSpec, batch: Batch, steps: int = 1, iteration: int = 1) -> TrainMetrics:
+    from rljob.trainer import preferences
+
+    task = TrainTask(version=batch.version, kind="preference", steps=steps, iteration=iteration)
+    return preferences.train(replica, spec, task, batch, lambda done, total: None)
+
+
+def scores(model: Any, groups: tuple[Group, ...]) -> torch.Tensor:
+    """By transformers, one sequence at a time: [pairs, 2]."""
+    rows = [[np.concatenate([group.prompt, s.tokens]).astype(np.int64) for s in group.samples] for group in groups]
+    return torch.stack([torch.stack([model(input_ids=torch.tensor(ids)[None]).logits[0, 0] for ids in row]) for row in rows])
+
+
+def test_the_loss_and_its_gradient_are_those_of_the_equation() -> None:
+    chosen, rejected = (torch.randn(9, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    chosen.requires_grad_(), rejected.requires_grad_()
+    loss = bradley_terry(chosen, rejected)
+    to_chosen, to_rejected = torch.autograd.grad(loss, (chosen, rejected))
+    probability = 1 / (1 + torch.exp(rejected - chosen))
+    assert abs(loss + torch.log(probability).sum()) < 1e-6
+    assert (to_chosen - (probability - 1)).abs().max() < 1e-6, "the further a pair is from its order, the harder it pulls"
+    assert (to_rejected + to_chosen).abs().max() < 1e-6, "only differences count"
+
+
+def test_scores_that_lie_far_apart_give_finite_losses_and_gradients() -> None:
+    chosen, rejected = torch.tensor([1e4, -1e4], requires_grad=True), torch.tensor([-1e4, 1e4])
+    loss = bradley_terry(chosen, rejected)
+    (gradient,) = torch.autograd.grad(loss, chosen)
+    assert loss.item() == pytest.approx(2e4)
+    assert gradient.tolist() == [0.0, -1.0]
+
+
+def test_one_step_is_the_step_that_transformers_and_plain_torch_take(scorer: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    data, job = pair_batch(held_out=3), spec(rewardModel=PAIRS)
+    made = replica(scorer, job)
+    metrics = train(made, job, data)
+    model = AutoModelForSequenceClassification.from_pretrained(scorer, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    with torch.no_grad():
+        before = scores(model, data.groups[6:])
+    pairs = scores(model, data.groups[:6])
+    loss = bradley_terry(pairs[:, 0], pairs[:, 1]) / 6
+    torch.autograd.backward(loss)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    named, masters = dict(model.named_parameters()), made.masters()
+    for piece in made.pieces:
+        mine, theirs = piece.of(masters[piece.parameter], named[piece.name])
+        assert (mine - theirs).abs().max() < 2e-5, piece.name  # of a step of 1e-3
+    assert metrics.loss == pytest.approx(loss.item(), rel=1e-4)
+    assert metrics.grad_norm == pytest.approx(float(norm), rel=1e-4)
+    assert metrics.pairs is not None
+    assert metrics.pairs.right == float((pairs[:, 0] > pairs[:, 1]).float().mean())
+    assert metrics.pairs.held_out_before == pytest.approx((before[:, 0] - before[:, 1]).tolist(), abs=1e-4)
+    with torch.no_grad():
+        after = scores(model, data.groups[6:])
+    assert metrics.pairs.held_out == pytest.approx((after[:, 0] - after[:, 1]).tolist(), abs=1e-3)
+
+
+def test_a_checkpoint_is_a_folder_that_transformers_loads_and_training_goes_on_from_it(
+    scorer: Path, replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from rljob.trainer import checkpoint, weights
+
+    job, folder = spec(rewardModel=PAIRS), tmp_path / "version-000001"
+    first, second = pair_batch(held_out=2), pair_batch(held_out=2, version=2, seed=1)
+    made = replica(scorer, job)
+    trained = train(made, job, first)
+    record = checkpoint.save(made, megatron, folder, 1, trained, scorer, "a")
+    assert record is not None
+    assert record.steps["score.weight"] == 1, "the optimizer's state is not thrown away"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        found = scores(model, first.groups[6:])
+    assert trained.pairs is not None
+    assert (found[:, 0] - found[:, 1]).tolist() == pytest.approx(list(trained.pairs.held_out), abs=1e-4)
+    unbroken = train(made, job, second, iteration=2)
+    again = replica(scorer, job)
+    weights.load(again, folder)
+    checkpoint.load_moments(again, folder, record)
+    resumed = train(again, job, second, iteration=2)
+    assert resumed.model_copy(update={"seconds": 0.0}) == unbroken.model_copy(update={"seconds": 0.0})
+    assert all(torch.equal(a, b) for a, b in zip(made.masters().values(), again.masters().values(), strict=True))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_micro_batches_never_part_a_pair(ranks: int) -> None:
+    from rljob.trainer.preferences import pairs_of, whole_bins
+
+    parts = pairs_of(pair_batch(pairs=7))
+    filled = whole_bins(parts, 40, ranks)
+    assert len(filled) % ranks == 0
+    assert all(len(part.answers) == 2 for b in filled for part in b)
+    assert sorted(part.answers[0].index for b in filled for part in b) == [0, 2, 4, 6, 8, 10, 12]
+    alone = whole_bins(parts[:1], 1, ranks)
+    assert [len(b) for b in alone] == [1] + [0] * (ranks - 1), "one pair, however long; the other ranks get copies that do not count"
+
+
+def test_the_result_does_not_depend_on_how_pairs_are_packed(scorer: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
+    found = []
+    for budget in (64, 1024):
+        job = spec(rewardModel=PAIRS, trainer={"precision": "fp32", "microBatchTokens": budget, "optimizer": {"learningRate": 1e-3}})
+        found.append(train(replica(scorer, job), job, pair_batch(held_out=4)))
+    few, many = found
+    assert few.loss == pytest.approx(many.loss, rel=1e-5)
+    assert few.pairs is not None
+    assert many.pairs is not None
+    assert few.pairs.held_out == pytest.approx(many.pairs.held_out, abs=1e-4)
+
+
+def test_a_language_model_cannot_be_trained_on_pairs(llama: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
+    job = spec(rewardModel=PAIRS)
+    with pytest.raises(ConfigurationError, match="holds no reward model"):
+        train(replica(llama, job), job, pair_batch())
+
+
+def test_a_batch_keeps_what_is_held_out() -> None:
+    assert Batch.decode(pair_batch(held_out=2).encode()).held_out == 2
