@@ -1,14 +1,15 @@
 """The name map over all parallel sizes: together, the ranks write every number of every tensor, and each once."""
 
 from collections import Counter
+from dataclasses import replace
 from math import prod
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rljob.trainer.architecture import Architecture, Rope
+from rljob.api.families import Architecture, Experts, Rope
 from rljob.trainer.hf_map import padded_vocabulary, pieces
 from rljob.trainer.place import Place, alone
 
@@ -62,6 +63,37 @@ def test_every_number_is_written_once_and_loaded_by_every_copy(tensor: int, pipe
     for name, count in loaded.items():
         times = data * (tensor if len(whole[name]) == 1 and "norm" in name else 1) * (1 + (copy and "embed" in name))
         assert (count == times).all(), name
+
+
+MIXTURES = {
+    "qwen2_moe": Experts(count=12, active=2, ffn=7, normalised=False, shared_ffn=24),
+    "mixtral": Experts(count=12, active=2, ffn=7, normalised=True),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tensor=st.sampled_from([1, 2, 3]),
+    pipeline=st.sampled_from([1, 3]),
+    data=st.integers(1, 4),
+    expert=st.sampled_from([1, 2, 3, 4, 6, 12]),
+    family=st.sampled_from(list(MIXTURES)),
+)
+def test_every_expert_is_written_once_and_is_on_its_ranks_only(tensor: int, pipeline: int, data: int, expert: int, family: str) -> None:
+    assume(tensor * data % expert == 0)
+    a = replace(architecture(False, False), family=family, experts=MIXTURES[family])
+    whole = {piece.name: piece.shape for piece in pieces(a, alone(LAYERS))}
+    written, loaded = ({name: torch.zeros(shape, dtype=torch.long) for name, shape in whole.items()} for _ in range(2))
+    for number, place in enumerate(places(tensor, pipeline, data)):
+        among = number % (tensor * data)  # of the ranks that hold these layers; Megatron numbers experts' ranks first
+        here = replace(place, expert_rank=among % expert, expert_size=expert, expert_data_rank=among // expert)
+        for piece in pieces(a, here):
+            assert piece.shape == whole[piece.name]
+            loaded[piece.name][piece.region] += 1
+            written[piece.name][piece.region] += piece.writes
+    assert all((count == 1).all() for count in written.values())
+    assert sum(".experts." in name for name in whole) == LAYERS * 12 * 3
+    assert all((count == tensor * data // expert).all() for name, count in loaded.items() if ".experts." in name)
 
 
 @pytest.mark.parametrize("place", places(3, 4, 1), ids=lambda p: f"{p.layers.start}-{p.tensor_rank}")
