@@ -234,6 +234,16 @@ def test_a_half_written_arena_is_refused(tmp_path: Path) -> None:
         verify_manifest(manifest, half)
 
 
+def test_two_parts_of_a_tensor_that_changed_places_are_found(tmp_path: Path) -> None:
+    """What a rank would do that took another's place."""
+    file, manifest = fill(tmp_path / "arena", 1)
+    tensor = file.view("q")
+    tensor.copy_(tensor.roll(tensor.shape[0] // 2, 0))
+    verify_manifest(manifest, file, contents=False)
+    with pytest.raises(WeightsRefused, match="q: checksum"):
+        verify_manifest(manifest, file)
+
+
 def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
     file, manifest = fill(tmp_path / "arena", 1)
     file.view("q").view(torch.int32)[0, 0] ^= 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rljob.api import RLJob
 from rljob.api.sources import ScratchSource
-from rljob.plan import Machine, ModelShape, count_held_out, estimate, read_shape
+from rljob.plan import Machine, ModelShape, count_held_out, estimate, misfits, read_shape
 from rljob.plan.estimate import rank_memory, trainer_memory
 from rljob.plan.shape import of_config, of_gguf, of_scratch
 
@@ -69,6 +69,22 @@ def test_of_a_mixture_of_experts_all_are_kept_and_few_are_computed() -> None:
     assert spread == 16 * (rest + shape.in_experts // 4)
     here, everywhere = (estimate(job({"path": "m"}), s, TWO_CORES).seconds["training"] for s in (shape, dense))
     assert everywhere / here == pytest.approx(shape.parameters / shape.active)
+
+
+def test_experts_that_cannot_be_spread_like_this_are_named_with_the_nearest_sizes() -> None:
+    def of(shape: ModelShape, **sizes: int) -> list[str]:
+        return misfits(job({"path": "m"}, trainer=sizes, accelerator={"perNode": 8}), shape)
+
+    shape = of_config(MOE)
+    assert of(shape, expertParallel=4) == of(shape, expertParallel=2, tensorParallel=4, pipelineParallel=2) == []
+    (line,) = of(shape, expertParallel=8)
+    assert line.startswith("spec.trainer.expertParallel is 8, but the model has 60 experts in a layer, for 8 ranks (tensor × data parallel")
+    assert line.endswith("; set it to 4")
+    (line,) = of(shape, expertParallel=4, pipelineParallel=4)
+    assert "60 experts in a layer, for 2 ranks" in line
+    assert of(SMOL, expertParallel=2) == ["spec.trainer.expertParallel is 2, but the model has no experts; set it to 1"]
+    (line,) = of(replace(shape, hidden=2080 - 16), expertParallel=4)
+    assert "on CPU need multiples of 32; take another model, or set spec.accelerator.type to nvidia" in line
 
 
 def test_the_gguf_file_of_the_example_gives_the_same_shape_as_its_config(tmp_path: Path) -> None:

@@ -62,13 +62,13 @@ class Zygote:
         self.pipes[0].flush()
         return self.hear()
 
-    def start(self, model: Path) -> tuple[int, str]:
+    def start(self, model: Path, job: RLJob = JOB) -> tuple[int, str]:
         """Process id and address of a new engine, once it is healthy."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        argv = engine_argv(JOB, PREPARED, model, "127.0.0.1", port)
-        pid = int(self.say(json.dumps({"start": {"argv": argv, "env": engine_environment(JOB), "log": str(self.log)}}))["started"])
+        argv = engine_argv(job, PREPARED, model, "127.0.0.1", port)
+        pid = int(self.say(json.dumps({"start": {"argv": argv, "env": engine_environment(job), "log": str(self.log)}}))["started"])
         self.engines.append(pid)
         url = f"http://127.0.0.1:{port}"
         end = time.monotonic() + 90

@@ -257,13 +257,26 @@ def altered_under_the_engine(policy: Policy, engine: str, old: Manifest) -> Mani
     return old
 
 
+def swapped_before_the_checksum(policy: Policy, engine: str, old: Manifest) -> Manifest:
+    """What a trainer would make whose ranks took each other's place: the manifest is true to the arena, the arena not to the policy."""
+    with TensorFile.open(policy.arena, writable=True) as file:
+        one, other = (file.view(f"model.layers.{i}.self_attn.o_proj.weight") for i in (0, 1))
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)
+        entries = tensor_entries(file, file.checksums(), "worker-0")
+    manifest = old.model_copy(update={"tensors": entries, "checksum": manifest_checksum(entries)})
+    ask(engine, lambda e: e.load_weights(manifest, policy.arena, share=True))
+    return manifest
+
+
 def as_it_should_be(policy: Policy, engine: str, old: Manifest) -> Manifest:
     """The control: the same way without a lie."""
     ask(engine, lambda e: e.load_weights(old, policy.arena, share=True))
     return old
 
 
-@pytest.mark.parametrize("lie", [relabelled, altered_under_the_engine, as_it_should_be])
+@pytest.mark.parametrize("lie", [relabelled, altered_under_the_engine, swapped_before_the_checksum, as_it_should_be])
 def test_the_canary_refuses_an_engine_that_computes_with_other_weights_than_it_says(
     engine: str, policy: Policy, lie: Callable[[Policy, str, Manifest], Manifest]
 ) -> None:

@@ -139,6 +139,7 @@ class _Rank:
         name = f"{self.size}.{case.name}.{version}.{str(dtype).removeprefix('torch.')}{suffix}"
         manifest = weights.export(trainer.replica, self.ranks, weights.Arena(), self.folder / name, version, dtype, "worker-0")
         if manifest is not None:
+            (self.folder / f"{name}.manifest").write_text(manifest.model_dump_json())
             self.checksums[name.removeprefix(f"{self.size}.{case.name}.")] = manifest.checksum
             if dtype == torch.float32:
                 self.canaries.append(list(manifest.canary.logprobs))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.rollout.engines import Zygote, ask, start_zygote
+from tests.rollout.engines import JOB, Zygote, ask, start_zygote
 from tests.trainer.processes import trainer
 
 from rljob.api import RLJobSpec
@@ -104,11 +104,13 @@ def test_experts_trained_by_two_processes_are_served_as_what_they_are(
     tmp_path: Path,
     free_port: Callable[[], int],
 ) -> None:
-    """The way of every version: two ranks with half of the experts each train, write the arena, an engine loads it and is attested."""
+    """The way of every version: two ranks with half of the experts each train and write the arena, an engine of two ranks with half of
+    every expert each loads it and is attested."""
     folder = make_model("qwen3_moe", hidden_size=128, head_dim=32, moe_intermediate_size=64, max_position_embeddings=1024)
     sizes = {"precision": "fp32", "expertParallel": 2, "optimizer": {"learningRate": 1e-3}}
     job = spec(trainer=sizes, accelerator={"perNode": 2})
-    url = zygote.start(folder)[1]
+    engine = {"accelerator": {"perNode": 2}, "rollout": {"tensorParallel": 2, "maxTokens": 64, "engine": {"maxSequences": 2}}}
+    url = zygote.start(folder, JOB.model_copy(update={"spec": spec(**engine)}))[1]
     with trainer(tmp_path, folder, job, free_port()) as (client, _):
         client.do("load", version=0, path=str(folder))
         for version in (1, 2):

@@ -84,10 +84,11 @@ def test_one_cycle_over_http(
     assert all(torch.equal(loaded[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items())
 
 
-@pytest.mark.parametrize(("family", "tensor"), [("llama", 2), ("llama", 1), ("qwen2", 2)], ids=["tensors", "data", "tensors with biases"])
+@pytest.mark.parametrize(("family", "tensor", "pipeline"), [("llama", 2, 1), ("qwen2", 1, 2)], ids=["tensors", "stages"])
 def test_two_ranks_do_what_one_does(
     family: str,
     tensor: int,
+    pipeline: int,
     tmp_path: Path,
     make_model: Callable[..., Path],
     spec: Callable[..., RLJobSpec],
@@ -98,7 +99,7 @@ def test_two_ranks_do_what_one_does(
     algorithm = {"tau": 0.1, "stepsPerIteration": 2, "resetOptimizer": False}
     common = {"precision": "fp32", "microBatchTokens": 64, "optimizer": {"learningRate": 1e-3}}
     alone = spec(algorithm=algorithm, trainer=common)
-    both = spec(algorithm=algorithm, trainer={**common, "tensorParallel": tensor}, accelerator={"perNode": 2})
+    both = spec(algorithm=algorithm, trainer={**common, "tensorParallel": tensor, "pipelineParallel": pipeline}, accelerator={"perNode": 2})
     batches = [batch(version=1), batch(version=2, seed=1)]
     with trainer(tmp_path / "one", model, alone, free_port()) as (client, _):
         client.do("load", version=0, path=str(model))
@@ -123,7 +124,7 @@ def test_two_ranks_do_what_one_does(
         assert exported.checksum != two.checksum
         wrong = client.post("load", version=3, path=str(client.checkpoints / "version-000001"))
         assert wrong.status_code == 409, wrong.text
-    with trainer(tmp_path / "one", model, alone, free_port()) as (client, _):  # another tensor parallel size takes over
+    with trainer(tmp_path / "one", model, alone, free_port()) as (client, _):  # another size takes over
         client.do("load", version=1, path=str(tmp_path / "two" / "checkpoints" / "version-000001"))
         resumed = TrainMetrics.model_validate_json(client.train(batches[1], steps=2).content)
         assert resumed.loss == pytest.approx(expected[1].loss, rel=1e-4)

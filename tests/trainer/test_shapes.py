@@ -13,9 +13,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.rollout.engines import JOB, ask, start_zygote
 from tests.trainer.shapes import Case, Seen, Size
 
+from rljob.api import RLJob
+from rljob.checkpoint_engine.act import attest
+from rljob.checkpoint_engine.clients import HttpEngine
 from rljob.wire.batch import Batch
+from rljob.wire.weights import Manifest
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +51,10 @@ class Made:
         self.folder = folder
         self._seen = {str(size): json.loads((folder / f"{size}.json").read_text()) for size in (ALONE, *SIZES)}
 
+    def model(self, case: str) -> Path:
+        asked = json.loads((self.folder / "asked.json").read_text())
+        return next(Path(c["model"]) for c in asked["cases"] if c["name"] == case)
+
     def seen(self, size: Size, case: str) -> Seen:
         return Seen(**self._seen[str(size)][case])
 
@@ -57,7 +66,10 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path], batch: Callable[..., Batch]) -> Made:
     folder = tmp_path_factory.mktemp("shapes")
-    models = {name: str(make_model(*family, num_hidden_layers=4)) for name, family in FAMILIES.items()}
+    models = {
+        name: str(make_model(*family, num_hidden_layers=4, hidden_size=128, max_position_embeddings=1024))
+        for name, family in FAMILIES.items()
+    }
     cases = [Case(name, model, spec("fp32"), again=name == "llama-tied") for name, model in models.items()]
     cases.append(Case("bf16", models["llama-tied"], spec("bf16"), again=True))
     asked = {"sizes": [astuple(size) for size in (ALONE, *SIZES)], "cases": [asdict(case) for case in cases]}
@@ -118,8 +130,8 @@ def test_the_same_task_twice_makes_the_same_bits(size: Size, case: str, made: Ma
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_rank_holds_its_part_and_no_more(size: Size, made: Made) -> None:
     (whole,), held = made.seen(ALONE, "llama-untied").held, made.seen(size, "llama-untied").held
-    replicated = 64 * 9  # the norms, which tensor parallel ranks all hold
-    padding = 64 * 2  # 103 tokens on two ranks
+    replicated = 128 * 9  # the norms, which tensor parallel ranks all hold
+    padding = 128 * 2  # 103 tokens on two ranks
     assert whole <= sum(held) / size.data <= whole + (size.tensor - 1) * (replicated + padding)
     assert max(held) < 1.1 * whole / (size.tensor * size.pipeline)
 
@@ -127,3 +139,20 @@ def test_a_rank_holds_its_part_and_no_more(size: Size, made: Made) -> None:
 def test_the_next_step_from_a_checkpoint_of_another_size_has_the_loss_of_an_uninterrupted_job(made: Made) -> None:
     losses = [made.seen(size, "qwen2-tied").metrics[1]["loss"] for size in (ALONE, *SIZES)]
     assert losses == pytest.approx([losses[0]] * len(losses), rel=2e-5)
+
+
+def test_an_engine_of_two_ranks_loads_what_a_pipeline_of_two_stages_exported(made: Made, tmp_path: Path) -> None:
+    """Version 2, which that trainer made from another size's checkpoint; the canary tells it from its neighbours."""
+    size, case = Size(1, 2, 1), "llama-tied"
+    arena = made.folder / f"{size}.{case}.2.float32"
+    manifest = Manifest.model_validate_json((made.folder / f"{arena.name}.manifest").read_text())
+    sizes = {"accelerator": {"perNode": 2}, "rollout": {"tensorParallel": 2, "maxTokens": 64, "engine": {"maxSequences": 2}}}
+    job = RLJob.model_validate({**JOB.model_dump(by_alias=True), "spec": JOB.spec.model_dump(by_alias=True, exclude_none=True) | sizes})
+    zygote = start_zygote(tmp_path)
+    url = zygote.start(made.model(case), job)[1]
+    ask(url, lambda e: e.load_weights(manifest, arena))
+    ask(url, lambda e: attest(HttpEngine(e), manifest))
+    found = ask(url, lambda e: e.logprobs(list(manifest.canary.tokens)))
+    assert furthest(found, list(manifest.canary.logprobs)) < 1e-5
+    zygote.pipes[0].close()
+    assert zygote.process.wait(30) == 0

@@ -247,15 +247,17 @@ def _import_if_there(name: str) -> None:
 
 
 def _fork_engine_cores() -> None:
-    """Fork the engine core instead of spawning it, which would import everything again.
+    """Fork the engine core, and its workers if ranks share a model, instead of spawning them: that would import everything again, without
+    what `import_vllm` patches.
 
     vLLM's CPU platform sets VLLM_WORKER_MULTIPROC_METHOD to `spawn` while it reads the configuration (platforms/cpu.py), after anything
-    that we could set; so the place where the engine core's process is made gets a context that does not ask the environment.
+    that we could set; so the places where these processes are made get a context that does not ask the environment.
     """
     import multiprocessing
 
-    utils: Any = importlib.import_module("vllm.v1.engine.utils")
-    utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+    for name in ("vllm.v1.engine.utils", "vllm.v1.executor.multiproc_executor"):
+        module: Any = importlib.import_module(name)
+        module.get_mp_context = lambda: multiprocessing.get_context("fork")
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 Training uses Megatron's own schedule: one forward, one backward (1F1B), or all on one rank if there is one stage. Micro-batches differ in
 length, so stages tell each other the shape first (`variable_seq_lengths`). A single row that only wants its log-probabilities, the canary
-above all, is handed from stage to stage by `relay`. Megatron's interleaved schedule is not used: it takes numbers of micro-batches that are
-a multiple of the stages only, and hidden states of one length.
+above all, is handed from stage to stage by `relay`. Megatron's interleaved schedule is not used: it refuses fewer micro-batches than
+stages, and a rest of fewer (schedules.py, `final_microbatch_group_size`), while a step here has as many rows as its samples fill.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,0 +1,112 @@
+"""The name map over all parallel sizes: together, the ranks write every number of every tensor, and each once."""
+
+from collections import Counter
+from dataclasses import replace
+from math import prod
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from rljob.api.families import Architecture, Experts, Rope
+from rljob.trainer.hf_map import padded_vocabulary, pieces
+from rljob.trainer.place import Place, alone
+
+LAYERS, HEADS, KV_HEADS = 12, 12, 6
+
+
+def architecture(tied: bool, bias: bool) -> Architecture:
+    return Architecture(
+        family="qwen2" if bias else "llama", layers=LAYERS, hidden=8, ffn=24, heads=HEADS, kv_heads=KV_HEADS, head_size=2,
+        vocabulary=17, epsilon=1e-5, rope=Rope(1e4), tied=tied, qkv_bias=bias,
+    )  # fmt: skip
+
+
+def places(tensor: int, pipeline: int, data: int) -> list[Place]:
+    depth = LAYERS // pipeline
+    return [
+        Place(
+            range(stage * depth, (stage + 1) * depth),
+            first=stage == 0,
+            last=stage == pipeline - 1,
+            tensor_rank=rank,
+            tensor_size=tensor,
+            data_rank=copy,
+        )
+        for stage in range(pipeline)
+        for copy in range(data)
+        for rank in range(tensor)
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tensor=st.sampled_from([1, 2, 3, 6]),
+    pipeline=st.sampled_from([1, 2, 3, 4, 6, 12]),
+    data=st.integers(1, 3),
+    tied=st.booleans(),
+    bias=st.booleans(),
+)
+def test_every_number_is_written_once_and_loaded_by_every_copy(tensor: int, pipeline: int, data: int, tied: bool, bias: bool) -> None:
+    a = architecture(tied, bias)
+    whole = {piece.name: piece.shape for piece in pieces(a, alone(LAYERS))}
+    written = {name: torch.zeros(shape, dtype=torch.long) for name, shape in whole.items()}
+    loaded = {name: torch.zeros(shape, dtype=torch.long) for name, shape in whole.items()}
+    for place in places(tensor, pipeline, data):
+        for piece in pieces(a, place):
+            assert piece.shape == whole[piece.name]
+            loaded[piece.name][piece.region] += 1
+            written[piece.name][piece.region] += piece.writes
+    assert all((count == 1).all() for count in written.values())
+    copy = tied and pipeline > 1
+    for name, count in loaded.items():
+        times = data * (tensor if len(whole[name]) == 1 and "norm" in name else 1) * (1 + (copy and "embed" in name))
+        assert (count == times).all(), name
+
+
+MIXTURES = {
+    "qwen2_moe": Experts(count=12, active=2, ffn=7, normalised=False, shared_ffn=24),
+    "mixtral": Experts(count=12, active=2, ffn=7, normalised=True),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tensor=st.sampled_from([1, 2, 3]),
+    pipeline=st.sampled_from([1, 3]),
+    data=st.integers(1, 4),
+    expert=st.sampled_from([1, 2, 3, 4, 6, 12]),
+    family=st.sampled_from(list(MIXTURES)),
+)
+def test_every_expert_is_written_once_and_is_on_its_ranks_only(tensor: int, pipeline: int, data: int, expert: int, family: str) -> None:
+    assume(tensor * data % expert == 0)
+    a = replace(architecture(False, False), family=family, experts=MIXTURES[family])
+    whole = {piece.name: piece.shape for piece in pieces(a, alone(LAYERS))}
+    written, loaded = ({name: torch.zeros(shape, dtype=torch.long) for name, shape in whole.items()} for _ in range(2))
+    for number, place in enumerate(places(tensor, pipeline, data)):
+        among = number % (tensor * data)  # of the ranks that hold these layers; Megatron numbers experts' ranks first
+        here = replace(place, expert_rank=among % expert, expert_size=expert, expert_data_rank=among // expert)
+        for piece in pieces(a, here):
+            assert piece.shape == whole[piece.name]
+            loaded[piece.name][piece.region] += 1
+            written[piece.name][piece.region] += piece.writes
+    assert all((count == 1).all() for count in written.values())
+    assert sum(".experts." in name for name in whole) == LAYERS * 12 * 3
+    assert all((count == tensor * data // expert).all() for name, count in loaded.items() if ".experts." in name)
+
+
+@pytest.mark.parametrize("place", places(3, 4, 1), ids=lambda p: f"{p.layers.start}-{p.tensor_rank}")
+def test_the_pieces_of_a_rank_cover_its_parameters_without_overlap(place: Place) -> None:
+    a = architecture(tied=False, bias=True)
+    parts: dict[str, int] = Counter()
+    for piece in pieces(a, place):
+        parts[piece.parameter] += prod(len(range(*s.indices(n))) for s, n in zip(piece.region, piece.shape, strict=True))
+    width = a.head_size * (HEADS + 2 * KV_HEADS) // 3
+    assert parts["decoder.layers.0.self_attention.linear_qkv.weight"] == width * a.hidden
+    assert parts["decoder.layers.2.self_attention.linear_qkv.bias"] == width
+    assert parts["decoder.layers.1.mlp.linear_fc1.weight"] == 2 * a.ffn // 3 * a.hidden
+    assert ("decoder.layers.3.input_layernorm.weight" in parts) is False
+    rows = padded_vocabulary(a, 3) // 3
+    assert parts["embedding.word_embeddings.weight"] <= rows * a.hidden * place.first
+    assert ("decoder.final_layernorm.weight" in parts) is place.last
