@@ -136,7 +136,8 @@ class Trainer:
             case Checkpoint(body):
                 self._checkpoint(body.version, Path(body.path))
             case Offload(body):
-                self.offloader.offload(body.keep_freed)
+                with self.ranks.together():
+                    self.offloader.offload(body.keep_freed)
                 self._freed = self.ranks.total(self.offloader.freed)
             case Onload():
                 self.offloader.onload()
