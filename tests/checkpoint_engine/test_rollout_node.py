@@ -11,7 +11,7 @@ from tests.master.virtual import clock, run, until
 
 from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.node import Node
-from rljob.checkpoint_engine.outcome import MasterAway
+from rljob.checkpoint_engine.outcome import IdentityTaken, MasterAway
 from rljob.checkpoint_engine.state import Site
 from rljob.wire.node import Progress
 from rljob.wire.weights import Manifest
@@ -118,3 +118,23 @@ def test_a_master_that_is_away_does_not_keep_a_node_that_has_to_go() -> None:
         return clock() - begun
 
     assert run(job()) < 10
+
+
+def test_a_node_whose_name_another_has_takes_no_step_until_it_is_alone_again() -> None:
+    async def job() -> RolloutWorld:
+        world = RolloutWorld(iterations=0)
+        node = world.make_node()
+        agent = asyncio.create_task(node.run())
+        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        world.master.refuses = IdentityTaken("two agents call themselves rollout-0")
+        await asyncio.sleep(30)
+        engine = node.report().engine
+        assert engine is not None
+        assert not engine.routable
+        assert world.sidecars["engine"].alive
+        assert not agent.done(), "the job is over by now, which the other one was told"
+        world.master.refuses = None
+        await agent
+        return world
+
+    assert run(job()).removed

@@ -275,6 +275,8 @@ class MasterTwin:
         self.reports: list[NodeReport] = []
         self.desired = NodeDesired(revision=1, phase="idle", version=0, checksum=None)
         self.changed = asyncio.Condition()
+        self.refuses: InfrastructureError | None = None
+        """What every call comes to."""
         self.served_since: float | None = None
         self.serving: str | None = None
         self.want_rollout()
@@ -351,6 +353,8 @@ class MasterTwin:
                 assert held.content in (truth(engine.version), "dummy"), f"says {engine.version}, holds {held.content}"
 
     def _answers(self) -> None:
+        if self.refuses is not None:
+            raise self.refuses
         if self.world.now < self.world.master_away_until:
             raise MasterAway("the master does not answer")
 

@@ -204,6 +204,10 @@ class Volume:
         lines = self._run("sh", "-c", "cd /work && find . -type f -exec sha256sum {} +").decode().splitlines()
         return {path: digest for digest, path in (line.split(maxsplit=1) for line in lines)}
 
+    def let_go(self) -> None:
+        """The claim is not deleted as long as a pod uses it."""
+        self._cluster.kubectl("delete", "pod", self._pod, "-n", self._namespace, "--wait=false")
+
     def _run(self, *words: str) -> bytes:
         kubectl = [str(self._cluster.bin("kubectl")), "--kubeconfig", str(self._cluster.kubeconfig)]
         command = [*kubectl, "exec", self._pod, "--namespace", self._namespace, "--", *words]

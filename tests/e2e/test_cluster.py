@@ -332,6 +332,7 @@ def _lose_rollout_pods(trial: Trial) -> None:
 def _assert_each_iteration_once(volume: Volume, folder: Path, last: int) -> None:
     volume.copy("metrics.jsonl", folder)
     volume.copy("state", folder)
+    volume.let_go()
     lines = metrics(folder)
     assert [line["iteration"] for line in lines] == list(range(1, last + 1))
     epoch = len((ROOT / "examples/tiny/train.jsonl").read_text().splitlines())

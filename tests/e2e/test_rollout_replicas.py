@@ -1,7 +1,8 @@
-"""A rollout pod with every real part: it pulls each version, proves it and answers, and may be killed at any time."""
+"""A rollout pod with every real part: it comes and goes while the job runs, pulls each version, proves it, answers, and may be killed."""
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,7 @@ import yaml
 from tests.e2e.jobfolder import (
     EXAMPLE,
     PROMPTS,
+    RLJOB,
     assert_every_prompt_is_accounted_for,
     database,
     live_status,
@@ -27,6 +29,11 @@ SAMPLES = 96
 """Answers to a prompt: enough that an iteration takes longer than a rollout pod's way to its first answer."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def scale(folder: Path, replicas: int) -> None:
+    """`rljob scale`, as a person types it."""
+    subprocess.run([RLJOB, "scale", folder, f"--replicas={replicas}"], check=True, timeout=60)
 
 
 def members(folder: Path, container: str) -> list[int]:
@@ -51,14 +58,14 @@ def test_a_rollout_pod_answers_with_every_version_and_its_death_costs_no_prompt(
     file, folder = small_job(tmp_path, ITERATIONS), tmp_path / "job"
     job = yaml.safe_load(file.read_text())
     job["spec"]["algorithm"]["samplesPerPrompt"] = SAMPLES
-    job["spec"]["rollout"] |= {"replicas": 1, "weights": {"transport": transport}}
+    job["spec"]["rollout"] |= {"weights": {"transport": transport}}
     file.write_text(yaml.safe_dump(job))
     process = start(file, folder)
     served: set[int] = set()
-    killed = False
+    killed = left = False
 
     def ended() -> bool:
-        nonlocal killed
+        nonlocal killed, left
         for node in live_status(folder).get("nodes", []):
             if node["name"] == "rollout-0" and node.get("version") is not None and generated(folder):
                 served.add(node["version"])
@@ -66,9 +73,14 @@ def test_a_rollout_pod_answers_with_every_version_and_its_death_costs_no_prompt(
             for pid in members(folder, "checkpoint-engine"):
                 os.kill(pid, signal.SIGKILL)
                 killed = True
+        if killed and not left and len(served) > 1 and generated(folder):
+            scale(folder, 0)
+            left = True
         return process.poll() is not None
 
     try:
+        wait(lambda: bool(live_status(folder)), "the master", timeout=120)
+        scale(folder, 1)
         wait(ended, "the end of the job", timeout=300)
     finally:
         if process.poll() is None:
@@ -78,6 +90,7 @@ def test_a_rollout_pod_answers_with_every_version_and_its_death_costs_no_prompt(
     assert processes(folder) == []
     assert killed
     assert len(served) > 1, "it answered before it was killed and after"
+    assert left
     lines = metrics(folder)
     assert [line["iteration"] for line in lines] == list(range(1, ITERATIONS + 1))
     assert max(line["logprob_gap"] for line in lines) < 1e-3, "the trainer agrees with the tokens of both engines"

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.master.twins import FakeNode, World, inputs, job, manifest
+from tests.master.twins import FakeNode, FakeReplica, World, inputs, job, manifest
 from tests.master.virtual import run
 
 from rljob.api.status import JobStatus
@@ -181,5 +181,31 @@ def test_a_node_that_pulls_is_told_what_to_do(tmp_path: Path) -> None:
         assert (await world.call("POST", "/v1/weights/0/pull", "{}")).status_code == 400
         bad = report.model_copy(update={"have": "ff"})
         assert (await world.call("POST", "/v1/weights/0/pull", bad.model_dump_json())).status_code == 422
+
+    with_master(world, work)
+
+
+def test_of_two_agents_with_one_name_the_last_that_came_is_listened_to_and_the_other_is_told(tmp_path: Path) -> None:
+    world = World(tmp_path, job(), inputs())
+
+    async def work() -> None:
+        first, second = FakeReplica(world, "rollout-0"), FakeReplica(world, "rollout-0")
+        second.incarnation = "another"
+
+        async def status(replica: FakeReplica) -> int:
+            call = await world.call("POST", "/v1/nodes/rollout-0/sync?wait=0", replica.report().model_dump_json())
+            return call.status_code
+
+        assert [await status(each) for each in (first, first, second)] == [200, 200, 200], "an agent that is started again is no other"
+        assert [await status(each) for each in (first, second, first)] == [409, 200, 409]
+        assert world.parts is not None
+        failure = world.parts.watch.last
+        assert failure is not None
+        assert (failure.pod, failure.reason) == ("rollout-0", "IdentityTaken")
+        assert failure.message.startswith(
+            "two agents call themselves rollout-0 (RLJOB_NODE): only the one that came last is listened to; end"
+        )
+        await asyncio.sleep(31)
+        assert await status(first) == 200, "the other is gone"
 
     with_master(world, work)

@@ -117,7 +117,7 @@ def test_scaling_goes_through_the_subresource_and_suspending_through_the_spec() 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_sent() -> None:
     api: MemoryCluster = cluster(status=STATUS | {"phase": "Succeeded"})
-    with pytest.raises(ConfigurationError, match="replicas is -1; it must be at least 0"):
+    with pytest.raises(ConfigurationError, match=r"spec\.rollout\.replicas: -1 is not possible; give a number from 0 on"):
         scale(api, "sums", -1)
     with pytest.raises(ConfigurationError, match=r"sums has ended \(Succeeded\); there is nothing to suspend"):
         suspend(api, "sums", True)

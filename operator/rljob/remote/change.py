@@ -12,7 +12,7 @@ def scale(api: Api, name: str, replicas: int) -> tuple[int, int]:
         ConfigurationError: there is no such job, or the number is refused.
     """
     if replicas < 0:
-        raise ConfigurationError(f"replicas is {replicas}; it must be at least 0")
+        raise ConfigurationError(f"spec.rollout.replicas: {replicas} is not possible; give a number from 0 on")
     before = int(find(api, name)["spec"].get("rollout", {}).get("replicas", 0))
     api.patch(jobs_path(api.namespace, name, "scale"), {"spec": {"replicas": replicas}})
     return before, replicas

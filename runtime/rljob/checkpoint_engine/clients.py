@@ -11,7 +11,7 @@ import httpx
 
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.draft import aside_path, draft_path
-from rljob.checkpoint_engine.outcome import ChecksumMismatch, MasterAway, WrongState
+from rljob.checkpoint_engine.outcome import ChecksumMismatch, IdentityTaken, MasterAway, WrongState
 from rljob.checkpoint_engine.state import EngineState
 from rljob.rollout.client import EngineClient
 from rljob.wire.base import Message
@@ -227,7 +227,10 @@ class HttpMaster:
         self._http, self._node = http, node
 
     async def sync(self, report: NodeReport, wait: float) -> NodeDesired:
-        answer = await self._request("POST", f"/v1/nodes/{self._node}/sync?wait={wait}", report.model_dump_json(), patience=wait + 10)
+        body, path = report.model_dump_json(), f"/v1/nodes/{self._node}/sync?wait={wait}"
+        answer = await self._request("POST", path, body, patience=wait + 10, accept=(409,))
+        if answer.status_code == 409:
+            raise IdentityTaken(_reason(answer))
         return NodeDesired.model_validate_json(answer.content)
 
     async def batch(self, version: int) -> bytes:

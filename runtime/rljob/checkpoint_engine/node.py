@@ -10,7 +10,7 @@ from rljob.checkpoint_engine import outcome
 from rljob.checkpoint_engine.act import Actor, Parts, Plan
 from rljob.checkpoint_engine.decide import decide, routable
 from rljob.checkpoint_engine.observe import Observer
-from rljob.checkpoint_engine.outcome import MasterAway
+from rljob.checkpoint_engine.outcome import IdentityTaken, MasterAway
 from rljob.checkpoint_engine.state import NAMES, Finish, Idle, Known, Observed, Rollout, Step
 from rljob.wire.node import EngineReport, NodeDesired, NodeReport, Progress, TrainerReport
 from rljob.wire.pieces import HeldWeights
@@ -173,6 +173,8 @@ class Node:
                 if not away:
                     log.warning("%s; asking again every second", error)
                 away = True
+                if isinstance(error, IdentityTaken):
+                    self._desired = None  # another does what was wanted of this one
                 await asyncio.sleep(outcome.MASTER_PAUSE)
                 continue
             away = False

@@ -35,6 +35,10 @@ class MasterAway(InfrastructureError):
     """The master does not answer: nobody's failure here, it is waited for."""
 
 
+class IdentityTaken(InfrastructureError):
+    """The master listens to another agent that has this node's name."""
+
+
 class WrongState(InfrastructureError):
     """The trainer was asked for something that its state does not allow: look again before judging it."""
 

@@ -80,7 +80,7 @@ class Seat:
         if fresh:
             self.generated += fresh
             self.progressed = now
-        if self._counter is not None:
+        if self._counter is not None and now - self._looked < 5 * POLL:  # else it was idle for some of the time
             self.speed = smoothed(self.speed, fresh, metrics.running, now - self._looked)
         self._counter, self._looked = metrics.generation_tokens, now
 
@@ -256,7 +256,8 @@ class EnginePool:
         for seat in self._seats.values():
             seat.slow_since = (seat.slow_since or now) if seat.key in lagging else None
         for key in relieved([seat.load for seat in self._seats.values()], self._max_sequences, now) & lagging:
-            seat = self._seats[key]
+            if (seat := self._seats.get(key)) is None:
+                continue
             log.info(
                 "%s writes %.3g tokens per second of an answer, far less than others: they go on with its answers", key, seat.speed or 0
             )
@@ -303,7 +304,7 @@ class EnginePool:
 
     async def _ask(self, seat: Seat, prompt: Sequence[int], params: SamplingParams) -> Completion | None:
         """The engine's answer, or None if it has to be asked elsewhere."""
-        if seat.key not in self._seats:
+        if seat.key not in self._seats or self._closed:
             return None
         name = next(self._ids)
         request = asyncio.create_task(seat.engine.generate(name, prompt, params))

@@ -1,10 +1,12 @@
 """Nodes: what is wanted of them, and what they report."""
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Literal
 
+from rljob.api import InfrastructureError
 from rljob.master.timing import Clock, News
 from rljob.wire.node import NodeDesired, NodeReport, TrainTask
 
@@ -12,6 +14,18 @@ SILENCE = 60.0
 """Seconds after which a rollout node that neither polls nor reports is taken as gone; worker nodes are waited for."""
 LONGEST_POLL = 30.0
 """Longest wait of one sync, in seconds."""
+
+
+class IdentityTaken(InfrastructureError):
+    """Two agents call themselves by one name."""
+
+    def __init__(self, node: str, first: bool) -> None:
+        super().__init__(
+            f"two agents call themselves {node} (RLJOB_NODE): only the one that came last is listened to; end the pod of the other, which "
+            "may be left on a node that was taken for lost"
+        )
+        self.first = first
+        """It was not said of this agent before."""
 
 
 class Nodes:
@@ -27,6 +41,9 @@ class Nodes:
         self._heard: dict[str, float] = {}
         self._polling: dict[str, int] = {}
         self._told: dict[str, int] = {}
+        self._came: dict[str, list[str]] = {}
+        """Incarnations of a node's agent, in the order in which they were first heard."""
+        self._refused: set[str] = set()
         self._closed = False
         self.observers: list[Callable[[NodeReport], None]] = []
         """Called with every report."""
@@ -46,8 +63,13 @@ class Nodes:
             self._revised.announce()
 
     async def sync(self, report: NodeReport, wait: float) -> NodeDesired:
-        """Take a report; answer what is wanted, at once if the node has not seen it yet, else when it changes or after `wait` seconds."""
+        """Take a report; answer what is wanted, at once if the node has not seen it yet, else when it changes or after `wait` seconds.
+
+        Raises:
+            IdentityTaken: another agent of this name came later, and lives.
+        """
         node = report.node
+        self._admit(report)
         self._reports[node], self._heard[node] = report, self._clock()
         self._polling[node] = self._polling.get(node, 0) + 1
         try:
@@ -65,6 +87,17 @@ class Nodes:
         self.news.announce()
         return self.desired
 
+    def _admit(self, report: NodeReport) -> None:
+        node, came = report.node, self._came.setdefault(report.node, [])
+        if came and came[-1] == report.incarnation:
+            return
+        lives = bool(self._polling.get(node)) or self._clock() - self._heard.get(node, -math.inf) < LONGEST_POLL
+        if report.incarnation in came and lives:
+            first = report.incarnation not in self._refused
+            self._refused.add(report.incarnation)
+            raise IdentityTaken(node, first)
+        came[:] = [*(each for each in came if each != report.incarnation), report.incarnation][-8:]
+
     def close(self) -> None:
         """Let no node wait any longer: the master is about to end."""
         self._closed = True
@@ -76,7 +109,8 @@ class Nodes:
         return {name: report for name, report in sorted(self._reports.items()) if not self._gone(report)}
 
     def _gone(self, report: NodeReport) -> bool:
-        silent = not self._polling.get(report.node) and self._clock() - self._heard[report.node] > SILENCE
+        patience = 0.0 if report.engine is not None and report.engine.leaving else SILENCE
+        silent = not self._polling.get(report.node) and self._clock() - self._heard[report.node] > patience
         return silent and report.kind == "rollout"
 
     def workers(self) -> list[NodeReport]:

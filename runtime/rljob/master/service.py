@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from rljob.api import InfrastructureError
 from rljob.master.decisions.manifest import gap
+from rljob.master.nodes import IdentityTaken
 from rljob.master.parts import Parts
 from rljob.master.prometheus import exposition
 from rljob.master.report import report_page
@@ -52,7 +53,12 @@ class Service:
             return _refusal(400, f"not a NodeReport: {error}")
         if report.node != request.path_params["node"]:
             return _refusal(400, f"the report is of node {report.node}, the address says {request.path_params['node']}")
-        return _message(await self._parts.nodes.sync(report, wait))
+        try:
+            return _message(await self._parts.nodes.sync(report, wait))
+        except IdentityTaken as error:
+            if error.first:
+                self._parts.watch.failed(report.node, "sync", "IdentityTaken", str(error))
+            return _refusal(409, str(error))
 
     async def register(self, request: Request) -> Response:
         """Take a manifest; repeating it changes nothing."""
