@@ -188,6 +188,8 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_re
         "megatron": trainer_memory(job, shape),
         "vllm": engine_memory(job, shape),
     }
+    if not job.spec.generates:
+        del memory["vllm"], memory["reward"]
     notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {prompt_tokens(job, shape)} tokens"]
     held_out = held_out_prompts(job, held_out_records)
     if held_out is None:
