@@ -12,6 +12,7 @@ import yaml
 from tests.sandbox.real import judged, real_service
 
 from rljob.api import RLJob
+from rljob.api.comparison import load_comparison
 from rljob.api.verifiers import InstructionOptions
 from rljob.prepare.data_sources import load
 from rljob.prepare.preparation import Folders, make_splits
