@@ -7,6 +7,7 @@ differ; the figures are for choosing sizes, not for promises.
 from dataclasses import dataclass
 
 from rljob.api import RLJob
+from rljob.api.verifiers import reward_models
 from rljob.plan.shape import ModelShape
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -129,6 +130,9 @@ def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Es
         # One more for answers that take long.
         "reward": Memory((("interpreter", (2 + job.spec.reward.workers) * _PYTHON),)),
     }
+    if any(model.folder for model in reward_models(job.spec.reward.verifier, job.spec.reward.options)):
+        # Its weights are not counted: nobody has looked at the folder yet.
+        memory["reward"] = Memory((*memory["reward"].parts, ("reward model", _TORCH)))
     if job.spec.needs_sandbox:
         memory["sandbox"] = sandbox_memory(job)
     a, r = job.spec.algorithm, job.spec.rollout

@@ -50,6 +50,7 @@ class Model:
             raise ValueError(f"{type(model).__name__} has no layer `score`")
         self._body, self._score = model.base_model.to(self._device).eval(), model.score.to(self._device).float()
         self.context = int(model.config.max_position_embeddings)
+        self.scores([{"chat": [{"role": "user", "content": "a"}], "answer": "b"}])  # what cannot score this cannot score anything
 
     def scores(self, items: Sequence[dict[str, Any]]) -> list[float | None]:
         """The score of each conversation at its last token; None for one that is longer than the context."""

@@ -80,6 +80,8 @@ class ScorerProcess:
             self._pump.cancel()
             with suppress(asyncio.CancelledError):
                 await self._pump
+        for one in self._waiting:
+            one.result.cancel()
         await self._kill()
 
     async def _work(self) -> None:
