@@ -102,6 +102,10 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         model = Model(Path(folder), device, int(batch_tokens))
+    except ImportError as error:
+        remedy = "set `endpoint`, or use an image made from rljob/reward with torch and transformers"
+        write_frame(sink, {"error": f"a model in a folder needs torch and transformers where the reward service runs ({error}); {remedy}"})
+        return
     except Exception as error:  # noqa: BLE001 - process boundary: whatever a library raises is why the model cannot be used
         lines = (str(error).strip() or type(error).__name__).splitlines()
         write_frame(sink, {"error": f"{type(error).__name__}: {lines[0]}"[:500]})
