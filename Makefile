@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: help setup run test lint bench lock crd docs chart clean cluster cluster-down cluster-programs images gpu-check
 
 help:
-	@echo "make run [EXAMPLE=smollm2|arithmetic|code|tiny] [ARGS=--fresh]   train an example on this machine"
+	@echo "make run [EXAMPLE=smollm2|arithmetic|code|reward-model|tiny] [ARGS=--fresh]   train an example on this machine"
 	@echo "make test                                                   lint, types, import contracts, all tests"
 	@echo "make setup                                                  make .venv, so that .venv/bin/rljob works"
 	@echo "make bench                                                  run every benchmark"

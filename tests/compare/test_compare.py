@@ -146,6 +146,6 @@ def test_the_example_comes_to_what_the_page_says(tmp_path: Path, capfd: pytest.C
 
 def test_what_the_page_shows_can_be_used() -> None:
     (comparison,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    assert set(Comparison.model_validate(yaml.safe_load(comparison)).verifiers) == {"rule", "own", "judge", "strict judge"}
+    assert set(Comparison.model_validate(yaml.safe_load(comparison)).verifiers) == {"rule", "trained", "own", "judge", "strict judge"}
     for command in re.findall(r"^rljob (.*)$", PAGE, re.MULTILINE):
         assert command.split()[:2] == ["reward", "compare"]

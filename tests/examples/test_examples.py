@@ -12,6 +12,7 @@ import yaml
 from tests.sandbox.real import judged, real_service
 
 from rljob.api import RLJob
+from rljob.api.comparison import load_comparison
 from rljob.api.verifiers import InstructionOptions
 from rljob.prepare.data_sources import load
 from rljob.prepare.preparation import Folders, make_splits
@@ -22,6 +23,7 @@ from rljob.sandbox.service import Service
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 JOBS = sorted(EXAMPLES.glob("*/rljob.yaml"))
+POLICIES = [file for file in JOBS if file.parent.name != "reward-model"] + [EXAMPLES / "reward-model" / "policy.yaml"]
 
 
 def _job(file: Path) -> RLJob:
@@ -45,10 +47,10 @@ class Letters:
 
 
 def test_there_are_the_examples_that_the_readme_names() -> None:
-    assert [f.parent.name for f in JOBS] == ["arithmetic", "code", "smollm2", "tiny"]
+    assert [f.parent.name for f in JOBS] == ["arithmetic", "code", "reward-model", "smollm2", "tiny"]
 
 
-@pytest.mark.parametrize("file", JOBS, ids=lambda f: f.parent.name)
+@pytest.mark.parametrize("file", POLICIES, ids=lambda f: f.parent.name)
 def test_an_example_is_a_valid_job_with_data_that_passes_every_check(file: Path, tmp_path: Path) -> None:
     spec = _job(file).spec
     assert spec.evaluation is not None
@@ -74,6 +76,18 @@ def test_the_committed_data_is_what_the_script_makes(script: Path, tmp_path: Pat
     assert names == sorted(file.name for file in tmp_path.glob("*.jsonl"))
     for name in names:
         assert (tmp_path / name).read_text() == (script.parent / name).read_text()
+
+
+def test_no_word_of_the_reward_model_stands_in_two_files_and_every_mistake_is_one() -> None:
+    names = ("train", "heldout", "words", "questions")
+    files = [_rows(EXAMPLES / "reward-model" / f"{name}.jsonl") for name in names]
+    words = [row["prompt"] for rows in files for row in rows] + [r["prompt"] for r in _rows(EXAMPLES / "reward-model/labelled.jsonl")[::2]]
+    assert len(set(words)) == len(words)
+    assert all(r["chosen"] == r["prompt"][::-1] != r["rejected"] for r in files[0] + files[1])
+    assert len({r["family"] for r in files[1]}) == 5
+    spec = _job(EXAMPLES / "reward-model" / "rljob.yaml").spec
+    assert spec.reward_model is not None
+    load_comparison(EXAMPLES / "reward-model" / "comparison.yaml")
 
 
 def test_held_out_topics_of_smollm2_do_not_occur_in_training() -> None:

@@ -26,7 +26,7 @@ from rljob.wire.base import Failure
 from rljob.wire.batch import Batch
 from rljob.wire.checkpoints import checkpoint_folder
 from rljob.wire.data import Prepared, PromptRecord
-from rljob.wire.node import EngineReport, NodeDesired, NodeReport, Step, TrainerReport, TrainMetrics
+from rljob.wire.node import EngineReport, NodeDesired, NodeReport, PairMetrics, Step, TrainerReport, TrainMetrics
 from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
 from rljob.wire.weights import Canary, Manifest, Shard, TensorEntry
 
@@ -296,9 +296,18 @@ class FakeNode:
             (folder / "optimizer").mkdir()
         self.checkpointed = version
         samples = sum(len(g.samples) for g in self.batches[version].groups)
+        pairs = self.measured(self.batches[version]) if self.world.job.spec.reward_model else None
         self.trained = TrainMetrics(
             version=version, loss=0.5, grad_norm=1.0, learning_rate=1e-4, steps=1, samples=samples, tokens=10 * samples, seconds=2.0,
-            kl=0.0, logprob_gap=1e-6,
+            kl=0.0, logprob_gap=1e-6, pairs=pairs,
+        )  # fmt: skip
+
+    def measured(self, batch: Batch) -> PairMetrics:
+        """Of a reward model: three of four held-out pairs in the right order, half of them before the first iteration."""
+        return PairMetrics(
+            right=0.75, margin=0.5,
+            held_out=tuple(-1.0 if i % 4 == 1 else 1.0 for i in range(batch.held_out)),
+            held_out_before=tuple((-1.0) ** i for i in range(batch.held_out if batch.version == 1 else 0)),
         )  # fmt: skip
 
     async def _load(self, version: int) -> None:

@@ -17,6 +17,7 @@ def job(**spec: Any) -> RLJob:
     return RLJob.model_validate(document)
 
 
+RM = {"folder": "models/rm"}
 SMALL = ModelShape("llama", 800_000, 4, 128, 384, 4, 2, 32, 128, 256)
 LARGE = ModelShape("llama", 134_515_008, 30, 576, 1536, 9, 3, 64, 49152, 8192)
 
@@ -37,6 +38,20 @@ def test_a_job_is_a_master_its_workers_and_a_reward_service() -> None:
     assert [c.name for c in planned.pod("worker-0").sidecars] == ["megatron", "vllm"]
     assert [c.name for c in planned.pod("master").init_containers] == ["prepare"]
     assert {(s.name, s.pod, s.port) for s in planned.services} == {("master", "master", "master"), ("reward", "reward", "reward")}
+
+
+def test_a_job_that_trains_a_reward_model_has_neither_engine_nor_reward_service() -> None:
+    planned = plan(job(rewardModel={}, rollout={"replicas": 2}, sandbox={"enabled": True}), SMALL)
+    assert [p.name for p in planned.pods] == ["master", "worker-0"]
+    assert [c.name for c in planned.pod("worker-0").sidecars] == ["megatron"]
+    assert [s.name for s in planned.services] == ["master"]
+    assert "RLJOB_URL_REWARD" not in planned.pod("master").containers[0].env
+
+
+def test_a_reward_service_sees_the_jobs_files_only_where_it_has_a_model_among_them() -> None:
+    plain, scored = (plan(job(reward=reward)).pod("reward").containers[0] for reward in ({}, {"verifier": "reward-model", "options": RM}))
+    assert "source" not in [m.volume for m in plain.mounts]
+    assert scored.env["RLJOB_SOURCE_DIR"] == VolumePath("source")
 
 
 def test_nodes_and_rollout_replicas_become_pods() -> None:

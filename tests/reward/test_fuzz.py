@@ -24,6 +24,7 @@ from rljob.wire.sandbox import JudgeRequest, JudgeResult
 
 _SUM = {"dataset": "chain_sum", "parameters": {}, "entry": stored(reasoning_gym.create_dataset("chain_sum", size=1, seed=1)[0])}
 JUDGE = {"endpoint": "http://model/v1", "model": "m"}
+SCORER = {"endpoint": "http://scores", "model": "m"}
 KINDS: list[tuple[str, Any, dict[str, Any]]] = [
     ("exact", ["a", "b"], {"ignore_case": True}),
     ("numeric", "3", {}),
@@ -40,6 +41,7 @@ KINDS: list[tuple[str, Any, dict[str, Any]]] = [
     ("length", None, {}),
     ("repetition", None, {}),
     ("judge", "3", JUDGE),
+    ("reward-model", None, SCORER),
     ("weighted", "3", {"terms": [{"verifier": "math"}, {"verifier": "repetition"}, {"verifier": "regex", "options": {"pattern": "3"}}]}),
 ]
 
@@ -66,6 +68,8 @@ async def _others(request: httpx.Request) -> httpx.Response:
     """A sandbox that takes whatever is a request (the real one is tested by its own threat list), and a model that judges."""
     if request.url.host == "model":
         return httpx.Response(200, json=completion(verdict(json.loads(await request.aread()), 0)))
+    if request.url.host == "scores":
+        return httpx.Response(200, json={"data": [{"probs": [float(len(json.loads(await request.aread())["messages"][-1]["content"]))]}]})
     tests = JudgeRequest.model_validate_json(await request.aread()).tests
     result = JudgeResult(verdict="wrong_answer", passed=0, total=len(tests), cases=())
     return httpx.Response(200, text=result.model_dump_json())
@@ -77,7 +81,7 @@ def service() -> Iterator[tuple[asyncio.Runner, Judge]]:
         pool = WorkerPool(2, dict(os.environ))
         outside = Outside(httpx.AsyncClient(transport=httpx.MockTransport(_others)), "http://sandbox", asyncio.sleep, random.Random(0))
         runner.run(pool.start())
-        yield runner, standard_judge(pool, 1.0, outside, frozenset(named("judge", JUDGE)))
+        yield runner, standard_judge(pool, 1.0, outside, frozenset([*named("judge", JUDGE), *named("reward-model", SCORER)]))
         runner.run(pool.stop())
 
 

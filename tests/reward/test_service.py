@@ -151,3 +151,19 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_service_whose_workers_cannot_start_ends_at_once_and_says_why(tmp_path: Path) -> None:
+    spec = {"model": {"source": {"path": "x"}}, "data": {"train": {"path": "x.jsonl"}}}
+    job = RLJob.model_validate({"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "a"}, "spec": spec})
+    (tmp_path / "job.json").write_text(job.model_dump_json(by_alias=True))
+    broken = 'import sys\nif "rljob.reward.worker" in sys.orig_argv:\n    sys.exit("ModuleNotFoundError: No module named \'sympy\'")\n'
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    given = {"RLJOB_JOB": str(tmp_path / "job.json"), "RLJOB_LISTEN_REWARD": f"127.0.0.1:{_free_port()}"}
+    given["PYTHONPATH"] = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run([sys.executable, "-m", "rljob.reward"], env=dict(os.environ) | given, capture_output=True, text=True, timeout=60)
+    assert done.returncode == EXIT_CONFIGURATION
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the workers of the reward service cannot start (exit status 1): ")
+    assert "ModuleNotFoundError: No module named 'sympy'" in last
+    assert "install" in last

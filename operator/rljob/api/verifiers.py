@@ -13,7 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 TermName = Literal[
     "exact", "numeric", "math", "choice", "regex", "instruction", "reasoning-gym", "code", "length", "repetition", "import", "http",
-    "judge",
+    "judge", "reward-model",
 ]  # fmt: skip
 """What `weighted` combines: everything but itself."""
 VerifierName = Literal[TermName, "weighted"]
@@ -276,6 +276,51 @@ class JudgeOptions(Options):
         return self
 
 
+class RewardModelOptions(Options):
+    """A reward model, a transformer with a value head, scores the answer. Only the job can name the model and the key, no data record."""
+
+    folder: str | None = None
+    """Folder of the model where the reward service runs. A relative one starts from the folder of the job file, in a cluster from
+    `spec.files`."""
+    endpoint: str | None = Field(None, pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?$")
+    """Instead: base address of a vLLM server that serves it, such as `http://scores.team-a:8000`; `/classify` is added."""
+    model: str | None = None
+    """Name of the model at the endpoint."""
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Name of the environment variable of the reward service that holds the endpoint's API key."""
+    key_file: str | None = None
+    """File that holds the API key, where the reward service runs."""
+    system: str | None = None
+    """System message before the question: the `spec.data.system` that the model was trained with."""
+    mapping: Literal["sigmoid", "raw", "threshold"] = "sigmoid"
+    """How a score becomes a reward, with z = (score - center) / scale. `sigmoid`: 1 / (1 + exp(-z)). `raw`: z, cut to 0 and 1.
+    `threshold`: 1 if z is at least 0, else 0."""
+    center: float = 0.0
+    """Score that counts as 0. Scores of a model trained on pairs have no natural zero; the mean over some answers is a good one."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Difference of scores that counts as 1."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Reward from which an answer is right."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What a folder's model runs on; `auto`: a GPU if the reward service sees one. fp32 on CPU, bfloat16 on a GPU."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 8192
+    """Tokens, padding included, that go through a folder's model at once (or one longer answer)."""
+    longest_answer: Annotated[int, Field(ge=1)] = 100_000
+    """Characters; a longer answer is wrong unseen, as is one that does not fit the model's context."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=280)] = 60.0
+    """Time limit of one batch, or of one call."""
+    attempts: Annotated[int, Field(ge=1, le=10)] = 4
+    """Calls for one score while the endpoint is busy, broken or silent, before the judgement counts as failed."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "RewardModelOptions":
+        if self.folder is not None and self.endpoint is not None:
+            raise ValueError("folder and endpoint are both set; the model is in one place, leave one out")
+        if self.key_variable is not None and self.key_file is not None:
+            raise ValueError("key_variable and key_file are both set; the key has one source, leave one out")
+        return self
+
+
 class Term(Options):
     """One part of a weighted reward."""
 
@@ -329,6 +374,7 @@ OPTIONS: Mapping[str, type[Options]] = {
     "import": ImportOptions,
     "http": HttpOptions,
     "judge": JudgeOptions,
+    "reward-model": RewardModelOptions,
 }
 """Verifier to its options."""
 
@@ -368,10 +414,10 @@ def named(verifier: str | None, options: Mapping[str, Any]) -> Iterator[str]:
     target = {"import": "path", "http": "url"}.get(verifier or "")
     if target and isinstance(options.get(target), str):
         yield f"{verifier} {options[target]}"
-    if verifier == "judge":
+    if verifier in ("judge", "reward-model"):
         # One text for all of them: else a record could send the key of one judge to another.
-        parts = [f"{name} {options[name]!r}" for name in ("endpoint", "model", "key_variable", "key_file") if options.get(name) is not None]
-        yield f"judge with {', '.join(parts)}"
+        fields = ("folder", "endpoint", "model", "key_variable", "key_file")
+        yield f"{verifier} with {', '.join(f'{name} {options[name]!r}' for name in fields if options.get(name) is not None)}"
     if verifier == "weighted":
         for term in options.get("terms") or ():
             yield from named(term.get("verifier"), term.get("options") or {})
@@ -390,3 +436,12 @@ def judges(verifier: str | None, options: Mapping[str, Any]) -> Iterator[JudgeOp
     if verifier == "weighted":
         for term in options.get("terms") or ():
             yield from judges(term.get("verifier"), term.get("options") or {})
+
+
+def reward_models(verifier: str | None, options: Mapping[str, Any]) -> Iterator[RewardModelOptions]:
+    """The reward models that score, among them those that others combine."""
+    if verifier == "reward-model":
+        yield RewardModelOptions.model_validate(options)
+    if verifier == "weighted":
+        for term in options.get("terms") or ():
+            yield from reward_models(term.get("verifier"), term.get("options") or {})

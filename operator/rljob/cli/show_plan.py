@@ -139,12 +139,11 @@ def _memory(console: Console, sizes: Estimate) -> None:
 
 
 def _time(console: Console, job: RLJob, sizes: Estimate) -> None:
-    a = job.spec.algorithm
-    console.print(
-        f"One iteration: {a.prompts_per_iteration} prompts × {a.samples_per_prompt} answers, about {sizes.answer_tokens:,} generated and "
-        f"{sizes.trained_tokens:,} trained tokens.",
-        highlight=False,
-    )
+    a, pairs = job.spec.algorithm, job.spec.reward_model
+    what = f"{a.prompts_per_iteration} prompts × {a.samples_per_prompt} answers, about {sizes.answer_tokens:,} generated and"
+    if pairs is not None:
+        what = f"{pairs.steps_per_iteration} steps × {pairs.batch_size} pairs, about"
+    console.print(f"One iteration: {what} {sizes.trained_tokens:,} trained tokens.", highlight=False)
     if sizes.seconds:
         total = sum(sizes.seconds.values())
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sizes.seconds.items())

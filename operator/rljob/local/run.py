@@ -282,5 +282,7 @@ def _summarize(console: Console, job: RLJob, folder: JobFolder, seconds: float, 
     for label, text in rows:
         console.print(f"  {label:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
     if (folder.root / "model").is_dir():
-        console.print("\nTalk to the model:", highlight=False)
-        console.print(f"  {view.next_step(folder.root / 'model', sys.executable)}", highlight=False, markup=False, soft_wrap=True)
+        model, generates = folder.root / "model", job.spec.generates
+        console.print("\nTalk to the model:" if generates else "\nHave it judge the answers of another job:", highlight=False)
+        step = view.next_step(model, sys.executable) if generates else view.use_as_verifier(model)
+        console.print(f"  {step}", highlight=False, markup=False, soft_wrap=True)

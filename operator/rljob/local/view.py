@@ -185,3 +185,8 @@ def next_step(model: Path, python: str) -> str:
         f"print(p('text-generation', '{model}')([{{'role': 'user', 'content': 'Hello'}}], max_new_tokens=64)"
         "[0]['generated_text'][-1]['content'])\""
     )
+
+
+def use_as_verifier(model: Path) -> str:
+    """The part of a job that names a trained reward model."""
+    return f"reward: {{verifier: reward-model, options: {{folder: {model}}}}}"

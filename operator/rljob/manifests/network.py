@@ -76,7 +76,7 @@ def downloads(job: RLJob) -> bool:
 
 def _judges(job: RLJob) -> list[Manifest]:
     """Where the reward service asks others: a judge can be a Service of any namespace, which no block of addresses covers."""
-    if not uses(job.spec.reward.verifier, job.spec.reward.options) & {"http", "judge"}:
+    if not uses(job.spec.reward.verifier, job.spec.reward.options) & {"http", "judge", "reward-model"}:
         return []
     everywhere = [{"namespaceSelector": {}, "podSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
     return [_DNS, {"to": everywhere}]

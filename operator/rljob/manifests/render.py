@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from rljob.api import ConfigurationError, RLJob
+from rljob.api.verifiers import reward_models
 from rljob.manifests import devices, objects
 from rljob.manifests.context import Context
 from rljob.manifests.jobfile import digest, job_files
@@ -74,6 +75,8 @@ def relative_paths(job: RLJob) -> dict[str, str]:
         named["spec.evaluation.data.path"] = spec.evaluation.data.path
     if spec.warm_start is not None and spec.warm_start.data is not None:
         named["spec.warmStart.data.path"] = spec.warm_start.data.path
+    for model in reward_models(spec.reward.verifier, spec.reward.options):
+        named["spec.reward.options.folder"] = model.folder
     return {field: path for field, path in named.items() if path is not None and not PurePosixPath(path).is_absolute()}
 
 

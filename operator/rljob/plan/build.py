@@ -3,6 +3,7 @@
 import json
 
 from rljob.api import RLJob
+from rljob.api.verifiers import reward_models
 from rljob.plan.estimate import Estimate, Machine, engine_bytes, estimate
 from rljob.plan.shape import ModelShape, of_scratch
 from rljob.plan.types import (
@@ -210,12 +211,14 @@ def _rollout(job: RLJob, sizes: Estimate, index: int) -> Pod:
 
 
 def _reward(job: RLJob, sizes: Estimate) -> Pod:
-    sandbox: dict[str, Value] = {"RLJOB_URL_SANDBOX": ServiceUrl("sandbox")} if job.spec.needs_sandbox else {}
+    more: dict[str, Value] = {"RLJOB_URL_SANDBOX": ServiceUrl("sandbox")} if job.spec.needs_sandbox else {}
+    beside = any(model.folder for model in reward_models(job.spec.reward.verifier, job.spec.reward.options))
+    more |= {"RLJOB_SOURCE_DIR": VolumePath("source")} if beside else {}
     reward = Container(
         name="reward",
         command=_module("reward"),
-        env=_env("cache", RLJOB_LISTEN_REWARD=Listen(REWARD.name), **sandbox),
-        mounts=(_JOB, _CACHE),
+        env=_env("cache", RLJOB_LISTEN_REWARD=Listen(REWARD.name), **more),
+        mounts=(_JOB, _SOURCE, _CACHE) if beside else (_JOB, _CACHE),
         resources=_resources(sizes, "reward", 0.25),
         restart="always",
         ports=(REWARD,),

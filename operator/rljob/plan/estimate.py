@@ -7,6 +7,7 @@ differ; the figures are for choosing sizes, not for promises.
 from dataclasses import dataclass
 
 from rljob.api import RLJob
+from rljob.api.verifiers import reward_models
 from rljob.plan.shape import ModelShape
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -146,6 +147,9 @@ def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Es
         # One more for answers that take long.
         "reward": Memory((("interpreter", (2 + job.spec.reward.workers) * _PYTHON),)),
     }
+    if any(model.folder for model in reward_models(job.spec.reward.verifier, job.spec.reward.options)):
+        # Its weights are not counted: nobody has looked at the folder yet.
+        memory["reward"] = Memory((*memory["reward"].parts, ("reward model", _TORCH)))
     if job.spec.needs_sandbox:
         memory["sandbox"] = sandbox_memory(job)
     a, r = job.spec.algorithm, job.spec.rollout
@@ -208,6 +212,8 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_re
         "megatron": trainer_memory(job, shape),
         "vllm": engine_memory(job, shape),
     }
+    if not job.spec.generates:
+        del memory["vllm"], memory["reward"]
     notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {prompt_tokens(job, shape)} tokens"]
     if (stages := job.spec.trainer.pipeline_parallel) > 1:
         largest = max(sum(rank_memory(job, shape, stage)) for stage in range(stages)) + _TORCH

@@ -15,6 +15,7 @@ from rljob.compare.page import comparison_page
 from rljob.compare.records import read
 from rljob.compare.run import HEADS, PAIR_HEADS, World, compare, pair_rows, pairs, record, rows, table, write
 from rljob.reward.pool import WorkerPool
+from rljob.reward.scorers import Scorers
 from rljob.wire.environment import Environment
 
 
@@ -30,7 +31,9 @@ async def main(spec: Comparison, out: Path) -> None:
         stack.push_async_callback(pool.stop)
         # As the reward service does it: time limits are those of each call; a proxy of the environment is for downloads.
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=256), trust_env=False))
-        world = World(pool, http, Environment.current().sandbox, os.environ)
+        scorers = Scorers(os.environ, Path(spec.data).parent)
+        stack.push_async_callback(scorers.stop)
+        world = World(pool, http, Environment.current().sandbox, os.environ, scorers)
         results = await compare(spec, answers, world, lambda line: print(line, flush=True))
     found = pairs(answers, results)
     try:

@@ -14,12 +14,13 @@ import httpx
 
 from rljob.api import ConfigurationError
 from rljob.api.comparison import Comparison, Contestant
-from rljob.api.verifiers import judges, named, uses
+from rljob.api.verifiers import JudgeOptions, RewardModelOptions, judges, named, reward_models, uses
 from rljob.compare.figures import Judged, Pair, Share, Standing, pair, standing
 from rljob.compare.records import Labelled
 from rljob.reward.judge import Workers, standard_judge
 from rljob.reward.outside import NoAnswerError, Outside
 from rljob.reward.registry import check
+from rljob.reward.scorers import Scorers
 from rljob.reward.verifiers.language_model import api_key
 from rljob.wire.reward import ScoreItem
 
@@ -55,6 +56,8 @@ class World:
     http: httpx.AsyncClient
     sandbox: str | None
     environment: Mapping[str, str]
+    scorers: Scorers
+    """Reward models in folders."""
 
 
 async def compare(spec: Comparison, answers: Sequence[Labelled], world: World, say: Say) -> list[Result]:
@@ -65,6 +68,11 @@ async def compare(spec: Comparison, answers: Sequence[Labelled], world: World, s
     """
     for name, contestant in spec.verifiers.items():
         _check(spec.data, name, contestant, answers, world)
+    for name, contestant in spec.verifiers.items():
+        try:
+            await world.scorers.start(list(reward_models(contestant.verifier, contestant.options)))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"verifiers.{name}: {error}") from None
     found = []
     for name, contestant in spec.verifiers.items():
         say(f"{name}: judges {len(answers)} answers")
@@ -77,7 +85,8 @@ def _check(file: str, name: str, contestant: Contestant, answers: Sequence[Label
     if "code" in uses(verifier, options) and world.sandbox is None:
         raise ConfigurationError(f"verifiers.{name}: programs run in the sandbox; set RLJOB_URL_SANDBOX to the address of one")
     try:
-        for judge in judges(verifier, options):
+        asked: list[JudgeOptions | RewardModelOptions] = [*judges(verifier, options), *reward_models(verifier, options)]
+        for judge in asked:
             api_key(judge, world.environment)
     except NoAnswerError as error:
         raise ConfigurationError(f"verifiers.{name}: {error}") from None
@@ -91,7 +100,7 @@ def _check(file: str, name: str, contestant: Contestant, answers: Sequence[Label
 async def _result(name: str, contestant: Contestant, spec: Comparison, answers: Sequence[Labelled], world: World) -> Result:
     verifier, options = contestant.verifier, contestant.options
     tokens: Counter[str] = Counter()
-    outside = Outside(world.http, world.sandbox, environment=world.environment, tokens=tokens)
+    outside = Outside(world.http, world.sandbox, environment=world.environment, tokens=tokens, scorers=world.scorers)
     judge = standard_judge(world.workers, spec.timeout_seconds, outside, frozenset(named(verifier, options)))
     gate = asyncio.Semaphore(spec.concurrency)
 

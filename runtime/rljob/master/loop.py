@@ -96,7 +96,8 @@ class Loop:
             if not margins or version in known:
                 continue
             answers = judged_pairs(records, margins, [self.parts.decode(list(r.chosen or ())) for r in records])
-            history.save_answers(version, list(enumerate(answers)))
+            if not history.answers(version):  # else a master died between the two
+                history.save_answers(version, list(enumerate(answers)))
             lengths = [a.length for a in answers]
             record = {"version": version, "response_length": sum(lengths) / len(lengths), "tokens": 0, "seconds": 0.0}
             history.save_evaluation(Evaluation(version, evaluation.accuracy(iteration - metrics.version + version, answers), record))

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -20,7 +19,7 @@ def main(environment: Environment) -> None:
         model=environment.directory("model"),
         data=environment.directory("data"),
         cache=environment.directory("cache"),
-        source=Path(environment.variables.get("RLJOB_SOURCE_DIR", ".")),
+        source=environment.source,
     )
     prepare(environment.job.spec, folders, lambda line: print(f"prepare: {line}", file=sys.stderr, flush=True))
 

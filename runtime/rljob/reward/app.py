@@ -19,6 +19,7 @@ from rljob.reward.judge import standard_judge
 from rljob.reward.outside import Outside
 from rljob.reward.pool import WorkerPool
 from rljob.reward.registry import VERIFIERS
+from rljob.reward.scorers import Scorers
 from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
 
 # Few idle ones: for each that is idle, httpcore's pool (1.0) looks at all others whenever a request begins or ends; a hundred programs that
@@ -26,7 +27,14 @@ from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
 CONNECTIONS = httpx.Limits(max_connections=256, max_keepalive_connections=8, keepalive_expiry=2.0)
 
 
-def create_app(pool: WorkerPool, seconds: float, warm: bool, sandbox: str | None = None, named: frozenset[str] = frozenset()) -> Starlette:
+def create_app(
+    pool: WorkerPool,
+    seconds: float,
+    warm: bool,
+    sandbox: str | None = None,
+    named: frozenset[str] = frozenset(),
+    scorers: Scorers | None = None,
+) -> Starlette:
     """The service.
 
     Args:
@@ -35,10 +43,11 @@ def create_app(pool: WorkerPool, seconds: float, warm: bool, sandbox: str | None
         warm: start the workers before the first question.
         sandbox: base address of the code sandbox.
         named: code and addresses that the job names; nobody can use others (`rljob.api.verifiers.named`).
+        scorers: reward models in folders; stopped with the service.
     """
     # Time limits are those of each call; a proxy of the environment is for downloads.
     http = httpx.AsyncClient(timeout=None, limits=CONNECTIONS, trust_env=False)
-    outside = Outside(http, sandbox, environment=pool.environment)
+    outside = Outside(http, sandbox, environment=pool.environment, scorers=scorers)
     judge = standard_judge(pool, seconds, outside, named)
     metrics = _Metrics(outside.tokens)
 
@@ -65,6 +74,8 @@ def create_app(pool: WorkerPool, seconds: float, warm: bool, sandbox: str | None
         async with http:
             yield
         await pool.stop()
+        if scorers is not None:
+            await scorers.stop()
 
     routes = [
         Route("/v1/score", score, methods=["POST"]),

@@ -3,12 +3,14 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import httpx
 
 from rljob.api import InfrastructureError
+from rljob.api.verifiers import RewardModelOptions
 
 LONGEST_REPLY = 1 << 20
 """Bytes; a longer one is no answer to our question."""
@@ -20,6 +22,14 @@ _PASSING = (408, 425, 429)
 
 class NoAnswerError(InfrastructureError):
     """A service did not judge: unreachable, overloaded, or it talks nonsense. There is no reward."""
+
+
+class RewardModels(Protocol):
+    """Where reward models are (rljob.reward.scorers)."""
+
+    async def score(self, options: RewardModelOptions, chat: Sequence[Mapping[str, str]], answer: str) -> float | None:
+        """The score of an answer, None if it is longer than the model's context. Raises NoAnswerError if there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,9 @@ class Outside:
     """Where API keys are looked up that the job names by a variable."""
     tokens: Counter[str] = field(default_factory=Counter)
     """What language models said they read (`prompt`) and wrote (`completion`) for us so far, and how often they were asked (`calls`)."""
+
+    scorers: RewardModels | None = None
+    """Reward models in folders."""
 
     def count(self, read: int, written: int) -> None:
         """Note one call of a language model."""

@@ -10,8 +10,9 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
+from rljob.api import ConfigurationError, InfrastructureError
 from rljob.reward.worker import PATIENCE, frame
 from rljob.wire.reward import ScoreItem
 
@@ -19,6 +20,8 @@ _GRACE = 60.0
 """Seconds on top of a judgement's limit for imports and references, which the worker does outside that limit."""
 MOMENT = 0.2
 """Processor seconds of a first try; honest answers take a tenth of that. The limit of a judgement counts anew in the slow lane."""
+READY = 60.0
+"""Seconds that a worker has to start; one takes less than a second, with a free core."""
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HOME", "TMPDIR")
 """Environment variables that workers inherit."""
 
@@ -39,7 +42,7 @@ class WorkerProcess:
                 assert process.stdin is not None
                 process.stdin.write(frame({"item": item.model_dump(mode="json"), "seconds": seconds}))
                 await process.stdin.drain()
-                return await _read(process)
+                return await read_message(process)
         except (asyncio.IncompleteReadError, ConnectionError):
             await self.stop()
             return {"outcome": "lost", "reason": "the verifier's worker died"}
@@ -51,8 +54,39 @@ class WorkerProcess:
             raise
 
     async def start(self) -> None:
-        """Start ahead of the first question."""
-        await self._running()
+        """Start ahead of the first question.
+
+        Raises:
+            ConfigurationError: it ends by itself instead, as it will every time; says why.
+            InfrastructureError: somebody ended it, or it does not get ready.
+        """
+        try:
+            async with asyncio.timeout(READY):
+                await self._running()
+        except TimeoutError:
+            await self.stop()
+            raise InfrastructureError(
+                f"a worker of the reward service was not ready within {READY:.0f} s: the machine is too busy; lower spec.reward.workers"
+            ) from None
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await self._explain()
+
+    async def _explain(self) -> NoReturn:
+        """Why the process that was just started is gone: it is tried again, and what it says is read."""
+        failed, self.process = self.process, None
+        status = await failed.wait() if failed is not None else 1
+        if status < 0:
+            raise InfrastructureError(f"a worker of the reward service was ended by signal {-status} while it started (memory?)")
+        again = await asyncio.create_subprocess_exec(
+            *self._command(), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+            env=dict(self.environment),
+        )  # fmt: skip
+        _, said = await again.communicate()
+        last = (said.decode(errors="replace").strip().splitlines() or ["it says nothing"])[-1]
+        raise ConfigurationError(
+            f"the workers of the reward service cannot start (exit status {status}): {last:.300}; its image or Python environment lacks "
+            "what verifiers need: install rljob's requirements for `reward`, or use the image rljob/reward"
+        )
 
     async def stop(self) -> None:
         """Kill it and wait for its end."""
@@ -67,20 +101,20 @@ class WorkerProcess:
         if self.process is not None and self.process.returncode is None:
             return self.process
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "rljob.reward.worker",
-            str(os.getpid()),
-            str(self.niceness),
+            *self._command(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=dict(self.environment),
         )
-        await _read(self.process)
+        await read_message(self.process)
         return self.process
 
+    def _command(self) -> tuple[str, ...]:
+        return (sys.executable, "-m", "rljob.reward.worker", str(os.getpid()), str(self.niceness))
 
-async def _read(process: asyncio.subprocess.Process) -> dict[str, Any]:
+
+async def read_message(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    """The next frame of a process; raises IncompleteReadError if it ends instead."""
     assert process.stdout is not None
     size = int.from_bytes(await process.stdout.readexactly(4), "big")
     message: dict[str, Any] = json.loads(await process.stdout.readexactly(size))

@@ -21,6 +21,7 @@ from rljob.reward.verifiers import (
     reasoning_gym,
     regex,
     repetition,
+    reward_model,
     weighted,
 )
 
@@ -41,6 +42,7 @@ VERIFIERS: dict[str, AnyVerifier] = {
         imported,
         http,
         language_model,
+        reward_model,
     )
 }
 

@@ -54,6 +54,11 @@ class Environment:
         `output` (metrics, report, final model), `shm` (shared memory of the pod), `sockets` (unix sockets of the pod), `cache`."""
         return Path(self._get(f"RLJOB_DIR_{name.upper()}"))
 
+    @property
+    def source(self) -> Path:
+        """What relative paths of the job start from (`RLJOB_SOURCE_DIR`); the working directory for who is given no such folder."""
+        return Path(self.variables.get("RLJOB_SOURCE_DIR", "."))
+
     def socket(self, name: str) -> Path:
         """Unix socket of a container of this pod: `agent`, `megatron-shim`, `vllm-shim`, `trainer`, `zygote`."""
         return self.directory("sockets") / f"{name}.sock"

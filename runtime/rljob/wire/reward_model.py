@@ -25,11 +25,16 @@ def reply_text(tokenizer: Any, chat: Chat, answer: str) -> str:
         ValueError: the template writes the beginning of a conversation differently once it has an answer.
     """
     begin = prompt_text(tokenizer, chat)
-    reply = {"role": "assistant", "content": broken_up(answer, tokenizer.all_special_tokens)}
+    reply = {"role": "assistant", "content": broken_up(answer, special_tokens(tokenizer))}
     whole = str(tokenizer.apply_chat_template([*chat, reply], tokenize=False))
     if not whole.startswith(begin):
         raise ValueError("the chat template does not continue its own generation prompt; a reward model needs one that does")
     return whole[len(begin) :]
+
+
+def special_tokens(tokenizer: Any) -> set[str]:
+    """Everything that is a special token when a text spells it out: the named ones, and those that only chat templates use."""
+    return {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)}
 
 
 def broken_up(text: str, special: Iterable[str]) -> str:

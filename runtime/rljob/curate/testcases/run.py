@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rljob.api.testcases import TestCaseGeneration
+from rljob.curate.testcases.finished import Finished
 from rljob.curate.testcases.majority import FATES, Outcome, decide, report
 from rljob.curate.testcases.problem import Located, Submission, load, record
 from rljob.curate.testcases.programs import GeneratorFault, Programs, packages
@@ -32,22 +33,29 @@ async def generate(spec: TestCaseGeneration, programs: Programs, progress: Progr
 
     Raises:
         ConfigurationError: problems cannot be read, or need what is not here.
-        InfrastructureError: the sandbox does not answer. Nothing is written.
+        InfrastructureError: the sandbox does not answer. Nothing is written but the problems that are finished: the same run again goes on.
     """
     located = load(Path(spec.source))
     for one in located:
         packages(one.problem.generator)
     await programs.check({submission.language for one in located for submission in one.problem.submissions})
     progress.begin(len(located) * (1 + spec.cases * spec.submissions))
+    finished = Finished(spec)
     gate, few = asyncio.Semaphore(spec.concurrency), asyncio.Semaphore(_PROBLEMS)
 
     async def outcome(one: Located) -> Outcome:
+        if (known := finished.get(one)) is not None:
+            progress.skip(1 + spec.cases * spec.submissions)
+            return known
         async with few:
-            return await _outcome(one, spec, programs, gate, progress)
+            made = await _outcome(one, spec, programs, gate, progress)
+        finished.put(one, made)
+        return made
 
     outcomes = await _together(outcome(one) for one in located)
     found = report([one.name for one in located], outcomes)
     _write(spec, located, outcomes, found)
+    finished.remove()
     return found
 
 

@@ -18,7 +18,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rljob.api.verifiers import JudgeOptions
+from rljob.api.verifiers import JudgeOptions, RewardModelOptions
 from rljob.reward.outside import NoAnswerError, Outside
 from rljob.reward.verifier import Judgement, RemoteVerifier
 from rljob.wire.openai import Completion, read_completion
@@ -99,7 +99,7 @@ async def _verdict(item: ScoreItem, options: JudgeOptions, outside: Outside) -> 
     raise NoAnswerError(f"{url} sent no verdict in {options.retries + 1} replies; the last one {problem}")
 
 
-def api_key(options: JudgeOptions, environment: Mapping[str, str]) -> str | None:
+def api_key(options: JudgeOptions | RewardModelOptions, environment: Mapping[str, str]) -> str | None:
     """The key that the job names; None if it names none.
 
     Raises:
