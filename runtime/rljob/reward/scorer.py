@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rljob.api.families import is_scorer
 from rljob.reward.worker import die_with_parent, read_frame, write_frame
-from rljob.wire.reward_model import is_scorer, prompt_text, reply_text
+from rljob.wire.reward_model import prompt_text, reply_text
 
 
 def describe(folder: Path) -> str | None:
