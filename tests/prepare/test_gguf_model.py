@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from rljob.api import ConfigurationError
 from rljob.prepare.gguf_model import FAMILIES, GGUFModel, convert, hf_name
 
-HEADS, GROUPS, HIDDEN, FFN, LAYERS = 4, 2, 64, 96, 2
+HEADS, GROUPS, HIDDEN, FFN, LAYERS = 4, 2, 128, 192, 2
 TOKENS = ["<|end|>", "<|user|>", *map(chr, range(33, 127)), "Ġ", "ab", "Ġa"]
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
