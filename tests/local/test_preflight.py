@@ -62,8 +62,8 @@ def test_the_machine_is_looked_at(tmp_path: Path) -> None:
     assert facts.libraries_missing == ()
 
 
-@pytest.mark.parametrize("field", ["contextParallel"])
-def test_a_parallel_size_that_the_trainer_does_not_have_is_refused(field: str) -> None:
+@pytest.mark.parametrize("field", ["contextParallel", "nodes"])
+def test_a_size_that_the_trainer_does_not_have_is_refused(field: str) -> None:
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     sizes = {"trainer": {field: 2}, "accelerator": {"perNode": 2}}
     (problem,) = problems(RLJob.model_validate(data | {"spec": data["spec"] | sizes}), SIZES, FINE)

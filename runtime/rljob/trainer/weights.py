@@ -85,14 +85,18 @@ def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,
 
 @torch.no_grad()
 def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], name: Name = str) -> dict[str, str]:
-    """Write this rank's part of `tensors` (by Megatron name) into the file; returns the checksums of tensors it holds as a whole."""
-    own = {piece: piece.view(tensors[piece.parameter]) for piece in replica.pieces if piece.writes}
-    for piece, mine in own.items():
+    """Write this rank's part of `tensors` (by Megatron name) into the file; returns the checksums of tensors it holds as a whole.
+
+    Numbers go straight from the parameter into the file. On an accelerator a whole tensor that lies in groups is first put together there,
+    for one tensor per thread of `write_all`: that is the most extra memory.
+    """
+    own = [piece for piece in replica.pieces if piece.writes]
+    for piece in own:
         if not piece.whole:
-            target = file.view(name(piece.name))[piece.region]
-            target.copy_(mine.reshape(target.shape))
+            mine, target = piece.of(tensors[piece.parameter], file.view(name(piece.name)))
+            target.copy_(mine)
     replica.device.synchronize()
-    return file.write_all({name(piece.name): mine for piece, mine in own.items() if piece.whole})
+    return file.write_all({name(piece.name): piece.view(tensors[piece.parameter]) for piece in own if piece.whole})
 
 
 class Arena:
