@@ -256,8 +256,9 @@ class EnginePool:
         for seat in self._seats.values():
             seat.slow_since = (seat.slow_since or now) if seat.key in lagging else None
         for key in relieved([seat.load for seat in self._seats.values()], self._max_sequences, now) & lagging:
-            if (seat := self._seats.get(key)) is None:
+            if key not in self._seats:
                 continue
+            seat = self._seats[key]
             log.info(
                 "%s writes %.3g tokens per second of an answer, far less than others: they go on with its answers", key, seat.speed or 0
             )
