@@ -256,15 +256,14 @@ class EnginePool:
         for seat in self._seats.values():
             seat.slow_since = (seat.slow_since or now) if seat.key in lagging else None
         for key in relieved([seat.load for seat in self._seats.values()], self._max_sequences, now) & lagging:
-            if key not in self._seats:
+            if (late := self._seats.get(key)) is None:
                 continue
-            seat = self._seats[key]
             log.info(
-                "%s writes %.3g tokens per second of an answer, far less than others: they go on with its answers", key, seat.speed or 0
+                "%s writes %.3g tokens per second of an answer, far less than others: they go on with its answers", key, late.speed or 0
             )
-            seat.usable_at, seat.slow_since = max(seat.usable_at, now + REST), None
-            self.tally.taken_back += len(seat.requests)
-            await self._abort(seat)
+            late.usable_at, late.slow_since = max(late.usable_at, now + REST), None
+            self.tally.taken_back += len(late.requests)
+            await self._abort(late)
 
     def _waiting(self) -> bool:
         """Whether any request waits for a place."""
