@@ -65,9 +65,6 @@ def nodes(transport: str, *folders: Path) -> Iterator[list[Node]]:
 def test_another_source_takes_over_and_the_next_try_succeeds(tmp_path: Path, transport: str, fault: str) -> None:
     expected = tmp_path / "expected"
     with nodes(transport, *(tmp_path / name for name in ("bad", "good", "puller"))) as (bad, good, puller):
-        first = made(expected, 1, TENSORS)
-        # From both, as Mooncake's engines first meet over a connection of their own, which bears being stopped for a minute.
-        assert puller.pull(first, bad.has(1)) == "done"
         before = made(expected, 2, TENSORS)
         assert puller.pull(before, good.has(2)) == "done"
         assert whole(puller.arena, before)
@@ -75,8 +72,9 @@ def test_another_source_takes_over_and_the_next_try_succeeds(tmp_path: Path, tra
         wanted = made(expected, 3, TENSORS)
         urls = [bad.has(3), good.has(3)]
         if fault.startswith("SIG"):
-            # Over HTTP it has given some pieces by then; Mooncake asks once for each stream where to read.
-            assert bad.ask(f"fault {fault} {5 if transport == 'http' else 2}") == "ready"
+            # Over HTTP it has given some pieces by then. Mooncake asks once for each stream where to read; a read of its engine itself may
+            # take its engine's own minute to fail.
+            assert bad.ask(f"fault {fault} {5 if transport == 'http' else 1}") == "ready"
         else:
             flip(bad.arena, wanted, "layer.7.weight")
             flip(bad.arena, wanted, "layer.20.weight")
