@@ -19,9 +19,9 @@ from rljob.reward.outside import NoAnswerError, Outside
 class Scripted(Programs):
     """Runs nothing: a generator's text is its only input, a submission prints the input; some generators find no sandbox."""
 
-    def __init__(self, spec: TestCaseGeneration, failing: str = "") -> None:
+    def __init__(self, spec: TestCaseGeneration, failing: str, files: int) -> None:
         super().__init__(Outside(httpx.AsyncClient()), spec)
-        self.failing, self.asked = failing, list[str]()
+        self.failing, self.files, self.asked = failing, files, list[str]()
         self.unfinished = Path(spec.out).with_suffix(".unfinished")
 
     async def check(self, languages: Collection[str]) -> None:
@@ -30,7 +30,7 @@ class Scripted(Programs):
     async def inputs(self, generator: str) -> list[str]:
         self.asked.append(generator)
         if generator == self.failing:
-            while len(list(self.unfinished.glob("*.json"))) < 5:  # noqa: ASYNC110 - nothing tells a sandbox what is written elsewhere
+            while len(list(self.unfinished.glob("*.json"))) < self.files:  # noqa: ASYNC110 - nothing tells a sandbox what is written elsewhere
                 await asyncio.sleep(0)  # the others come first
             raise NoAnswerError("the sandbox is gone")
         return [f"{generator} {case}" for case in range(4)]
@@ -50,10 +50,10 @@ def spec(folder: Path, **more: Any) -> TestCaseGeneration:
     return TestCaseGeneration.model_validate(given | numbers | more)
 
 
-def run(folder: Path, failing: str = "", **more: Any) -> list[str]:
-    """Generators that were asked for inputs."""
+def run(folder: Path, failing: str = "", files: int = 5, **more: Any) -> list[str]:
+    """Generators that were asked for inputs. `failing` fails when there are so many finished files."""
     made = spec(folder, **more)
-    programs = Scripted(made, failing)
+    programs = Scripted(made, failing, files)
     try:
         asyncio.run(generate(made, programs, Progress()))
     except NoAnswerError:
@@ -85,8 +85,8 @@ def test_a_changed_problem_and_other_numbers_are_worked_on_anew(interrupted: Pat
     rows = [json.loads(line) for line in (interrupted / "in.jsonl").read_text().splitlines()]
     rows[0]["submissions"] = ["a", "b", "d"]
     (interrupted / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run(interrupted, failing="last") == ["last", "one"]
-    assert run(interrupted, failing="last", seed=1) == sorted(NAMES)
+    assert run(interrupted, failing="last", files=6) == ["last", "one"]
+    assert run(interrupted, failing="last", files=11, seed=1) == sorted(NAMES)
     assert run(interrupted, concurrency=1) == ["last"], "how many programs run at a time changes no result"
 
 

@@ -72,6 +72,12 @@ def test_the_secret_of_a_judge_reaches_the_reward_service_alone() -> None:
     assert variable["valueFrom"] == {"secretKeyRef": {"name": "judge", "key": "api-key"}}
 
 
+def test_the_job_that_trains_a_reward_model_is_valid() -> None:
+    (block,) = blocks("reward-model", "yml")
+    document = {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "a"}, "spec": yaml.safe_load(block)}
+    assert not parse(yaml.safe_dump(document)).spec.generates
+
+
 def test_the_function_does_what_is_said() -> None:
     (block,) = blocks("import", "python")
     scope: dict[str, Any] = {}

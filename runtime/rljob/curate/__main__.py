@@ -3,14 +3,17 @@
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import httpx
 
 from rljob.api.curation import Curation
 from rljob.api.errors import exit_status
+from rljob.api.verifiers import reward_models
 from rljob.curate.run import curate
 from rljob.reward.outside import Outside
 from rljob.reward.pool import WorkerPool
+from rljob.reward.scorers import Scorers
 from rljob.wire.environment import Environment
 
 
@@ -24,8 +27,13 @@ async def main(spec: Curation) -> None:
         httpx.AsyncClient(timeout=None, headers=headers, limits=limits) as policy,
         httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as others,
     ):
-        judges = Outside(others, Environment.current().sandbox, environment=os.environ)
-        await curate(spec, pool, Outside(policy), judges, lambda line: print(line, flush=True))
+        scorers = Scorers(os.environ, Path())
+        judges = Outside(others, Environment.current().sandbox, environment=os.environ, scorers=scorers)
+        try:
+            await scorers.start(list(reward_models(spec.verifier, spec.options)))
+            await curate(spec, pool, Outside(policy), judges, lambda line: print(line, flush=True))
+        finally:
+            await scorers.stop()
 
 
 if __name__ == "__main__":
