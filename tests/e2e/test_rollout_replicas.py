@@ -79,7 +79,7 @@ def test_a_rollout_pod_answers_with_every_version_and_its_death_costs_no_prompt(
         return process.poll() is not None
 
     try:
-        wait((folder / "run" / "current.json").exists, "the start", timeout=60)
+        wait(lambda: bool(live_status(folder)), "the master", timeout=120)
         scale(folder, 1)
         wait(ended, "the end of the job", timeout=300)
     finally:
