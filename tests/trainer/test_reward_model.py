@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -149,6 +150,18 @@ def test_micro_batches_never_part_a_pair(ranks: int) -> None:
     assert sorted(part.answers[0].index for b in filled for part in b) == [0, 2, 4, 6, 8, 10, 12]
     alone = whole_bins(parts[:1], 1, ranks)
     assert [len(b) for b in alone] == [1] + [0] * (ranks - 1), "one pair, however long; the other ranks get copies that do not count"
+
+
+@pytest.mark.parametrize(("ranks", "pairs"), [(2, 7), (3, 7), (4, 2)])
+def test_data_parallel_ranks_share_the_pairs_and_copies_count_nowhere(ranks: int, pairs: int) -> None:
+    from rljob.trainer.preferences import pairs_of, rows
+
+    parts = pairs_of(pair_batch(pairs=pairs))
+    shared = [rows(cast(Any, SimpleNamespace(data_rank=rank, data_size=ranks)), parts, 40) for rank in range(ranks)]
+    assert len({len(of_rank) for of_rank in shared}) == 1, "every rank has as many micro-batches"
+    counted = [int(i) for of_rank in shared for row in of_rank if row.counted for i in row.indices]
+    assert sorted(counted) == list(range(2 * pairs))
+    assert all(row.advantages.any() == row.counted for of_rank in shared for row in of_rank)
 
 
 def test_the_result_does_not_depend_on_how_pairs_are_packed(scorer: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
