@@ -13,6 +13,8 @@ volumes.
   operator.
 - *restart*: the operator is killed, pods are deleted while it is away; from its start until it has looked at every job and made up for
   the losses (without leader election: a clean stop gives the Lease back).
+- *bare*: the limit of this control plane: no operator runs, and a client that knows beforehand what is to be made creates as many jobs and
+  the same objects for each with plain concurrent POSTs. `burst_vs_bare` is how many times as long the operator took.
 """
 
 import argparse
@@ -206,9 +208,12 @@ class Figures:
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds so far: the operator's, the API server's, and those of the cluster's other servers."""
+        return {"operator": self.metrics()["process_cpu_seconds_total"], **self.servers()}
+
+    def servers(self) -> dict[str, float]:
+        """The same without the operator."""
         used = {name: cpu_seconds(self.cluster.process(name).pid) for name in SERVERS}
-        mine = self.metrics()["process_cpu_seconds_total"]
-        return {"operator": mine, "api_server": used.pop("kube-apiserver"), "others": sum(used.values())}
+        return {"api_server": used.pop("kube-apiserver"), "others": sum(used.values())}
 
     def metrics(self) -> dict[str, float]:
         """Everything on /metrics, and requests to the API server in all."""
@@ -298,6 +303,40 @@ async def restart(api: ApiServer, operator: Process, figures: Figures, jobs: lis
     }
 
 
+async def bare(api: ApiServer, figures: Figures, count: int) -> dict[str, float]:
+    """As many jobs and objects as a burst makes, copied from an idle job's, by POSTs alone; until the last is answered."""
+    patterns = []
+    for kind in (kind for kind in CHILDREN if not kind.optional):
+        listed = await api.raw(f"{kind.path}/namespaces/{NAMESPACE}/{kind.plural}?labelSelector=rljob.dev/job=idle-0")
+        for item in (item for item in listed["items"] if item["metadata"]["ownerReferences"][0]["kind"] == "RLJob"):
+            patterns.append(json.dumps(fresh({**item, "apiVersion": kind.api_version, "kind": kind.kind})))
+    slots = asyncio.Semaphore(32)
+
+    async def one(name: str) -> None:
+        async with slots:
+            uid = (await api.create(rljob(name)))["metadata"]["uid"]
+            for pattern in patterns:
+                await api.create(json.loads(pattern.replace("idle-0", name).replace("OWNER", uid)))
+
+    used, began = figures.servers(), time.perf_counter()
+    await asyncio.gather(*(one(f"bare-{i}") for i in range(count)))
+    wall = time.perf_counter() - began
+    spent = {f"{name}_cpu_s_per_job": (now - used[name]) / count for name, now in figures.servers().items()}
+    return {"all_s": wall, "objects_per_job": len(patterns), **spent}
+
+
+def fresh(item: dict[str, Any]) -> dict[str, Any]:
+    """An object as it can be created again, for the owner OWNER: without what the servers have put in."""
+    kept = {name: item["metadata"][name] for name in ("name", "namespace", "labels", "annotations") if name in item["metadata"]}
+    owners = [{**owner, "uid": "OWNER"} for owner in item["metadata"]["ownerReferences"]]
+    made = {name: value for name, value in item.items() if name != "status"} | {"metadata": {**kept, "ownerReferences": owners}}
+    if item["kind"] == "Service" and made["spec"].get("clusterIP") != "None":
+        made["spec"] = {name: value for name, value in made["spec"].items() if not name.startswith("clusterIP")}
+    if item["kind"] == "Pod":
+        made["spec"] = {name: value for name, value in made["spec"].items() if name != "nodeName"}
+    return made
+
+
 async def until_back(api: ApiServer, ref: Ref) -> None:
     """A deleted pod can be on its way out for a moment longer.
 
@@ -344,6 +383,11 @@ async def measure(cluster: LocalCluster, operator: Process, jobs: int, crowd: in
         found["steady"] = await steady(figures, 45)
         tell(found, "steady")
         found["restart"] = await restart(api, operator, figures, every)
+        tell(found, "restart")
+        operator.kill()
+        found["bare"] = await bare(api, figures, crowd)
+        found["burst_vs_bare"] = found["burst_of"]["all_s"] / found["bare"]["all_s"]
+        tell(found, "bare")
     return found
 
 
@@ -388,6 +432,11 @@ def show(found: dict[str, Any]) -> None:
     cpu = found["cpu_s_per_new_job"]
     words = f"{1e3 * cpu['operator']:.0f} / {1e3 * cpu['api_server']:.0f} / {1e3 * cpu['others']:.0f} ms"
     table.add_row("CPU per new job: operator / API server / others", words)
+    alone = found["bare"]
+    limit = f"{found['burst_of']['all_s']:.1f} / {alone['all_s']:.1f} s, {found['burst_vs_bare']:.2f} times"
+    table.add_row("all objects of the burst: by the operator / by bare POSTs", limit)
+    words = f"{1e3 * alone['api_server_cpu_s_per_job']:.0f} / {1e3 * alone['others_cpu_s_per_job']:.0f} ms"
+    table.add_row("CPU per new job by bare POSTs: API server / others", words)
     table.add_row("memory after the restart", f"{again['rss_mb']:.0f} MB")
     Console().print(table)
 
