@@ -148,7 +148,6 @@ def test_heads_that_do_not_divide_name_the_sizes_that_work(
         ({}, {"trainer": {"expertParallel": 4}}, r"expertParallel is 4, but the model has 6 experts .* for 6 ranks .* set it to 3 or 6$"),
         ({}, {"rollout": {"tensorParallel": 4, "maxTokens": 8}}, r"rollout.tensorParallel is 4, .* size of 96; set it to 3 or 6; also"),
         ({"moe_intermediate_size": 40}, {}, r"experts of size 40 on each of 1 rollout ranks.* on CPU need multiples of 32; take another"),
-        ({"head_dim": 48}, {}, r"heads have size 48, for which vLLM has no attention on CPU, only for 32, 64"),
     ],
 )
 def test_what_experts_do_not_allow_is_refused(

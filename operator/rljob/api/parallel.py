@@ -18,7 +18,6 @@ class Divisible:
     ffn: int
     """Feed-forward size that tensor parallel ranks of the trainer split; of a mixture of experts the shared expert's, 0 if it has none."""
     hidden: int
-    head_size: int
     experts: int = 0
     """Experts of a layer; 0: a dense model."""
     expert_ffn: int = 0
@@ -55,25 +54,19 @@ def engine_misfits(model: Divisible, spec: RolloutSpec) -> list[str]:
     return _misfit("rollout.tensorParallel", spec.tensor_parallel, tensor, shared)
 
 
-_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""vLLM 0.32, v1/attention/backends/cpu_attn.py."""
 _CPU_BLOCK = 32
 """vLLM 0.32, fused_moe/experts/cpu_moe.py. It fills the experts that it starts with up to a multiple, and then takes no others."""
 
 
 def cpu_engine_misfits(model: Divisible, spec: RolloutSpec) -> list[str]:
-    """Why vLLM's CPU build has no kernels for the model: what it says itself only when the trainer is up already."""
-    found, remedy = [], "take another model, or set spec.accelerator.type to nvidia"
-    if model.head_size not in _CPU_HEADS:
-        sizes = ", ".join(map(str, _CPU_HEADS))
-        found.append(f"the model's heads have size {model.head_size}, for which vLLM has no attention on CPU, only for {sizes}; {remedy}")
+    """Why vLLM's CPU build has no kernels for the model's experts: what it says itself only when the trainer is up already."""
     width = model.expert_ffn // spec.tensor_parallel
-    if model.experts and (model.hidden % _CPU_BLOCK or width % _CPU_BLOCK):
-        found.append(
-            f"the model has a hidden size of {model.hidden} and experts of size {width} on each of {spec.tensor_parallel} rollout ranks, "
-            f"but vLLM's experts on CPU need multiples of {_CPU_BLOCK}; {remedy}"
-        )
-    return found
+    if not model.experts or not (model.hidden % _CPU_BLOCK or width % _CPU_BLOCK):
+        return []
+    return [
+        f"the model has a hidden size of {model.hidden} and experts of size {width} on each of {spec.tensor_parallel} rollout ranks, "
+        f"but vLLM's experts on CPU need multiples of {_CPU_BLOCK}; take another model, or set spec.accelerator.type to nvidia"
+    ]
 
 
 def _heads(model: Divisible) -> str:

@@ -9,7 +9,7 @@ def misfits(job: RLJob, shape: ModelShape | None) -> list[str]:
     """One line for each parallel size that the model does not allow, with the nearest that it does; none for an unknown shape."""
     if shape is None:
         return []
-    sizes = shape.layers, shape.heads, shape.kv_heads, shape.shared_ffn if shape.experts else shape.ffn, shape.hidden, shape.head_size
+    sizes = shape.layers, shape.heads, shape.kv_heads, shape.shared_ffn if shape.experts else shape.ffn, shape.hidden
     model = Divisible(*sizes, shape.experts, shape.ffn if shape.experts else 0)
     on_cpu = job.spec.accelerator.type == "cpu"
     return [

@@ -93,5 +93,5 @@ class Architecture:
         """What parallel ranks share out."""
         sizes = self.layers, self.heads, self.kv_heads
         if (e := self.experts) is None:
-            return Divisible(*sizes, self.ffn, self.hidden, self.head_size)
-        return Divisible(*sizes, e.shared_ffn, self.hidden, self.head_size, e.count, e.ffn)
+            return Divisible(*sizes, self.ffn, self.hidden)
+        return Divisible(*sizes, e.shared_ffn, self.hidden, e.count, e.ffn)
