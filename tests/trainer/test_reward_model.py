@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rljob.api import ConfigurationError, RLJobSpec
 from rljob.trainer.objectives.bradley_terry import bradley_terry
+from rljob.trainer.place import Place
 from rljob.wire.batch import Batch, Group, Sample
 from rljob.wire.node import TrainMetrics, TrainTask
 
@@ -157,7 +158,8 @@ def test_data_parallel_ranks_share_the_pairs_and_copies_count_nowhere(ranks: int
     from rljob.trainer.preferences import pairs_of, rows
 
     parts = pairs_of(pair_batch(pairs=pairs))
-    shared = [rows(cast(Any, SimpleNamespace(data_rank=rank, data_size=ranks)), parts, 40) for rank in range(ranks)]
+    places = [SimpleNamespace(place=Place(range(2), data_rank=rank), data_size=ranks) for rank in range(ranks)]
+    shared = [rows(cast(Any, place), parts, 40) for place in places]
     assert len({len(of_rank) for of_rank in shared}) == 1, "every rank has as many micro-batches"
     counted = [int(i) for of_rank in shared for row in of_rank if row.counted for i in row.indices]
     assert sorted(counted) == list(range(2 * pairs))
