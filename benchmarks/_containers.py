@@ -106,7 +106,7 @@ def _started(folder: Path, programs: Path, stack: ExitStack) -> subprocess.Popen
     (folder / "containerd.toml").write_text(_CONTAINERD.format(folder=folder))
     path = f"{programs}:{os.environ['PATH']}"
     with (folder / "containerd.log").open("wb") as log:
-        command = [programs / "containerd", "-c", folder / "containerd.toml"]
+        command = [str(programs / "containerd"), "-c", str(folder / "containerd.toml")]
         service = subprocess.Popen(command, env=dict(os.environ) | {"PATH": path}, stdout=log, stderr=log)
     stack.callback(service.wait)
     stack.callback(service.terminate)

@@ -195,7 +195,7 @@ async def hand_overs(environment: Environment, rounds: int) -> tuple[list[dict[s
     ):
         shims: dict[Owner, Shim] = {"trainer": HttpShim(trainer_shim, "megatron shim"), "engine": HttpShim(engine_shim, "vllm shim")}
         memory = device_memory(the_job, shims)
-        plan = make_plan(the_job, environment, memory)
+        plan = make_plan(the_job, environment, memory, weights_port=0)
         client, trainer = EngineClient(plan.engine_url, engine_http), TimedTrainer(trainer_http)
         parts = Parts(
             shims["trainer"], trainer, shims["engine"], HttpEngine(client), master, LocalArena(plan.arena), memory, lambda: uuid.uuid4().hex
@@ -237,7 +237,7 @@ async def one_round(master: Master, client: EngineClient, trainer: TimedTrainer,
 async def cold_start(environment: Environment, model: Path, log: Path) -> float:
     """Seconds from exec to the first token of a vLLM that loads `model` from disk."""
     port = free_port()
-    plan = make_plan(environment.job, environment, device_memory(environment.job, {}))
+    plan = make_plan(environment.job, environment, device_memory(environment.job, {}), weights_port=0)
     argv = list(plan.engine_argv)
     for name, text in {"--model": str(model), "--port": str(port), "--load-format": "auto"}.items():
         argv[argv.index(name) + 1] = text

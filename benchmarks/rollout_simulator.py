@@ -190,17 +190,17 @@ def lengths_of(count: int, median: float, longest: int, seed: int = 7) -> list[i
 def rows(replicas: Sequence[int], lengths: Sequence[int], samples: int) -> list[Row]:
     """All experiments."""
 
-    def engines(count: int, **last: float) -> dict[str, Engine]:
+    def engines(count: int, last: Engine | None = None) -> dict[str, Engine]:
         found = {f"rollout-{i}": Engine() for i in range(count)}
-        found[f"rollout-{count - 1}"] = Engine(**last)
+        found[f"rollout-{count - 1}"] = last or Engine()
         return found
 
     found = [run(play("pool", engines(n), lengths, samples)) for n in replicas]
     found += [run(play("fixed", engines(n), lengths, samples, fixed=True)) for n in replicas if n > 1]
     most = max(replicas)
-    found.append(run(play("one 8 times as slow", engines(most, slowness=8.0), lengths, samples)))
-    found.append(run(play("fixed, one 8 times as slow", engines(most, slowness=8.0), lengths, samples, fixed=True)))
-    found.append(run(play("one dies after 20 s", engines(most, dies_at=20.0), lengths, samples)))
+    found.append(run(play("one 8 times as slow", engines(most, Engine(slowness=8.0)), lengths, samples)))
+    found.append(run(play("fixed, one 8 times as slow", engines(most, Engine(slowness=8.0)), lengths, samples, fixed=True)))
+    found.append(run(play("one dies after 20 s", engines(most, Engine(dies_at=20.0)), lengths, samples)))
     found.append(run(play("cut at 1,024", engines(most), [min(1024, length) for length in lengths], samples)))
     return found
 
