@@ -8,15 +8,21 @@ import json
 import logging
 import os
 import socket
+import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rljob.api import RLJobSpec
+from rljob.wire.batch import Batch
 from rljob.wire.trainer import CheckpointCommand, LoadCommand
+
+STEP = 1e-3
+"""Learning rate of `spec`."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,30 @@ class Seen:
     """Of the exports, by name of the file."""
     canaries: list[list[float]]
     """Of versions 0, 1, 2."""
+
+
+def spec(precision: str) -> dict[str, Any]:
+    """A job's spec, without parallel sizes, whose steps do not make noise large.
+
+    With Adam's default epsilon any gradient, also one that is mere rounding, makes a full step; with a larger one its size decides.
+    """
+    return {
+        "model": {"source": {"path": "model"}},
+        "data": {"train": {"path": "train.jsonl"}},
+        "algorithm": {"tau": 0.1, "stepsPerIteration": 2, "resetOptimizer": False},
+        "trainer": {"precision": precision, "microBatchTokens": 64, "optimizer": {"learningRate": STEP, "epsilon": 1e-2}},
+    }
+
+
+def try_all(folder: Path, sizes: Sequence[Size], cases: Sequence[Case], batches: Sequence[Batch]) -> None:
+    """Run this program: every case at every size, a training task for each batch. What it has seen lies in `folder` then."""
+    asked = {"sizes": [astuple(size) for size in sizes], "cases": [asdict(case) for case in cases]}
+    (folder / "asked.json").write_text(json.dumps(asked))
+    for batch in batches:
+        (folder / f"batch-{batch.version}").write_bytes(batch.encode())
+    program = [sys.executable, "-m", "tests.trainer.shapes", str(folder)]
+    done = subprocess.run(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def job(spec: dict[str, Any], size: Size) -> RLJobSpec:

@@ -1,19 +1,14 @@
 """Experts spread over ranks make of the same model and batches what one rank makes: real processes over gloo."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.trainer.shapes import Case, Seen, Size
+from tests.trainer.shapes import STEP, Case, Seen, Size, spec, try_all
 
 from rljob.wire.batch import Batch
 
@@ -25,14 +20,6 @@ SIZES = [Size(1, 1, 2, 2), Size(2, 1, 1, 1), Size(2, 1, 2, 4), Size(1, 2, 2, 2)]
 checkpoint that the one before has written."""
 FAMILIES = {"qwen2_moe": False, "qwen3_moe": True}
 """With a shared expert and without; whether the output layer is the embedding."""
-STEP = 1e-3
-JOB: dict[str, Any] = {
-    "model": {"source": {"path": "model"}},
-    "data": {"train": {"path": "train.jsonl"}},
-    "algorithm": {"tau": 0.1, "stepsPerIteration": 2, "resetOptimizer": False},
-    # With Adam's default epsilon any gradient, also one that is mere rounding, makes a full step; with a larger one its size decides.
-    "trainer": {"precision": "fp32", "microBatchTokens": 64, "optimizer": {"learningRate": STEP, "epsilon": 1e-2}},
-}
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., P
     """What all sizes have left."""
     made = tmp_path_factory.mktemp("experts")
     models = {family: str(make_model(family, tied)) for family, tied in FAMILIES.items()}
-    cases = [Case(family, model, JOB) for family, model in models.items()]
-    cases.append(Case("bf16", models["qwen3_moe"], {**JOB, "trainer": {**JOB["trainer"], "precision": "bf16"}}, again=True))
-    asked = {"sizes": [astuple(size) for size in (ALONE, *SIZES)], "cases": [asdict(case) for case in cases]}
-    (made / "asked.json").write_text(json.dumps(asked))
-    for version in (1, 2):
-        (made / f"batch-{version}").write_bytes(batch(version=version, seed=version).encode())
-    program = [sys.executable, "-m", "tests.trainer.shapes", str(made)]
-    done = subprocess.run(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    cases = [Case(family, model, spec("fp32")) for family, model in models.items()]
+    cases.append(Case("bf16", models["qwen3_moe"], spec("bf16"), again=True))
+    try_all(made, (ALONE, *SIZES), cases, [batch(version=version, seed=version) for version in (1, 2)])
     return made
 
 

@@ -1,20 +1,15 @@
 """Every parallel size makes of the same model and the same batches what one rank makes: real processes over gloo."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.rollout.engines import JOB, ask, start_zygote
-from tests.trainer.shapes import Case, Seen, Size
+from tests.trainer.shapes import STEP, Case, Seen, Size, spec, try_all
 
 from rljob.api import RLJob
 from rljob.checkpoint_engine.act import attest
@@ -30,18 +25,6 @@ SIZES = [Size(2, 1, 1), Size(1, 2, 1), Size(2, 2, 1), Size(1, 2, 2), Size(1, 4, 
 FAMILIES = {"llama-tied": ("llama", True), "llama-untied": ("llama", False), "qwen2-tied": ("qwen2", True)}
 """(family, the output layer is the embedding)"""
 CASES = [*FAMILIES, "bf16"]
-STEP = 1e-3
-
-
-def spec(precision: str) -> dict[str, Any]:
-    # With Adam's default epsilon any gradient, also one that is mere rounding, makes a full step; with a larger one its size decides.
-    trainer = {"precision": precision, "microBatchTokens": 64, "optimizer": {"learningRate": STEP, "epsilon": 1e-2}}
-    return {
-        "model": {"source": {"path": "model"}},
-        "data": {"train": {"path": "train.jsonl"}},
-        "algorithm": {"tau": 0.1, "stepsPerIteration": 2, "resetOptimizer": False},
-        "trainer": trainer,
-    }
 
 
 class Made:
@@ -72,13 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Pat
     }
     cases = [Case(name, model, spec("fp32"), again=name == "llama-tied") for name, model in models.items()]
     cases.append(Case("bf16", models["llama-tied"], spec("bf16"), again=True))
-    asked = {"sizes": [astuple(size) for size in (ALONE, *SIZES)], "cases": [asdict(case) for case in cases]}
-    (folder / "asked.json").write_text(json.dumps(asked))
-    for version in (1, 2):
-        (folder / f"batch-{version}").write_bytes(batch(version=version, seed=version).encode())
-    program = [sys.executable, "-m", "tests.trainer.shapes", str(folder)]
-    done = subprocess.run(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    try_all(folder, (ALONE, *SIZES), cases, [batch(version=version, seed=version) for version in (1, 2)])
     return Made(folder)
 
 

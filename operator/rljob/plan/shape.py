@@ -73,18 +73,21 @@ def locate(source: ModelSource, folder: Path) -> Path | None:
     return None
 
 
-def count(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, head_size: int, vocabulary: int, tied: bool) -> int:
-    """Parameters of a Llama-like model: gated feed-forward, grouped-query attention, RMS norms, no biases."""
-    attention = hidden * head_size * (2 * heads + 2 * kv_heads)
-    layer = attention + 3 * hidden * ffn + 2 * hidden
-    return layers * layer + hidden + vocabulary * hidden * (1 if tied else 2)
-
-
 def of_scratch(source: ScratchSource) -> ModelShape:
     """Shape of a model made on the spot; its character vocabulary is padded to 128."""
-    vocabulary, head_size = 128, source.hidden_size // source.heads
-    sizes = (source.layers, source.hidden_size, source.ffn_size, source.heads, source.kv_heads, head_size, vocabulary)
-    return ModelShape("llama", count(*sizes, tied=False), *sizes, source.context_length)
+    return of_config(
+        {
+            "model_type": "llama",
+            "num_hidden_layers": source.layers,
+            "hidden_size": source.hidden_size,
+            "intermediate_size": source.ffn_size,
+            "num_attention_heads": source.heads,
+            "num_key_value_heads": source.kv_heads,
+            "vocab_size": 128,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": source.context_length,
+        }
+    )
 
 
 def of_config(config: Mapping[str, Any]) -> ModelShape:
