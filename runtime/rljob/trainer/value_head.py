@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from rljob.api import ConfigurationError
 from rljob.trainer.packing import Row
 from rljob.trainer.policy import Policy
 
@@ -24,16 +23,7 @@ class ValueModel(Policy):
     score: torch.nn.Linear
 
     def add_score(self, config: TransformerConfig) -> None:
-        """Make the row; its values are loaded.
-
-        Raises:
-            ConfigurationError: the model is split into pipeline stages, of which only the last one would have it.
-        """
-        if config.pipeline_model_parallel_size > 1:
-            raise ConfigurationError(
-                f"spec.trainer.pipelineParallel is {config.pipeline_model_parallel_size}; a reward model is trained with 1, "
-                "split it by trainer.tensorParallel instead"
-            )
+        """Make the row, on the last pipeline stage; its values are loaded."""
         self.score = torch.nn.Linear(config.hidden_size, 1, bias=False, dtype=config.params_dtype)
 
     def outputs(self, hidden: Tensor, row: Row) -> Tensor:
