@@ -10,10 +10,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -54,6 +54,7 @@ class Case:
     """Of the job, without parallel sizes."""
     again: bool = False
     """Make version 1 twice, to see that it is the same to the last bit."""
+    task: Literal["rl", "preference"] = "rl"
 
 
 @dataclass
@@ -85,12 +86,13 @@ def spec(precision: str) -> dict[str, Any]:
     }
 
 
-def try_all(folder: Path, sizes: Sequence[Size], cases: Sequence[Case], batches: Sequence[Batch]) -> None:
-    """Run this program: every case at every size, a training task for each batch. What it has seen lies in `folder` then."""
+def try_all(folder: Path, sizes: Sequence[Size], cases: Sequence[Case], batches: Mapping[str, Sequence[Batch]]) -> None:
+    """Run this program: every case at every size, a training task for each batch of its kind. What it has seen lies in `folder` then."""
     asked = {"sizes": [astuple(size) for size in sizes], "cases": [asdict(case) for case in cases]}
     (folder / "asked.json").write_text(json.dumps(asked))
-    for batch in batches:
-        (folder / f"batch-{batch.version}").write_bytes(batch.encode())
+    for kind, several in batches.items():
+        for batch in several:
+            (folder / f"{kind}-{batch.version}").write_bytes(batch.encode())
     program = [sys.executable, "-m", "tests.trainer.shapes", str(folder)]
     done = subprocess.run(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -129,16 +131,16 @@ class _Rank:
         self._export(trainer, case, 0, torch.float32)
         self._export(trainer, case, 0, torch.bfloat16)
         found = logprobs(trainer.replica, sequence_row([(7919 * (i + 1)) % 103 for i in range(CANARY_LENGTH)])).tolist()
-        metrics = [self._train(trainer, 1)]
+        metrics = [self._train(trainer, case, 1)]
         mine = self._checkpoint(case, self.size)
         trainer.execute(Checkpoint(CheckpointCommand(version=1, path=str(mine))))
         self._export(trainer, case, 1, torch.float32)
         if case.again:
             trainer.execute(Load(LoadCommand(version=0, path=case.model)))
-            self._train(trainer, 1)
+            self._train(trainer, case, 1)
             self._export(trainer, case, 1, torch.float32, "again")
         trainer.execute(Load(LoadCommand(version=1, path=str(self._checkpoint(case, self.before) if self.before else mine))))
-        metrics.append(self._train(trainer, 2))
+        metrics.append(self._train(trainer, case, 2))
         self._export(trainer, case, 2, torch.float32)
         held = [int(n) for n in self.ranks.collect(str(sum(p.numel() for p in trainer.replica.policy.parameters())).encode())]
         return Seen(found, held, metrics, self.checksums, self.canaries)
@@ -154,12 +156,12 @@ class _Rank:
         replica = build(read_architecture(model), spec.trainer, precision, self.here)
         return Trainer(replica, self.ranks, spec, model_folder=model, scratch=self.folder, node="worker-0", incarnation="test")
 
-    def _train(self, trainer: Any, version: int) -> dict[str, float]:
+    def _train(self, trainer: Any, case: Case, version: int) -> dict[str, float]:
         from rljob.trainer.commands import Train
         from rljob.wire.node import TrainTask
 
-        batch = (self.folder / f"batch-{version}").read_bytes()
-        made = trainer.execute(Train(TrainTask(version=version, kind="rl", steps=2, iteration=version), batch))
+        batch = (self.folder / f"{case.task}-{version}").read_bytes()
+        made = trainer.execute(Train(TrainTask(version=version, kind=case.task, steps=2, iteration=version), batch))
         return {name: value for name, value in made.model_dump().items() if name != "seconds"}
 
     def _export(self, trainer: Any, case: Case, version: int, dtype: torch.dtype, suffix: str = "") -> None:

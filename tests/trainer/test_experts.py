@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., P
     models = {family: str(make_model(family, tied)) for family, tied in FAMILIES.items()}
     cases = [Case(family, model, spec("fp32")) for family, model in models.items()]
     cases.append(Case("bf16", models["qwen3_moe"], spec("bf16"), again=True))
-    try_all(made, (ALONE, *SIZES), cases, [batch(version=version, seed=version) for version in (1, 2)])
+    try_all(made, (ALONE, *SIZES), cases, {"rl": [batch(version=v, seed=v) for v in (1, 2)]})
     return made
 
 

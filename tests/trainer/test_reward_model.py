@@ -1,6 +1,5 @@
 """A reward model: its loss is Bradley and Terry's, its scores are transformers', and a pair stays in one micro-batch."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,46 +8,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from tests.trainer.scorers import as_scorer, pair_batch
 
 from rljob.api import ConfigurationError, RLJobSpec
 from rljob.trainer.objectives.bradley_terry import bradley_terry
 from rljob.trainer.place import Place
-from rljob.wire.batch import Batch, Group, Sample
+from rljob.wire.batch import Batch, Group
 from rljob.wire.node import TrainMetrics, TrainTask
 
 PAIRS = {"stepsPerIteration": 1, "batchSize": 6, "learningRate": 1e-3, "warmupSteps": 0}
-PAD = 102
 
 
 @pytest.fixture
 def scorer(llama: Path, tmp_path: Path) -> Path:
-    """A tiny reward model as `prepare` leaves it: the row of weights in a file of its own."""
-    config = json.loads((llama / "config.json").read_text())
-    config |= {
-        "architectures": ["LlamaForSequenceClassification"],
-        "id2label": {"0": "score"},
-        "label2id": {"score": 0},
-        "pad_token_id": PAD,
-    }
-    weights = load_file(llama / "model.safetensors")
-    save_file({"score.weight": torch.randn(1, 64, generator=torch.Generator().manual_seed(0))}, tmp_path / "score.safetensors")
-    save_file(weights, tmp_path / "transformer.safetensors", metadata={"format": "pt"})
-    files = dict.fromkeys(weights, "transformer.safetensors") | {"score.weight": "score.safetensors"}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return tmp_path
-
-
-def pair_batch(pairs: int = 6, held_out: int = 0, version: int = 1, seed: int = 0) -> Batch:
-    rng = np.random.default_rng(seed)
-
-    def sample(sign: float) -> Sample:
-        tokens = rng.integers(0, PAD, int(rng.integers(1, 12))).astype(np.int32)
-        return Sample(tokens, np.ones(len(tokens), np.uint8), np.zeros(len(tokens), np.float32), sign)
-
-    prompts = [rng.integers(0, PAD, int(rng.integers(3, 9))).astype(np.int32) for _ in range(pairs + held_out)]
-    return Batch(version, tuple(Group(prompt, (sample(1.0), sample(-1.0))) for prompt in prompts), held_out)
+    return as_scorer(llama, tmp_path)
 
 
 def train(replica: Any, spec: RLJobSpec, batch: Batch, steps: int = 1, iteration: int = 1) -> TrainMetrics:

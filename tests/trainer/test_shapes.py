@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.rollout.engines import JOB, ask, start_zygote
+from tests.trainer.scorers import as_scorer, pair_batch
 from tests.trainer.shapes import STEP, Case, Seen, Size, spec, try_all
 
 from rljob.api import RLJob
@@ -24,7 +25,8 @@ SIZES = [Size(2, 1, 1), Size(1, 2, 1), Size(2, 2, 1), Size(1, 2, 2), Size(1, 4, 
 """Each goes on from the checkpoint that the one before has written."""
 FAMILIES = {"llama-tied": ("llama", True), "llama-untied": ("llama", False), "qwen2-tied": ("qwen2", True)}
 """(family, the output layer is the embedding)"""
-CASES = [*FAMILIES, "bf16"]
+TRAINED = [*FAMILIES, "reward-model"]
+CASES = [*TRAINED, "bf16"]
 
 
 class Made:
@@ -55,7 +57,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Pat
     }
     cases = [Case(name, model, spec("fp32"), again=name == "llama-tied") for name, model in models.items()]
     cases.append(Case("bf16", models["llama-tied"], spec("bf16"), again=True))
-    try_all(folder, (ALONE, *SIZES), cases, [batch(version=version, seed=version) for version in (1, 2)])
+    pairs = {"rewardModel": {"stepsPerIteration": 2, "batchSize": 3, "learningRate": STEP, "warmupSteps": 0}}
+    scorer = as_scorer(Path(models["llama-tied"]), tmp_path_factory.mktemp("scorer"))
+    cases.append(Case("reward-model", str(scorer), spec("fp32") | pairs, task="preference"))
+    batches = {kind: [made(version=v, seed=v) for v in (1, 2)] for kind, made in (("rl", batch), ("preference", pair_batch))}
+    try_all(folder, (ALONE, *SIZES), cases, batches)
     return Made(folder)
 
 
@@ -81,7 +87,7 @@ def test_logprobs_agree(size: Size, case: str, made: Made) -> None:
     assert furthest(here.canaries[0], alone.canaries[0]) < 1e-5, "the canary is computed in fp32 whatever training is"
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", TRAINED)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_training_task_makes_the_same_weights(size: Size, case: str, made: Made) -> None:
     """Two optimizer steps; also where, in version 2, weights and moments are those that another size has written."""
