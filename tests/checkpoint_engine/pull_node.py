@@ -32,17 +32,23 @@ HOST, STALL = "127.0.0.1", 3.0
 class Faulty(Shelf):
     """Does something to this process when it is asked for the n-th time."""
 
-    signal, left = signal.SIGKILL, 0
+    fault, left = signal.SIGKILL, 0
 
     def __init__(self, arena: Path) -> None:
         super().__init__(arena)
         self._lock = threading.Lock()
 
+    def arm(self, fault: signal.Signals, count: int) -> None:
+        """Says `ready` before anything can happen: a request from before a stop may still be on its way and count as the first one."""
+        with self._lock:
+            self.fault, self.left = fault, count
+            print("ready", flush=True)
+
     def open(self, version: int, checksum: str, first: int = 0, last: int = -1) -> BinaryIO | None:
         with self._lock:
             self.left -= 1
             if self.left == 0:
-                os.kill(os.getpid(), self.signal)
+                os.kill(os.getpid(), self.fault)
         return super().open(version, checksum, first, last)
 
 
@@ -72,8 +78,7 @@ def main(folder: Path, transport: str) -> None:
             case ["serve"]:
                 print(url, flush=True)
             case ["fault", name, count]:
-                shelf.signal, shelf.left = signal.Signals[name], int(count)
-                print("ready", flush=True)
+                shelf.arm(signal.Signals[name], int(count))
             case ["pull", manifest, *urls]:
                 print(pull(puller, master, Manifest.model_validate_json(Path(manifest).read_bytes()), urls), flush=True)
 
