@@ -1,5 +1,6 @@
 """What keeps the memory that runs share with their runner shared: a page is copied by the first who writes it after a fork, and that copy,
 together with the fault before it, is most of what a run costs. What one run writes no other ever sees, with this or without.
+(For the same reason the slot starts the runner with LD_BIND_NOW: bound late, symbols would be looked up anew in every run.)
 """
 
 import ctypes
