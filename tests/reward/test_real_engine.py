@@ -4,25 +4,18 @@ The model is random: it cannot judge, and no score of it means anything. That it
 what is tested.
 """
 
-import os
-import select
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from tests.reward.asked import Nobody, item
-from tests.rollout.engines import JOB
+from tests.reward.served import serving_model
 
 from rljob.api.sources import ScratchSource
 from rljob.api.verifiers import named
 from rljob.prepare.scratch import create
 from rljob.reward.judge import standard_judge
 from rljob.reward.outside import Outside
-from rljob.rollout.engine import zygote_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -33,37 +26,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("engine")
     shape = {"hiddenSize": 64, "ffnSize": 96, "layers": 1, "heads": 2, "kvHeads": 1, "contextLength": 4096}
     create(ScratchSource.model_validate(shape), 1, folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = {
-        "model": str(folder), "served-model-name": "judge", "host": "127.0.0.1", "port": str(port), "dtype": "float32", "max-num-seqs": "4",
-        "kv-cache-memory-bytes": str(64 << 20), "block-size": "32", "max-model-len": "4096", "generation-config": "vllm",
-        # A random model would put in spaces for ever.
-        "structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
-    }  # fmt: skip
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
-    command += [part for name, value in arguments.items() for part in (f"--{name}", value)]
-    environment = zygote_environment(JOB, {**os.environ, "VLLM_PLUGINS": "", "OMP_NUM_THREADS": "1"})
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 180
-    try:
-        while not _healthy(url):
-            assert server.poll() is None, (folder / "log").read_text()[-3000:]
-            assert time.monotonic() < end, (folder / "log").read_text()[-3000:]
-            select.select([], [], [], 0.1)
-        yield f"{url}/v1"
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
+    with serving_model(folder, 4096, 64) as served:
+        served.wait()
+        yield served.endpoint
 
 
 @pytest.mark.asyncio
