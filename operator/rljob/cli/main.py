@@ -70,10 +70,18 @@ def validate_command(
             print(f"{file}: {job.metadata.name} is valid")
             for note in inert(job.spec):
                 print(f"note: {note}")
-            for line in (*unsupported(job.spec), *misfits(job, read_shape(job, file.absolute().parent))):
+            for line in (*unsupported(job.spec), *_against_model(job, file.absolute().parent)):
                 print(f"warning: {file}: {line}", file=sys.stderr)
     if failed:
         raise typer.Exit(EXIT_CONFIGURATION)
+
+
+def _against_model(job: RLJob, folder: Path) -> Sequence[str]:
+    """What of a job does not go with its model, if that is here."""
+    try:
+        return misfits(job, read_shape(job, folder))
+    except ConfigurationError as error:
+        return [str(error)]
 
 
 @app.command("crd")
