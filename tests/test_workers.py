@@ -1,0 +1,26 @@
+"""Which tests stay together when workers share the suite, and which are handed out first."""
+
+from pathlib import Path
+
+from tests.workers import KUBERNETES, file_of, group_of, order
+
+API_SERVER = "tests/api/test_api_server.py::test_a[a::b]"
+CLUSTER = "tests/e2e/test_cluster.py::test_b"
+KILLS = "tests/e2e/test_kills.py::test_c"
+LOAD = "tests/api/test_load.py::TestX::test_d"
+
+
+def test_what_needs_a_kubernetes_stays_together_and_everything_else_by_file() -> None:
+    assert group_of(API_SERVER) == group_of(CLUSTER)
+    assert [group_of(each) for each in (KILLS, LOAD)] == ["tests/e2e/test_kills.py", "tests/api/test_load.py"]
+
+
+def test_what_waits_goes_first_but_not_for_images_then_what_is_slow() -> None:
+    files = [file_of(each) for each in (LOAD, KILLS, CLUSTER, API_SERVER)]
+    slow, images = (files[1], files[2]), files[2]
+    assert sorted(files, key=lambda file: order(file, file in slow, file == images)) == [files[3], files[2], files[1], files[0]]
+
+
+def test_the_files_of_the_list_are_there() -> None:
+    root = Path(__file__).parents[1]
+    assert [file for file in sorted(KUBERNETES) if not (root / file).is_file()] == []
