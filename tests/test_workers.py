@@ -15,10 +15,10 @@ def test_what_needs_a_kubernetes_stays_together_and_everything_else_by_file() ->
     assert [group_of(each) for each in (KILLS, LOAD)] == ["tests/e2e/test_kills.py", "tests/api/test_load.py"]
 
 
-def test_what_waits_goes_first_but_not_for_images_then_what_is_slow() -> None:
+def test_pods_go_first_then_servers_alone_and_whole_jobs_last() -> None:
     files = [file_of(each) for each in (LOAD, KILLS, CLUSTER, API_SERVER)]
     slow, images = (files[1], files[2]), files[2]
-    assert sorted(files, key=lambda file: order(file, file in slow, file == images)) == [files[3], files[2], files[1], files[0]]
+    assert sorted(files, key=lambda file: order(file, file in slow, file == images)) == [files[2], files[3], files[0], files[1]]
 
 
 def test_the_files_of_the_list_are_there() -> None:

@@ -1,8 +1,8 @@
 """How the suite is shared out among pytest-xdist's workers (`make test` takes two): by groups that stay together.
 
 All that needs a Kubernetes is one group: its clusters are made once, and tests that count what clusters leave behind see no others.
-It mostly waits, so it goes first, beside what computes. Of everything else a file is a group, the slow ones before the quick ones: what
-is left at the end is small. Without workers, only the list below is looked at.
+It mostly waits, so it goes first, beside what computes. Of everything else a file is a group. Without workers, only the list below is
+looked at.
 """
 
 from typing import Any
@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: order(file := file_of(item.nodeid), file in slow, file in images))
 
 
-def order(file: str, slow: bool, images: bool) -> tuple[bool, bool, bool]:
-    """What waits goes first, but not for images, which are being built meanwhile; then what is slow."""
+def order(file: str, slow: bool, images: bool) -> tuple[bool, bool, bool, bool]:
+    """Pods first, beside quick tests; then servers alone, beside whole jobs on this machine: each has processors when it needs them."""
     waits = file in KUBERNETES
-    return not waits, waits and images, not slow
+    return not waits, waits and not images, file.startswith("tests/e2e/"), slow
