@@ -56,6 +56,8 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return [f"left out, as they need a cluster that the tests made themselves and {EXISTING} is set: {files}"]
 
 
+# First: no worker of pytest-xdist begins before all have done this.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds what is missing before the first test, images beside the first tests, and looks at an existing cluster."""
     if session.config.option.collectonly:
