@@ -117,11 +117,11 @@ def make_cgroup(name: str) -> None:
 
 
 def _weigh(path: Path) -> None:
-    """All processes of a cluster's pods together count as much as eight others of the machine: beside other tests they would get next to
+    """All processes of a cluster's pods together count as much as four others of the machine: beside other tests they would get next to
     nothing, and operators lose their Leases."""
     for file, standard in (("cpu.shares", 1024), ("cpu.weight", 100)):
         if (path / file).exists():
-            (path / file).write_text(str(8 * standard))
+            (path / file).write_text(str(4 * standard))
 
 
 def _inherit_cpuset(root: Path, path: Path) -> None:

@@ -253,7 +253,7 @@ def _in_an_iteration(status: Object) -> bool:
 
 def _restless() -> Object:
     """A job that learns next to nothing, is in iterations from its first minute on, and whose answers take longer than the way to a pod."""
-    manifest = job("rough", iterations=100)  # more than any machine does in the time of 20 kills
+    manifest = job("rough", iterations=1000)  # more than any machine does in the time of 20 kills
     spec = manifest["spec"]
     del spec["evaluation"]
     spec["warmStart"] |= {"steps": 20, "batchSize": 32}
