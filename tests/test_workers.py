@@ -1,8 +1,10 @@
 """Which tests stay together when workers share the suite, and which are handed out first."""
 
+import fcntl
 from pathlib import Path
 
-from tests.workers import KUBERNETES, file_of, group_of, order
+import pytest
+from tests.workers import KUBERNETES, file_of, group_of, order, turn
 
 API_SERVER = "tests/api/test_api_server.py::test_a[a::b]"
 CLUSTER = "tests/e2e/test_cluster.py::test_b"
@@ -24,3 +26,13 @@ def test_pods_go_first_then_servers_alone_and_whole_jobs_last() -> None:
 def test_the_files_of_the_list_are_there() -> None:
     root = Path(__file__).parents[1]
     assert [file for file in sorted(KUBERNETES) if not (root / file).is_file()] == []
+
+
+def test_many_take_turns_together_and_who_is_alone_with_nobody(tmp_path: Path) -> None:
+    name = tmp_path / "run"
+    with turn(name, alone=False), turn(name, alone=False), pytest.raises(BlockingIOError), name.with_suffix(".room").open("w") as room:
+        fcntl.flock(room, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with turn(name, alone=True), pytest.raises(BlockingIOError), name.with_suffix(".room").open("w") as room:
+        fcntl.flock(room, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    with turn(name, alone=True):
+        pass

@@ -1,10 +1,15 @@
 """How the suite is shared out among pytest-xdist's workers (`make test` takes two): by groups that stay together.
 
 All that needs a Kubernetes is one group: its clusters are made once, and tests that count what clusters leave behind see no others.
-It mostly waits, so it goes first, beside what computes. Of everything else a file is a group. Without workers, only the list below is
-looked at.
+It mostly waits, so it goes first, beside what computes. Of everything else a file is a group. A test marked `alone` has the machine for
+itself. Without workers, only the list below is looked at.
 """
 
+import fcntl
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,3 +74,34 @@ def order(file: str, slow: bool, images: bool) -> tuple[bool, bool, bool, bool]:
     """Pods first, beside quick tests; then servers alone, beside whole jobs on this machine: each has processors when it needs them."""
     waits = file in KUBERNETES
     return not waits, waits and not images, file.startswith("tests/e2e/"), slow
+
+
+@pytest.hookimpl(tryfirst=True, wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """In a worker: waits for its turn, outside of the test's time limit."""
+    run = getattr(item.config, "workerinput", {}).get("testrunuid")
+    if run is None:
+        return (yield)
+    with turn(Path(tempfile.gettempdir()) / f"rljob-tests-{run}", item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextmanager
+def turn(name: Path, alone: bool) -> Iterator[None]:
+    """Held by any number of processes at a time, or by one that is `alone`. Files of this name are made.
+
+    Whoever waits to be alone holds the door, so that nobody new goes in before.
+    """
+    with name.with_suffix(".door").open("w") as door, name.with_suffix(".room").open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Whoever shares out is the last to go."""
+    if (run := getattr(session.config, "workerinput", {}).get("testrunuid")) is None:
+        return
+    for file in Path(tempfile.gettempdir()).glob(f"rljob-tests-{run}.*"):
+        file.unlink(missing_ok=True)

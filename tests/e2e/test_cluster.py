@@ -268,6 +268,8 @@ def _restless() -> Object:
 PROMPTS, SAMPLES = 48, 16
 
 
+# Rollout pods must find the time to answer within an iteration.
+@pytest.mark.alone
 @pytest.mark.timeout(3000)
 def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operators: Operators, tmp_path: Path) -> None:
     """The operator killed 20 times, each kind of pod deleted once, rollout pods scaled 0 -> 3 -> 1 -> 0 and killed where it hurts,
