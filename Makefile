@@ -3,12 +3,14 @@
 EXAMPLE ?= smollm2
 ARGS ?=
 BIN := .venv/bin
+# Two at a time: what a cluster's tests wait for goes on beside what computes (tests/workers.py). More would need more memory than 16 GiB.
+WORKERS := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
 .PHONY: help setup run test lint bench lock crd docs chart clean cluster cluster-down cluster-programs images gpu-check
 
 help:
 	@echo "make run [EXAMPLE=smollm2|arithmetic|code|reward-model|tiny] [ARGS=--fresh]   train an example on this machine"
-	@echo "make test                                                   lint, types, import contracts, all tests"
+	@echo "make test [ARGS=\"tests/trainer -k gap\"]                     lint, types, import contracts, all tests; or these, one by one"
 	@echo "make setup                                                  make .venv, so that .venv/bin/rljob works"
 	@echo "make bench                                                  run every benchmark"
 	@echo "make images [ARGS=\"--only master\"]                          build the container images"
@@ -32,7 +34,7 @@ lint: setup
 
 test: lint
 	@sh scripts/system.sh
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(or $(ARGS),$(WORKERS))
 
 bench: setup
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -102,6 +102,8 @@ def namespace(server: Cluster) -> Iterator[str]:
         yield name
 
 
+# An answer must be on its way when all are held up.
+@pytest.mark.alone
 def test_answers_that_come_too_late(server: Cluster, namespace: str, proxy: tuple[Proxy, Path], tmp_path: Path) -> None:
     """What was asked for is done, and the operator hears of it only at its second try, after more than the 20 s it waits."""
     between, kubeconfig = proxy
