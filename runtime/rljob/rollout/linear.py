@@ -76,6 +76,12 @@ class PackedLinear:
             self._handler = _PLAIN
 
 
+def set_threads(count: int) -> None:
+    """Compute with so many threads from now on. vLLM's CPU worker puts a function that does nothing in the place of `torch.set_num_threads`
+    (v1/worker/cpu_worker.py) for the sake of threads that it has bound to cores; here none is (VLLM_CPU_OMP_THREADS_BIND=nobind)."""
+    torch._C.set_num_threads(count)
+
+
 def is_linear(layer: torch.nn.Module) -> bool:
     """Whether vLLM calls `layer.cpu_linear` with this layer's weight."""
     return hasattr(layer, "cpu_linear")

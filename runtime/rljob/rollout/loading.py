@@ -165,7 +165,7 @@ def _use_packed(model: torch.nn.Module, lazy: bool, threads: int | None = None) 
     """Give every linear layer its kernel; the weights that nobody else reads once they are packed. `threads` as in `adopt`: the output
     layer, which is called last, ends the pass on one thread, so that no kernel finds another number than it was prepared for."""
     packed: set[torch.nn.Parameter] = set()
-    proven = {} if threads is None else {"proven": partial(torch.set_num_threads, threads)}
+    proven = {} if threads is None else {"proven": partial(linear.set_threads, threads)}
     for module in model.modules():
         if linear.is_linear(module) and not getattr(module, "_cpu_skip_gemm_dispatch", False):
             embedding = hasattr(module, "org_vocab_size")  # looked up by row too, and perhaps never multiplied with
@@ -174,7 +174,7 @@ def _use_packed(model: torch.nn.Module, lazy: bool, threads: int | None = None) 
             if not embedding:
                 packed.add(weight)
             elif threads is not None:
-                torch.set_num_threads(1)
+                linear.set_threads(1)
     return packed
 
 

@@ -103,7 +103,7 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
 
     def _load(self, manifest: Manifest, file: TensorFile, share: bool, beside: bool) -> bool:
         """Put the proven weights into the model; whether that reads the file's memory from now on."""
-        torch.set_num_threads(self._threads)  # whatever the last load left it at
+        linear.set_threads(self._threads)  # whatever the last load left it at
         tensors = [(entry.name, file.view(entry.name)) for entry in manifest.tensors]
         world = self.parallel_config.world_size
         if loading.is_transformed(self.model, self.model_config):
