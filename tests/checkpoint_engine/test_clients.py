@@ -117,7 +117,7 @@ class Claims:
     async def logprobs(self, tokens: tuple[int, ...]) -> list[float]:
         return self._logprobs
 
-    async def load(self, manifest: object, arena: Path, share: bool) -> None:
+    async def load(self, manifest: object, arena: Path, share: bool, beside: bool) -> None:
         raise NotImplementedError
 
     async def sleep(self) -> None:

@@ -167,6 +167,17 @@ def test_an_engine_is_the_trained_policy_also_after_three_updates(engine: str, p
             ask(engine, let_go)
 
 
+def test_an_engine_that_proves_itself_on_one_thread_is_the_trained_policy_too(engine: str, policy: Policy) -> None:
+    for _ in range(2):  # the second time it has gone back to all of them
+        policy.step(0.03)
+        manifest = policy.export()
+        ask(engine, lambda e, m=manifest: e.load_weights(m, policy.arena, share=True, beside=True))  # type: ignore[misc]
+        found = ask(engine, lambda e, m=manifest: e.logprobs(m.canary.tokens))  # type: ignore[misc]
+        assert max(abs(a - b) for a, b in zip(found, manifest.canary.logprobs, strict=True)) < 1e-5
+        assert_same_policy(engine, policy, manifest)
+        ask(engine, let_go)
+
+
 async def let_go(engine: EngineClient) -> None:
     """Give the arena back; the engine is to load again before anything is asked."""
     await engine.release_weights()

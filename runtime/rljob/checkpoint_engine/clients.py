@@ -62,8 +62,8 @@ class Engine(Protocol):
     async def state(self) -> EngineState | None:
         """None: it does not answer, or its core is dead."""
 
-    async def load(self, manifest: Manifest, arena: Path, share: bool) -> None:
-        """Take these weights, and serve."""
+    async def load(self, manifest: Manifest, arena: Path, share: bool, beside: bool) -> None:
+        """Take these weights, and serve; `beside`: while the trainer computes (`EngineClient.load_weights`)."""
 
     async def logprobs(self, tokens: tuple[int, ...]) -> list[float]: ...
 
@@ -199,8 +199,8 @@ class HttpEngine:
         except (TimeoutError, InfrastructureError):
             return None
 
-    async def load(self, manifest: Manifest, arena: Path, share: bool) -> None:
-        await self._client.load_weights(manifest, arena, share)
+    async def load(self, manifest: Manifest, arena: Path, share: bool, beside: bool) -> None:
+        await self._client.load_weights(manifest, arena, share, beside)
         if await self._client.is_paused():  # it was asleep
             await self._client.resume()
 
