@@ -210,3 +210,15 @@ async def test_a_redirect_is_not_followed() -> None:
     world = World(*[httpx.Response(302, headers={"location": "http://169.254.169.254/"})] * 2)
     assert (await world.score(item("http", "a", url=URL, attempts=2))).verdict == "failed"
     assert {str(request.url) for request in world.asked} == {URL}
+
+
+async def test_the_log_says_once_that_a_service_does_not_answer_and_once_that_it_does_again(caplog: pytest.LogCaptureFixture) -> None:
+    down: list[httpx.Response | Exception] = [httpx.ConnectError("refused"), httpx.Response(503)]
+    refused, well = httpx.Response(404), httpx.Response(200, text='{"reward": 1}')
+    world = World(*down, *down, *down, refused, well, well, *down)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(world.answer), timeout=None) as http:
+        judge = standard_judge(Nobody(), 1.0, Outside(http, sleep=world.sleep), frozenset([f"http {URL}"]))
+        found = [await judge.score(item("http", text, None, url=URL, attempts=2)) for text in "abcdefg"]
+    assert [one.verdict for one in found] == ["failed"] * 4 + ["right"] * 2 + ["failed"]
+    silent, again = f"{URL} answered 503: ; what it is to judge waits and is asked again", f"{URL} answers again"
+    assert [record.getMessage() for record in caplog.records if record.name == "rljob.reward.outside"] == [silent, again, silent]

@@ -196,6 +196,22 @@ print(json.dumps([len("abc"), int("4")]), os.umask(0o22), re.compile("a").match(
         assert sandbox.prints("python", check) == "[3, 4] 18 True /tmp/work"
 
 
+def test_what_runs_share_is_kept_for_ever_and_what_they_make_is_not(sandbox: Sandbox) -> None:
+    code = """
+import gc, json, sys, weakref
+kept = sys.getrefcount(None)
+class Own: pass
+ring = Own()
+ring.ring = ring
+gone = [weakref.ref(ring)]
+del ring
+text = "".join(["a", "b"])
+print(all(sys.getrefcount(thing) == kept for thing in (json, json.loads, dict, "__main__", sys.modules)), sys.getrefcount(text) < 9)
+print(gc.isenabled(), gc.collect() > 0, gone[0]() is None, json.loads(json.dumps({"a": [1.5]})) == {"a": [1.5]})
+"""
+    assert sandbox.prints("python", code).split() == ["True"] * 6
+
+
 def test_random_numbers_differ_between_runs_and_hashes_do_not(sandbox: Sandbox) -> None:
     code = "import random, os, uuid; print(random.random(), os.urandom(8), uuid.uuid4(), hash('x'))"
     lines = [sandbox.prints("python", code).split() for _ in range(4)]

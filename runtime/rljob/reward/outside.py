@@ -1,6 +1,7 @@
 """Calls to other services: time limit, back-off with jitter, and a failure that never turns into a reward."""
 
 import asyncio
+import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,6 +12,8 @@ import httpx
 
 from rljob.api import InfrastructureError
 from rljob.api.verifiers import RewardModelOptions
+
+_log = logging.getLogger(__name__)
 
 LONGEST_REPLY = 1 << 20
 """Bytes; a longer one is no answer to our question."""
@@ -48,6 +51,8 @@ class Outside:
 
     scorers: RewardModels | None = None
     """Reward models in folders."""
+    silent: set[str] = field(default_factory=set)
+    """Addresses that did not answer when they were last asked. One line of the log says when that begins, and one when it ends."""
 
     def count(self, read: int, written: int) -> None:
         """Note one call of a language model."""
@@ -73,7 +78,9 @@ class Outside:
                 async with asyncio.timeout(seconds):
                     status, told, reply = await self._once(url, body, key)
                 if status == 200:
-                    return read(reply)
+                    found = read(reply)
+                    self._spoke(url)
+                    return found
                 problem = f"answered {status}: {reply[:200].decode(errors='replace')}"
                 if 400 <= status < 500 and status not in _PASSING:
                     break
@@ -84,9 +91,21 @@ class Outside:
                 problem = f"sent {error}"
             if attempt < attempts:
                 await self.sleep(wait * self.chance.uniform(0.5, 1.0))
+        else:
+            self._kept_silent(url, problem.replace(key, "<key>") if key else problem)
         if key:
             problem = problem.replace(key, "<key>")
         raise NoAnswerError(f"{url} {problem} (attempt {attempt} of {attempts})")
+
+    def _kept_silent(self, url: str, problem: str) -> None:
+        if url not in self.silent:
+            self.silent.add(url)
+            _log.warning("%s %s; what it is to judge waits and is asked again", url, problem)
+
+    def _spoke(self, url: str) -> None:
+        if url in self.silent:
+            self.silent.remove(url)
+            _log.warning("%s answers again", url)
 
     async def _once(self, url: str, body: str, key: str | None) -> tuple[int, float, bytes]:
         """Status, seconds the service wants us to wait, and reply."""

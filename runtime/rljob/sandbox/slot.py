@@ -30,6 +30,7 @@ _GRACE_SECONDS = 20.0
 """On top of a run's wall limit, after which the slot is given up."""
 _SOURCES = str(Path(__file__).parents[2])
 _ENTRY = "import sys; sys.path.insert(0, {sources!r}); from rljob.sandbox.inside.runner import main; del sys.path[0]; main({descriptor})"
+_ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LD_BIND_NOW": "1"}
 _KEPT = ("RLJOB_CONTAINER",)
 """By this `rljob run` finds what belongs to a container; runs do not see it."""
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # no more seals, no shrinking, no growing, no writing
@@ -178,8 +179,7 @@ class NamespaceSlot:
         ours.setblocking(False)
         self._control = ours
         entry = _ENTRY.format(sources=_SOURCES, descriptor=theirs.fileno())
-        environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-        environment |= {name: os.environ[name] for name in _KEPT if name in os.environ}
+        environment = _ENVIRONMENT | {name: os.environ[name] for name in _KEPT if name in os.environ}
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 self._interior.python, "-s", "-P", "-X", "utf8", "-c", entry, pass_fds=(theirs.fileno(),), env=environment,

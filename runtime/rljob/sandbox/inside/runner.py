@@ -9,21 +9,19 @@ The runner cannot be reached from a run: other namespace of processes, another u
 closed (not dumpable) and a system call filter. It is single-threaded, keeps nothing of a run, and ends when the service's socket does.
 """
 
-import gc
 import json
 import math
 import os
 import select
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rljob.sandbox.inside import archive, child, kernel, root, seccomp
+from rljob.sandbox.inside import archive, child, kernel, root, seccomp, sharing
 
 DESCRIPTORS: Final = 8
 """At most in one message."""
@@ -368,23 +366,6 @@ def close_slot(config: Mapping[str, Any]) -> None:
     os.chdir("/")
 
 
-def warm(modules: Sequence[str]) -> None:
-    """Do once what every run would otherwise do: imports, the compiler's and the traceback's first use. Then forget our own modules."""
-    for name in modules:
-        __import__(name)
-    code = compile("class A:\n    def f(self, *a, **k):\n        return [x for x in a if k] + [f'{a!r:>3}']\nA().f(1)\n", "<warm>", "exec")
-    exec(code, {"__name__": "__main__"})
-    try:
-        exec(compile("[1][2]", "<warm>", "exec"))
-    except IndexError:
-        traceback.format_exc()
-    json.loads(json.dumps({"a": [1.5, "b", None]}))
-    for name in [name for name in sys.modules if name.startswith("rljob")]:
-        del sys.modules[name]
-    sys.path[:] = [path for path in sys.path if os.path.isdir(path)]
-    sys.dont_write_bytecode = True
-
-
 def wipe_command_line() -> None:
     """Overwrite our arguments and environment, which every run would find in /proc/self."""
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
@@ -401,12 +382,10 @@ def be_runner(control: socket.socket, config: Mapping[str, Any], protections: Ma
     identity = child.Identity(config["user"], 0 if config["mapped"] else 3, kernel.Seccomp(seccomp.program()), proc)
     runner = Runner(control, identity, usage_reader(usage, config["cgroups"]))
     kernel.dumpable(False)  # its /proc/self is closed to itself, too
-    warm(config["modules"])
+    sharing.warm(config["modules"])
     wipe_command_line()
     child.prepare_python(config["environment"])
-    gc.collect()
-    gc.disable()  # a collection touches, and so copies, all pages that are shared with the runs; they switch it on again
-    gc.freeze()
+    sharing.keep()
     control.send(json.dumps({"ready": dict(protections)}).encode())
     runner.serve()
 
