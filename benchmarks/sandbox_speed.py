@@ -167,7 +167,7 @@ def holdings(pool: Pool) -> dict[str, int]:
 async def main_async(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All measurements."""
     cores = len(os.sched_getaffinity(0))
-    pool = Pool(PoolSettings(slots=options.slots or cores))
+    pool = Pool(PoolSettings(slots=options.slots or cores + 1))
     await pool.start()
     try:
         programs = {name: await pool.build(RunRequest(language=name, code=code)) for name, code in PROGRAMS.items()}
@@ -287,7 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each way")
     parser.add_argument("--runs", type=int, default=2000, help="of the search for leaks")
-    parser.add_argument("--slots", type=int, default=None, help="default: as many as cores")
+    parser.add_argument("--slots", type=int, default=None, help="default: one per core and one more, as `rljob sandbox serve`")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

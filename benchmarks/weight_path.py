@@ -10,6 +10,9 @@ verifies every byte and takes the weights where they lie), *attest* (version, ch
 forward pass). `share_of_memcpy` is the time of one memcpy(3) of all the weights, in one thread into the warm arena in the same round,
 divided by the sum; both are the median round's.
 
+`export_load_share` is the same without register and attest: one memcpy's time divided by that of export, the canary's pass included, and
+load together.
+
 `share_of_floor` holds the way against what its passes over the bytes would take if each did nothing else, in the same round: one copy
 (memcpy in all threads) and `READS` readings (a sum of the arena's words in all threads): the trainer's canary, the engine's checksums, the
 engine's canary. `floor_share_of_memcpy` is the best `share_of_memcpy` that any way of so many passes could reach on this machine.
@@ -189,9 +192,12 @@ def report(rounds: list[dict[str, float]], total: int, console: Console) -> dict
     console.print(table)
     best = rounds[middle]["memcpy"] / floors[middle]
     console.print(f"share of the floor: {floors[middle] / sums[middle]:.2f}; at the floor the share of memcpy would be {best:.2f}")
+    export_load = statistics.median_low(r["memcpy"] / (r["export"] + r["load"]) for r in rounds)
+    console.print(f"share of memcpy by export and load alone: {export_load:.2f}")
     console.print(f"share of memcpy: {shares[middle]:.2f} (at least 0.5 is wanted; rounds {', '.join(f'{s:.2f}' for s in shares)})")
     return {
         "share_of_memcpy": round(shares[middle], 3),
+        "export_load_share": round(export_load, 3),
         "floor_share_of_memcpy": round(best, 3),
         "share_of_floor": round(floors[middle] / sums[middle], 3),
         "mebibytes": round(total / 2**20, 1),

@@ -35,8 +35,8 @@ images() {
     one master pyproject.toml --extra master --extra "$node"
     one reward pyproject.toml --extra reward
     one sandbox pyproject.toml --extra sandbox
-    one trainer pyproject.toml --extra trainer --extra "$node" --extra prepare
-    one rollout pyproject.toml --extra "$rollout" --extra "$node"
+    one trainer pyproject.toml --extra trainer --extra "$node" --extra prepare --extra reward
+    one rollout pyproject.toml --extra "$rollout" --extra "$node" --extra mooncake
     echo torch > "$lists/torch.in"
     one torch "$lists/torch.in"
     "$python" images/layers.py "$lists" "$variant" "requirements/images/$variant"
@@ -48,7 +48,7 @@ images requirements/lock.txt cpu node rollout-cpu requirements/overrides.txt
 # CUDA: vLLM's own build and all of NVIDIA's packages; everything else at the versions of the CPU lock where that is possible (uv prefers what
 # the output file says).
 cp requirements/lock.txt requirements/images/cuda.txt
-compile pyproject.toml --extra master --extra node-cuda --extra reward --extra prepare --extra trainer --extra rollout-cuda --extra operator --extra sandbox \
+compile pyproject.toml --extra master --extra node-cuda --extra reward --extra prepare --extra trainer --extra rollout-cuda --extra operator --extra sandbox --extra mooncake \
     --no-annotate -o requirements/images/cuda.txt
 images requirements/images/cuda.txt cuda node-cuda rollout-cuda
 

@@ -7,4 +7,5 @@ ROOT = str(Path(__file__).parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-pytest_plugins = ["tests.cluster.plugin"]
+# The last waits first: for images before its turn, so that nobody waits for its turn meanwhile.
+pytest_plugins = ["tests.workers", "tests.cluster.plugin"]

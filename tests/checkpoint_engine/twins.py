@@ -234,7 +234,7 @@ class EngineTwin:
         version, checksum = self.label or (None, None)
         return EngineState(version, checksum, self.paused)
 
-    async def load(self, manifest: Manifest, arena: Path, share: bool) -> None:
+    async def load(self, manifest: Manifest, arena: Path, share: bool, beside: bool) -> None:
         assert not self.asleep, "loading into a sleeping engine"
         self.world.own("engine")
         self.label = None

@@ -125,6 +125,20 @@ def test_a_model_that_does_not_divide_as_asked_is_refused_by_the_plan_with_the_n
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
 
 
+def test_a_model_of_a_family_that_nobody_can_train_is_refused_by_plan_and_run(job_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "mamba"}')
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    line = f"{tmp_path}/m/config.json: model family 'mamba' is not supported by the trainer; choose one of "
+    job_file.write_text(yaml.safe_dump(yaml.safe_load(JOB) | {"spec": yaml.safe_load(JOB)["spec"] | {"model": {"source": {"path": "m"}}}}))
+    assert rljob("validate", job_file).stderr.startswith(f"warning: {job_file}: {line}")
+    for command in (("plan",), ("run", "--workdir", tmp_path / "job")):
+        done = rljob(command[0], job_file, *command[1:])
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {line}")
+    assert not (tmp_path / "job").exists()
+
+
 def test_crd_and_explain_print() -> None:
     assert yaml.safe_load(rljob("crd").stdout)["kind"] == "CustomResourceDefinition"
     assert "Longest answer in tokens." in rljob("explain", "spec.rollout").stdout

@@ -2,8 +2,9 @@
 
 import os
 import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,7 @@ _MODULES = {
     "binaries": frozenset(each.name for each in MODULES),
 }
 _LEFT_OUT = pytest.StashKey[list[pytest.Item]]()
+_IMAGES = pytest.StashKey["subprocess.Popen[bytes]"]()
 
 
 class NewCluster(Protocol):
@@ -54,8 +56,10 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return [f"left out, as they need a cluster that the tests made themselves and {EXISTING} is set: {files}"]
 
 
+# First: no worker of pytest-xdist begins before all have done this.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds what is missing before the first test, outside of every test's time limit, and looks at an existing cluster."""
+    """Builds what is missing before the first test, images beside the first tests, and looks at an existing cluster."""
     if session.config.option.collectonly:
         return
     fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
@@ -63,8 +67,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         capture = session.config.pluginmanager.getplugin("capturemanager")
         if capture is not None:
             stack.enter_context(capture.global_and_fixture_disabled())
-        build_all(lambda text: print(f"\n{text}", flush=True), _modules(fixtures))
-        _build_images({name for item in session.items for mark in item.iter_markers("images") for name in mark.args})
+        build_all(_say, _modules(fixtures))
+        _build_images(session.config, {name for item in session.items for mark in item.iter_markers("images") for name in mark.args})
         if fixtures & {"api_server", "cluster"}:
             _refuse()
 
@@ -75,11 +79,34 @@ def _modules(fixtures: set[str]) -> set[str]:
     return set().union(*(needed[name] for name in fixtures & needed.keys()))
 
 
-def _build_images(names: set[str]) -> None:
-    """Builds images that have changed. One that cannot be built is the failure of the tests that need it: they say why."""
+def _say(text: str) -> None:
+    # A worker of pytest-xdist has no other way to a person.
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def _build_images(config: pytest.Config, names: set[str]) -> None:
+    """Starts to build images that have changed. One that cannot be built is the failure of the tests that need it: they say why."""
     if names:
-        print(f"\nimages: {', '.join(sorted(names))}; all together take a quarter of an hour, once", flush=True)
-        subprocess.run(["sh", "scripts/images.sh", "--only", ",".join(sorted(names))], cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=False)
+        _say(f"images: {', '.join(sorted(names))}; all together take a quarter of an hour, once")
+        command = ["sh", "scripts/images.sh", "--only", ",".join(sorted(names))]
+        config.stash[_IMAGES] = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+@pytest.hookimpl(tryfirst=True, wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Waits for the images before the first test that needs one, outside of its time limit."""
+    building = item.config.stash.get(_IMAGES, None)
+    if building is not None and item.get_closest_marker("images"):
+        building.wait()
+    return (yield)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Whoever goes before the images are there does not wait for them."""
+    building = config.stash.get(_IMAGES, None)
+    if building is not None:
+        building.terminate()
+        building.wait()
 
 
 def _refuse() -> None:

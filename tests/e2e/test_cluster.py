@@ -253,7 +253,7 @@ def _in_an_iteration(status: Object) -> bool:
 
 def _restless() -> Object:
     """A job that learns next to nothing, is in iterations from its first minute on, and whose answers take longer than the way to a pod."""
-    manifest = job("rough", iterations=100)  # more than any machine does in the time of 20 kills
+    manifest = job("rough", iterations=1000)  # more than any machine does in the time of 20 kills
     spec = manifest["spec"]
     del spec["evaluation"]
     spec["warmStart"] |= {"steps": 20, "batchSize": 32}
@@ -268,6 +268,8 @@ def _restless() -> Object:
 PROMPTS, SAMPLES = 48, 16
 
 
+# Rollout pods must find the time to answer within an iteration.
+@pytest.mark.alone
 @pytest.mark.timeout(3000)
 def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operators: Operators, tmp_path: Path) -> None:
     """The operator killed 20 times, each kind of pod deleted once, rollout pods scaled 0 -> 3 -> 1 -> 0 and killed where it hurts,

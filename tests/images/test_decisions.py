@@ -1,7 +1,12 @@
 """What the builder decides: when an image is built again, which package lies in which layer, what stands in for NVIDIA's libraries."""
 
+import base64
+import gzip
+import hashlib
 import importlib.util
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -152,3 +157,34 @@ def test_what_is_pruned_is_no_longer_listed(tmp_path: Path) -> None:
     finish.prune(tmp_path)
     assert not (tmp_path / "numpy/core/tests").exists()
     assert (tmp_path / "numpy-1.dist-info/RECORD").read_text() == "numpy-1.dist-info/RECORD,,\nnumpy/__init__.py,,\n"
+
+
+def test_a_layer_is_put_together_again_as_it_was_or_not_at_all(tmp_path: Path) -> None:
+    content = b"print(1)\n" * 100
+    with io.BytesIO() as whole, tarfile.open(fileobj=whole, mode="w") as tar:
+        entry = tarfile.TarInfo("opt/x.py")
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))
+        tar.close()
+        layer = whole.getvalue()
+    digest = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+    before, after = layer.split(content)
+    entries: list[dict[str, object]] = [
+        {"type": build.TAR_SPLIT_BYTES, "payload": base64.b64encode(before).decode()},
+        {"type": 1, "name": "opt/x.py", "size": len(content)},
+        {"type": build.TAR_SPLIT_BYTES, "payload": base64.b64encode(after).decode()},
+    ]
+    layers, file = tmp_path / "overlay-layers", tmp_path / "overlay/abc/diff/opt/x.py"
+    for folder in (layers, file.parent):
+        folder.mkdir(parents=True)
+    (layers / "layers.json").write_text(json.dumps([{"id": "abc", "diff-digest": digest}]))
+    (layers / "abc.tar-split.gz").write_bytes(gzip.compress("".join(json.dumps(each) + "\n" for each in entries).encode()))
+    file.write_bytes(content)
+    store = build.Store(tmp_path)
+    store.write(digest, tmp_path / "layer")
+    assert (tmp_path / "layer").read_bytes() == layer
+    file.write_bytes(content.replace(b"1", b"2"))
+    for other, words in ((digest, "has changed"), ("sha256:0", "is not in")):
+        with pytest.raises(build.BuildError, match=words):
+            store.write(other, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -32,6 +32,8 @@ ENTRIES = [
     ("trainer", "trainer"),
     ("trainer", "checkpoint_engine.shim"),
     ("rollout", "checkpoint_engine.shim"),
+    ("trainer", "reward"),
+    ("rollout", "checkpoint_engine"),
     ("combined", "trainer"),
     ("combined", "checkpoint_engine"),
     ("sandbox", "sandbox"),

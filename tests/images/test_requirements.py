@@ -19,9 +19,9 @@ EXTRAS = {
     "master": ("master", "node"),
     "reward": ("reward",),
     "sandbox": ("sandbox",),
-    "trainer": ("trainer", "node", "prepare"),
-    "rollout": ("rollout-cpu", "node"),
-    "combined": ("trainer", "node", "prepare", "rollout-cpu"),
+    "trainer": ("trainer", "node", "prepare", "reward"),
+    "rollout": ("rollout-cpu", "node", "mooncake"),
+    "combined": ("trainer", "node", "prepare", "reward", "rollout-cpu", "mooncake"),
 }
 NEVER = {"triton", "torchvision", "torchaudio", "torchcodec"}
 """What requirements/overrides.txt leaves out."""

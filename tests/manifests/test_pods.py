@@ -53,6 +53,17 @@ def test_every_container_has_its_own_image() -> None:
     }  # fmt: skip
 
 
+def test_what_a_slim_image_has_not_comes_from_another_image_of_the_job() -> None:
+    images = Images(master="m", trainer="t", rollout="v", reward="r", combined="c")
+    moved = objects(tiny("spec.rollout.weights.transport=mooncake", "spec.rollout.replicas=1"), Settings(images=images))
+    for name in ("tiny-worker-0", "tiny-rollout-0"):
+        assert container(pod(moved, name), "checkpoint-engine")["image"] == "v"
+    scored = objects(tiny("spec.reward={verifier: reward-model, options: {folder: scores}}"), Settings(images=images))
+    reward = container(pod(scored, "tiny-reward"), "reward")
+    assert reward["image"] == "t"
+    assert "limits" not in reward["resources"], "nobody knows its size"
+
+
 def test_pull_policy_and_secrets_come_from_the_settings() -> None:
     spec = pod(objects(tiny(), Settings(image_pull_policy="Always", image_pull_secrets=["registry"])), "tiny-worker-0")
     assert spec["imagePullSecrets"] == [{"name": "registry"}]

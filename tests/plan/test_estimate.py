@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rljob.api import RLJob
 from rljob.api.sources import ScratchSource
-from rljob.plan import Machine, ModelShape, count_held_out, estimate, misfits, read_shape
+from rljob.plan import Machine, ModelShape, count_held_out, count_scorers, estimate, misfits, read_shape
 from rljob.plan.estimate import rank_memory, trainer_memory
 from rljob.plan.shape import of_config, of_gguf, of_scratch
 
@@ -120,6 +120,19 @@ def test_a_broken_file_only_means_that_the_shape_is_unknown(tmp_path: Path, cont
     (tmp_path / "m.gguf").write_bytes(content)
     assert read_shape(job({"path": "m.gguf"}), tmp_path) is None
     assert read_shape(job({"path": "nowhere"}), tmp_path) is None
+
+
+def test_a_reward_model_in_a_folder_counts_where_it_is_held(tmp_path: Path) -> None:
+    header = json.dumps({"__metadata__": {"format": "pt"}, "a": {"shape": [3, 5]}, "b": {"shape": []}}).encode()
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "scores" / "broken.safetensors").write_bytes(b"\xff" * 9)
+    term = {"verifier": "reward-model", "options": {"folder": "scores"}, "weight": 1.0}
+    scored = job({"scratch": {}}, reward={"verifier": "weighted", "options": {"terms": [term, term]}})
+    assert count_scorers(scored, tmp_path) == 16
+    assert count_scorers(scored, tmp_path / "elsewhere") == 0
+    parts = [dict(estimate(scored, None, Machine(2, False), scorers=n).memory["reward"].parts)["reward model"] for n in (0, 16)]
+    assert parts[1] - parts[0] == 64
 
 
 def test_a_pipeline_divides_weights_but_not_the_activations_of_its_first_stage() -> None:

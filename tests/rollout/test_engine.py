@@ -167,6 +167,17 @@ def test_an_engine_is_the_trained_policy_also_after_three_updates(engine: str, p
             ask(engine, let_go)
 
 
+def test_an_engine_that_proves_itself_on_one_thread_is_the_trained_policy_too(engine: str, policy: Policy) -> None:
+    for _ in range(2):  # the second time it has gone back to all of them
+        policy.step(0.03)
+        manifest = policy.export()
+        ask(engine, lambda e, m=manifest: e.load_weights(m, policy.arena, share=True, beside=True))  # type: ignore[misc]
+        found = ask(engine, lambda e, m=manifest: e.logprobs(m.canary.tokens))  # type: ignore[misc]
+        assert max(abs(a - b) for a, b in zip(found, manifest.canary.logprobs, strict=True)) < 1e-5
+        assert_same_policy(engine, policy, manifest)
+        ask(engine, let_go)
+
+
 async def let_go(engine: EngineClient) -> None:
     """Give the arena back; the engine is to load again before anything is asked."""
     await engine.release_weights()
@@ -337,6 +348,26 @@ def test_log_probs_are_the_policys_own_at_any_temperature_and_stop_tokens_stop(e
     stop = policy.greedy(3)[-1]
     stopped = ask(engine, lambda e: e.generate("s", PROMPT, SamplingParams(max_tokens=20, temperature=0.0, stop_token_ids=(stop,))))
     assert (stopped.finish_reason, stopped.tokens[-1]) == ("stop", stop)
+
+
+def test_what_was_handed_back_has_arrived_when_the_engine_is_killed(zygote: Zygote, policy: Policy) -> None:
+    pid, url = zygote.start(policy.folder)
+    manifest = policy.export()
+
+    async def scenario(client: EngineClient) -> list[Any]:
+        await client.load_weights(manifest, policy.arena)
+        asked = [asyncio.create_task(client.generate(f"a{i}", PROMPT, SamplingParams(max_tokens=900))) for i in range(16)]
+        while (await client.metrics()).generation_tokens < 32:
+            continue
+        assert 0 < await client.unanswered() <= len(asked)
+        await HttpEngine(client).hand_back()
+        os.kill(pid, signal.SIGKILL)
+        return await asyncio.gather(*asked)
+
+    found = ask(url, scenario)
+    assert {"abort"} <= {answer.finish_reason for answer in found} <= {"abort", "stop"}, "each has come, none is an error"
+    assert sum(len(answer.tokens) for answer in found) >= 32
+    assert zygote.hear() == {"exited": {"pid": pid, "status": -signal.SIGKILL}}
 
 
 def test_a_dead_engine_is_an_infrastructure_error(zygote: Zygote, policy: Policy) -> None:

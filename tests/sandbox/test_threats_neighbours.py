@@ -291,17 +291,18 @@ def test_the_user_is_nobody_of_the_machine_and_another_one_in_each_slot(sandbox:
 
 def users_below(parents: list[int]) -> set[int]:
     """Users of all descendants of processes."""
-    users = set()
-    below = {parent: 0 for parent in parents}
-    for name in sorted((name for name in os.listdir("/proc") if name.isdigit()), key=int):
+    parent_of, user_of = {}, {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             fields = dict(line.split(":", 1) for line in open(f"/proc/{name}/status", encoding="utf-8").read().splitlines())
         except OSError:
             continue
-        if int(fields["PPid"]) in below:
-            below[int(name)] = 1
-            users.add(int(fields["Uid"].split()[0]))
-    return users
+        parent_of[int(name)], user_of[int(name)] = int(fields["PPid"]), int(fields["Uid"].split()[0])
+    # By generations: when ids begin again at 1, a child's is smaller than its parent's.
+    below, youngest = set[int](), set(parents)
+    while youngest := {pid for pid, parent in parent_of.items() if parent in youngest}:
+        below |= youngest
+    return {user_of[pid] for pid in below}
 
 
 def test_the_clock_cannot_be_turned(sandbox: Sandbox) -> None:

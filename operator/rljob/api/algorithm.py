@@ -162,8 +162,8 @@ class WeightsSpec(Part):
     """How a version of the weights comes to rollout pods."""
 
     transport: Literal["http", "mooncake"] = "http"
-    """`http`: range reads over several TCP connections; needs nothing. `mooncake`: Mooncake's transfer engine, for networks with RDMA; its
-    package has to be in the image of the checkpoint-engine. Over TCP, `http` is the faster one."""
+    """`http`: range reads over several TCP connections; needs nothing. `mooncake`: Mooncake's transfer engine, for networks with RDMA.
+    Over TCP, `http` is the faster one."""
     protocol: Literal["tcp", "rdma"] = "tcp"
     """What Mooncake runs on."""
 

@@ -28,7 +28,7 @@ from rljob.cli.show_plan import document, show
 from rljob.local import inspect, scale
 from rljob.local.preflight import without_effect
 from rljob.local.run import Request, run, this_machine
-from rljob.plan import count_held_out, estimate, misfits, plan, read_shape
+from rljob.plan import count_held_out, count_scorers, estimate, misfits, plan, read_shape
 
 app = typer.Typer(
     name="rljob",
@@ -70,10 +70,18 @@ def validate_command(
             print(f"{file}: {job.metadata.name} is valid")
             for note in inert(job.spec):
                 print(f"note: {note}")
-            for line in (*unsupported(job.spec), *misfits(job, read_shape(job, file.absolute().parent))):
+            for line in (*unsupported(job.spec), *_against_model(job, file.absolute().parent)):
                 print(f"warning: {file}: {line}", file=sys.stderr)
     if failed:
         raise typer.Exit(EXIT_CONFIGURATION)
+
+
+def _against_model(job: RLJob, folder: Path) -> Sequence[str]:
+    """What of a job does not go with its model, if that is here."""
+    try:
+        return misfits(job, read_shape(job, folder))
+    except ConfigurationError as error:
+        return [str(error)]
 
 
 @app.command("crd")
@@ -144,7 +152,7 @@ def _show_plan(job: RLJob, folder: Path | None, output: Output, env: bool) -> No
     shape = read_shape(job, here)
     if lines := misfits(job, shape):
         raise ConfigurationError("; also ".join(lines))
-    sizes = estimate(job, shape, this_machine(), count_held_out(job, here))
+    sizes = estimate(job, shape, this_machine(), count_held_out(job, here), count_scorers(job, here))
     planned = replace(plan(job, shape), notes=(*unsupported(job.spec), *sizes.notes))
     local = inert(job.spec) + (without_effect(job) if folder else [])
     match output:

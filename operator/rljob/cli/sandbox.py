@@ -41,7 +41,7 @@ def serve_command(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8082,
     host: Annotated[str, typer.Option(help="Address to listen on. Whoever reaches it can run programs.")] = "127.0.0.1",
     slots: Annotated[
-        int | None, typer.Option(help="Programs that run at the same time. Default: one per core.", show_default=False, min=1)
+        int | None, typer.Option(help="Programs that run at the same time. Default: one per core, and one more.", show_default=False, min=1)
     ] = None,
     memory_per_run: Annotated[str, typer.Option(help="The most that one program may ask for.")] = _DEFAULTS.memory_per_run,
     queue: Annotated[int, typer.Option(help="Requests taken in at the same time.", min=1)] = _DEFAULTS.queue,
@@ -51,7 +51,8 @@ def serve_command(
     """Run programs that nobody trusts, and judge them, for whoever asks over HTTP (docs/sandbox.md). Ctrl-C stops it."""
     if importlib.util.find_spec("uvicorn") is None:
         raise ConfigurationError("the sandbox needs packages that are not installed here; install with: pip install 'rljob[sandbox]'")
-    settings = {"slots": slots or len(os.sched_getaffinity(0)), "memoryPerRun": memory_per_run, "queue": queue}
+    # One more than cores: while a run's slot is cleared away, another runs.
+    settings = {"slots": slots or len(os.sched_getaffinity(0)) + 1, "memoryPerRun": memory_per_run, "queue": queue}
     try:
         spec = SandboxSpec.model_validate(settings | {"minimum": minimum.value, "backend": backend.value})
     except ValidationError as error:

@@ -27,7 +27,7 @@ from rljob.local.ports import pick
 from rljob.local.scale import scaled
 from rljob.local.supervisor import Guardian, Outcome, Supervisor, last_lines
 from rljob.local.watch import Watcher
-from rljob.plan import Machine, Plan, count_held_out, estimate, plan, read_shape
+from rljob.plan import Machine, Plan, count_held_out, count_scorers, estimate, plan, read_shape
 
 _PORT_TRIES = 3
 
@@ -61,7 +61,7 @@ def run(request: Request, console: Console) -> int:
     folder = JobFolder((request.workdir or Path("runs") / job.metadata.name).absolute())
     source = request.file.absolute().parent
     shape = read_shape(job, source)
-    sizes = estimate(job, shape, this_machine(), count_held_out(job, source))
+    sizes = estimate(job, shape, this_machine(), count_held_out(job, source), count_scorers(job, source))
     facts = preflight.gather(job, folder.root, source)
     if found := preflight.problems(job, sizes, facts):
         raise ConfigurationError(found[0] if len(found) == 1 else "this cannot run here:\n  " + "\n  ".join(found))

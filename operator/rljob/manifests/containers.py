@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from rljob.api import RLJobSpec
 from rljob.manifests.context import Context
 from rljob.manifests.environment import CREDENTIALS, environment, mounted
 from rljob.manifests.settings import Images, SandboxPods
@@ -30,15 +31,26 @@ _UNSIZED = ("prepare", "megatron", "vllm")
 """Containers whose memory depends on the model."""
 
 
-def image_of(images: Images, container: str) -> str:
-    """Image of a container of the plan."""
-    image: str = getattr(images, _IMAGES[container])
+def image_of(images: Images, container: str, job: RLJobSpec) -> str:
+    """Image of a container of the plan. Two processes need now and then what their slim image has not, and what another of the job has: an
+    agent that moves weights with Mooncake, and a reward service that holds a reward model."""
+    kind = _IMAGES[container]
+    if container == AGENT and job.rollout.weights.transport == "mooncake":
+        kind = "rollout"
+    if _scores(container, job):
+        kind = "trainer"
+    image: str = getattr(images, kind)
     return image
+
+
+def _scores(container: str, job: RLJobSpec) -> bool:
+    """It holds a reward model, which the operator has not seen."""
+    return container == "reward" and bool(job.reward.model_folders)
 
 
 def container(context: Context, pod: Pod, what: Container) -> Manifest:
     """A container of the plan, without what depends on its place in the pod."""
-    return assemble(context, pod, what, image_of(context.settings.images, what.name), environment(context, pod, what))
+    return assemble(context, pod, what, image_of(context.settings.images, what.name, context.job.spec), environment(context, pod, what))
 
 
 def assemble(context: Context, pod: Pod, what: Container, image: str, env: Sequence[Manifest]) -> Manifest:
@@ -124,7 +136,8 @@ def resources(context: Context, pod: Pod, what: Container) -> Manifest:
     writes = not pod.sidecars or what.name == pod.sidecars[0].name
     request = 1.2 * asked.memory + (shared if writes else 0)
     found: Manifest = {"requests": {"cpu": f"{math.ceil(1000 * asked.cpus / sharers)}m", "memory": _mebibytes(request)}}
-    if context.plan.sized or not (what.name in _UNSIZED or asked.accelerators):
+    known = context.plan.sized or not (what.name in _UNSIZED or asked.accelerators)
+    if known and not _scores(what.name, context.job.spec):
         found["limits"] = {"memory": _mebibytes(2 * asked.memory + 2 * shared + 256 * MiB)}
     return found
 

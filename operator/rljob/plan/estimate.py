@@ -7,7 +7,6 @@ differ; the figures are for choosing sizes, not for promises.
 from dataclasses import dataclass
 
 from rljob.api import RLJob
-from rljob.api.verifiers import reward_models
 from rljob.plan.shape import ModelShape
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -137,7 +136,7 @@ def sandbox_memory(job: RLJob) -> Memory:
     return Memory((("interpreter", 2 * _PYTHON), ("programs", sandbox.slots * parse_size(sandbox.memory_per_run) // 2)))
 
 
-def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Estimate:
+def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...], scorers: int) -> Estimate:
     memory = {
         "prepare": Memory((("interpreter", 2 * _TORCH),)),
         "master": Memory((("interpreter", 2 * _PYTHON),)),
@@ -147,9 +146,8 @@ def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...]) -> Es
         # One more for answers that take long.
         "reward": Memory((("interpreter", (2 + job.spec.reward.workers) * _PYTHON),)),
     }
-    if any(model.folder for model in reward_models(job.spec.reward.verifier, job.spec.reward.options)):
-        # Its weights are not counted: nobody has looked at the folder yet.
-        memory["reward"] = Memory((*memory["reward"].parts, ("reward model", _TORCH)))
+    if job.spec.reward.model_folders:
+        memory["reward"] = Memory((*memory["reward"].parts, ("reward model", _TORCH + 4 * scorers)))
     if job.spec.needs_sandbox:
         memory["sandbox"] = sandbox_memory(job)
     a, r = job.spec.algorithm, job.spec.rollout
@@ -195,15 +193,18 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
     return seconds
 
 
-def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_records: int | None = None) -> Estimate:
+def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_records: int | None = None, scorers: int = 0) -> Estimate:
     """Estimate a job. Without a shape only what does not depend on the model is filled in, and `notes` says so.
 
     Args:
         held_out_records: records of the held-out file, if it could be read (`rljob.plan.records`).
+        scorers: parameters of the reward models that the reward service holds, as far as they could be read.
     """
     if shape is None:
-        return _unknown(job, None, ("the model is not on this machine yet: memory is a lower bound and there is no estimate of time",))
-    base = _unknown(job, shape, ())
+        return _unknown(
+            job, None, ("the model is not on this machine yet: memory is a lower bound and there is no estimate of time",), scorers
+        )
+    base = _unknown(job, shape, (), scorers)
     weights = shape.parameters * engine_bytes(job)
     peers = job.spec.trainer.nodes + job.spec.rollout.replicas > 1
     optimizer = 0 if job.spec.algorithm.reset_optimizer and job.spec.generates else 12 * shape.parameters

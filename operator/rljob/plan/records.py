@@ -1,5 +1,8 @@
-"""How many prompts a data file on this machine holds, for the estimate of time. What is wrong with it is for `rljob.prepare` to say."""
+"""How many prompts a data file on this machine holds, and how large reward models are, for the estimate. What is wrong with them is for
+who uses them to say."""
 
+import json
+import math
 from pathlib import Path
 
 from rljob.api import RLJob
@@ -16,3 +19,18 @@ def count_held_out(job: RLJob, folder: Path) -> int | None:
             return sum(1 for line in lines if line.strip())
     except OSError:
         return None
+
+
+def count_scorers(job: RLJob, folder: Path) -> int:
+    """Parameters of the reward models in folders on this machine; those that cannot be read count nothing. `folder`: as above."""
+    return sum(_parameters(file) for model in job.spec.reward.model_folders for file in (folder / model).glob("*.safetensors"))
+
+
+def _parameters(file: Path) -> int:
+    """Of a safetensors file, by its header: 8 bytes of length, JSON."""
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (OSError, ValueError, TypeError, KeyError, MemoryError, OverflowError):
+        return 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rljob.api import ConfigurationError, RLJob
+from rljob.api import RLJob
 from rljob.api.families import read
 from rljob.api.sources import ModelSource, ScratchSource
 
@@ -46,7 +46,14 @@ class ModelShape:
 
 
 def read_shape(job: RLJob, folder: Path) -> ModelShape | None:
-    """The shape of the job's model; None if it is not on this machine or not understood. `folder`: what relative paths start at."""
+    """The shape of the job's model; None if it is not on this machine or cannot be read.
+
+    Args:
+        folder: what relative paths start at.
+
+    Raises:
+        ConfigurationError: its family, or something that it uses, is not supported.
+    """
     source = job.spec.model.source
     if source.scratch is not None:
         return of_scratch(source.scratch)
@@ -56,8 +63,8 @@ def read_shape(job: RLJob, folder: Path) -> ModelShape | None:
             with path.open("rb") as stream:
                 return of_gguf(stream)
         if path is not None and (path / "config.json").is_file():
-            return of_config(json.loads((path / "config.json").read_text()))
-    except (ConfigurationError, KeyError, ValueError, TypeError, struct.error, OSError):
+            return of_config(json.loads((path / "config.json").read_text()), path / "config.json")
+    except (KeyError, ValueError, TypeError, struct.error, OSError):
         return None  # What is wrong with the model is for `rljob.prepare` to say; an estimate only does without.
     return None
 
@@ -90,13 +97,13 @@ def of_scratch(source: ScratchSource) -> ModelShape:
     )
 
 
-def of_config(config: Mapping[str, Any]) -> ModelShape:
-    """Shape from a Hugging Face config.json.
+def of_config(config: Mapping[str, Any], where: object = "config.json") -> ModelShape:
+    """Shape from a Hugging Face config.json; `where` names it in messages.
 
     Raises:
         ConfigurationError, KeyError, TypeError, ValueError: it is not the configuration of a model that can be trained.
     """
-    a = read(config, "config.json")
+    a = read(config, where)
     sizes = (a.layers, a.hidden, a.ffn, a.heads, a.kv_heads, a.head_size, a.vocabulary)
     context = int(config.get("max_position_embeddings", 0))
     experts = (e.count, e.active, e.shared_ffn) if (e := a.experts) is not None else ()

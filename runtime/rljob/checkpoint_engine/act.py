@@ -221,7 +221,8 @@ class Actor:
                 # In place, if the arena is not written as long as this engine reads it. On a rollout node the next version gets another
                 # file.
                 share = self.plan.site.kind == "rollout" or not keeps_engine(seen)[0]
-                await engine.load(_present(known.manifest, version), self.plan.arena, share)
+                beside = self._saving is not None and not self._saving.done()
+                await engine.load(_present(known.manifest, version), self.plan.arena, share, beside)
                 return replace(known, attested=None)
             case Attest(version):
                 manifest = _present(known.manifest, version)

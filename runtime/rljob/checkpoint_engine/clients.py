@@ -23,6 +23,8 @@ from rljob.wire.weights import Manifest
 
 STATUS_TIMEOUT = 5.0
 """Seconds for a call that only asks."""
+_ASK_AGAIN = 0.02
+"""Seconds until an engine is asked again whether it has answered everybody."""
 PROBE_TIMEOUT = 10.0
 
 
@@ -62,8 +64,8 @@ class Engine(Protocol):
     async def state(self) -> EngineState | None:
         """None: it does not answer, or its core is dead."""
 
-    async def load(self, manifest: Manifest, arena: Path, share: bool) -> None:
-        """Take these weights, and serve."""
+    async def load(self, manifest: Manifest, arena: Path, share: bool, beside: bool) -> None:
+        """Take these weights, and serve; `beside`: while the trainer computes (`EngineClient.load_weights`)."""
 
     async def logprobs(self, tokens: tuple[int, ...]) -> list[float]: ...
 
@@ -199,8 +201,8 @@ class HttpEngine:
         except (TimeoutError, InfrastructureError):
             return None
 
-    async def load(self, manifest: Manifest, arena: Path, share: bool) -> None:
-        await self._client.load_weights(manifest, arena, share)
+    async def load(self, manifest: Manifest, arena: Path, share: bool, beside: bool) -> None:
+        await self._client.load_weights(manifest, arena, share, beside)
         if await self._client.is_paused():  # it was asleep
             await self._client.resume()
 
@@ -215,8 +217,11 @@ class HttpEngine:
         await self._client.wake()
 
     async def hand_back(self) -> None:
-        await self._client.pause("abort")  # answers when nothing runs any more
-        await self._client.is_paused()  # and by now those who asked have been answered
+        await self._client.pause("abort")  # nothing runs any more, but those who asked have not been answered yet
+        while True:
+            if await self._client.unanswered() <= 0:
+                return
+            await asyncio.sleep(_ASK_AGAIN)
 
 
 class HttpMaster:

@@ -19,6 +19,8 @@ BATCH = 64
 """Answers in one call at most."""
 CALLS = 2
 """Calls at a time, per reward pod."""
+FAILURE_EVERY = 60.0
+"""However many answers cannot be judged, the job counts one failure in so many seconds: they all wait for the same judge, who is away."""
 
 
 class RewardService(Protocol):
@@ -79,6 +81,8 @@ class Scorer:
         self._away_since: float | None = None
         self._away = 0
         """Calls in a row that the service did not answer."""
+        self._counted: float | None = None
+        """When the newest failure of a verifier was counted."""
 
     async def score(self, key: str, prompt: PromptRecord, answer: str, finish: Finish) -> Verdict:
         """The verdict of one finished answer; waits as long as it takes. `key` is unique among answers in progress."""
@@ -139,7 +143,9 @@ class Scorer:
             return
         waiting.failures += 1
         reason = "no result" if result is None else result.reason or "no reason given"
-        if waiting.failures > self._backoff_limit:
+        now = self._clock()
+        if waiting.failures > self._backoff_limit and (self._counted is None or now - self._counted >= FAILURE_EVERY):
+            self._counted = now
             message = f"verifier {waiting.item.verifier} failed {waiting.failures} times on one answer ({waiting.item.id}): {reason}"
             self._watch.failed("reward", "reward", "VerifierFailed", message)
         asyncio.get_running_loop().call_later(delay(waiting.failures), self._queue.put_nowait, waiting)

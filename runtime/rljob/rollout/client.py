@@ -120,7 +120,11 @@ class EngineClient:
         """Whether the engine is paused."""
         return bool((await self._get("/is_paused"))["is_paused"])
 
-    async def load_weights(self, manifest: Manifest, arena_path: Path, share: bool = False) -> None:
+    async def unanswered(self) -> int:
+        """Requests for tokens whose answer has not been sent yet. An engine that generates nothing any more may still have some."""
+        return int((await self._get("/load"))["server_load"])
+
+    async def load_weights(self, manifest: Manifest, arena_path: Path, share: bool = False, beside: bool = False) -> None:
         """Take the manifest's weights from the arena, drop the prefix cache, and call itself `version:checksum`.
 
         A serving engine is paused first; its running requests end with reason `abort`. The engine checks every byte before it touches
@@ -129,6 +133,8 @@ class EngineClient:
         Args:
             share: let the engine read the arena's memory instead of copying it, where it can (CPU). Faster to load; in exchange the
                 arena cannot be written as long as this engine runs.
+            beside: another process needs the cores as well, so do the first forward pass, the canary's, on one thread (CPU). Threads wait
+                for each other at every layer: a pass of 0.05 s takes 0.4 s when one of two has to share its core.
 
         Raises:
             InfrastructureError: refused or failed; the message holds the engine's reason.
@@ -138,7 +144,7 @@ class EngineClient:
             await self.pause("abort")
         await self._post("/update_weight_version", {"new_version": NO_WEIGHTS})
         await self._post("/start_weight_update")
-        update = update_info(manifest, arena_path, share)
+        update = update_info(manifest, arena_path, share, beside)
         await self._post("/update_weights", {"update_info": update}, seconds=LOAD_TIMEOUT)
         if paused:  # whoever paused it may have kept its keys and values, which are of the old weights
             await self._post("/reset_prefix_cache")
@@ -220,7 +226,7 @@ class EngineClient:
         return answer if isinstance(answer, dict) else {"answer": answer}
 
 
-def update_info(manifest: Manifest, arena_path: Path, share: bool) -> dict[str, Any]:
+def update_info(manifest: Manifest, arena_path: Path, share: bool, beside: bool = False) -> dict[str, Any]:
     """The manifest as `rljob.rollout.weight_transfer` expects it."""
 
     def row(tensor: TensorEntry) -> list[Any]:
@@ -233,6 +239,7 @@ def update_info(manifest: Manifest, arena_path: Path, share: bool) -> dict[str, 
         "checksum": manifest.checksum,
         "tensors": [row(tensor) for tensor in manifest.tensors],
         "share": share,
+        "beside": beside,
     }
 
 

@@ -8,6 +8,7 @@ kernel, whenever its weights change.
 
 import importlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,9 +48,10 @@ class PackedLinear:
     which weights it holds (one forward pass) before it spends that time.
     """
 
-    def __init__(self, weight: torch.Tensor, unpacked: int) -> None:
+    def __init__(self, weight: torch.Tensor, unpacked: int, proven: Callable[[], None]) -> None:
         self._handler: Any = None
         self._unpacked = unpacked
+        self._proven = proven
         if not unpacked:
             self._pack(weight)
 
@@ -57,7 +59,10 @@ class PackedLinear:
         if self._handler is None:
             if self._unpacked:
                 self._unpacked -= 1
-                return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+                product = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+                if not self._unpacked:
+                    self._proven()
+                return product
             self._pack(weight)
         if self._handler is _PLAIN:
             return torch.nn.functional.linear(x, weight, bias)
@@ -71,14 +76,25 @@ class PackedLinear:
             self._handler = _PLAIN
 
 
+def set_threads(count: int) -> None:
+    """Compute with so many threads from now on. vLLM's CPU worker puts a function that does nothing in the place of `torch.set_num_threads`
+    (v1/worker/cpu_worker.py) for the sake of threads that it has bound to cores; here none is (VLLM_CPU_OMP_THREADS_BIND=nobind)."""
+    torch._C.set_num_threads(count)
+
+
 def is_linear(layer: torch.nn.Module) -> bool:
     """Whether vLLM calls `layer.cpu_linear` with this layer's weight."""
     return hasattr(layer, "cpu_linear")
 
 
-def use(layer: torch.nn.Module, weight: torch.Tensor, unpacked: int) -> None:
-    """Give `layer` the packed kernel for `weight`, which is packed after so many calls; until then it is read where it lies."""
-    kernel: Any = PackedLinear(weight, unpacked)
+def _go_on() -> None:
+    """Nothing has to be done after the last call that reads the weight where it lies."""
+
+
+def use(layer: torch.nn.Module, weight: torch.Tensor, unpacked: int, proven: Callable[[], None] = _go_on) -> None:
+    """Give `layer` the packed kernel for `weight`, which is packed after so many calls; until then it is read where it lies. `proven` is
+    called after the last of them."""
+    kernel: Any = PackedLinear(weight, unpacked, proven)
     layer.cpu_linear = kernel
 
 

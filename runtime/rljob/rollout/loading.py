@@ -7,6 +7,7 @@ vLLM fuses tensors (q, k and v into one parameter), accepts incomplete sets sile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,11 +134,12 @@ def in_place(model: Any, tensors: Named) -> None:
         model.load_weights(iter(tensors))
 
 
-def adopt(model: torch.nn.Module, layout: Layout, pieces: dict[str, list[Piece]], share: bool) -> None:
+def adopt(model: torch.nn.Module, layout: Layout, pieces: dict[str, list[Piece]], share: bool, threads: int | None = None) -> None:
     """CPU: make parameters of memory that is read where it lies, wherever a parameter's pieces lie side by side there.
 
     Args:
         share: keep reading that memory. False: pack and copy now, after which it may change.
+        threads: if given, the next forward pass computes on one thread and what comes after it on so many.
     """
     adopted: set[str] = set()
     with torch.no_grad():
@@ -150,7 +152,7 @@ def adopt(model: torch.nn.Module, layout: Layout, pieces: dict[str, list[Piece]]
             else:
                 parameter.data = whole
                 adopted.add(name)
-        packed = _use_packed(model, share)
+        packed = _use_packed(model, share, threads)
         if not share:
             for name, parameter in model.named_parameters():
                 if parameter in packed:
@@ -159,16 +161,20 @@ def adopt(model: torch.nn.Module, layout: Layout, pieces: dict[str, list[Piece]]
                     parameter.data = parameter.data.clone()
 
 
-def _use_packed(model: torch.nn.Module, lazy: bool) -> set[torch.nn.Parameter]:
-    """Give every linear layer its kernel; the weights that nobody else reads once they are packed."""
+def _use_packed(model: torch.nn.Module, lazy: bool, threads: int | None = None) -> set[torch.nn.Parameter]:
+    """Give every linear layer its kernel; the weights that nobody else reads once they are packed. `threads` as in `adopt`: the output
+    layer, which is called last, ends the pass on one thread, so that no kernel finds another number than it was prepared for."""
     packed: set[torch.nn.Parameter] = set()
+    proven = {} if threads is None else {"proven": partial(linear.set_threads, threads)}
     for module in model.modules():
         if linear.is_linear(module) and not getattr(module, "_cpu_skip_gemm_dispatch", False):
             embedding = hasattr(module, "org_vocab_size")  # looked up by row too, and perhaps never multiplied with
             weight: Any = module.weight
-            linear.use(module, weight, PROOF[embedding] if lazy or embedding else 0)
+            linear.use(module, weight, PROOF[embedding] if lazy or embedding else 0, **(proven if embedding else {}))
             if not embedding:
                 packed.add(weight)
+            elif threads is not None:
+                linear.set_threads(1)
     return packed
 
 

@@ -43,6 +43,8 @@ class ArenaUpdate(WeightTransferUpdateInfo):
     tensors: list[list[Any]] = field(default_factory=list)
     """Rows of name, safetensors type, shape, offset in the file, xxh3-128."""
     share: bool = False
+    beside: bool = False
+    """Another process needs the cores as well: the first forward pass gets one thread."""
 
     def manifest(self) -> Manifest:
         """Without canary: the engine is who it is held against."""
@@ -69,6 +71,7 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         self._file: TensorFile | None = None
         self._registered: torch.Tensor | None = None
         self._shares = False
+        self._threads = torch.get_num_threads()
 
     def init_transfer_engine(self, init_info: ArenaInit) -> None:
         """Nothing to connect to."""
@@ -89,7 +92,7 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         try:
             verify_manifest(manifest, file)
             verified = time.perf_counter()
-            self._shares = self._load(manifest, file, update_info.share)
+            self._shares = self._load(manifest, file, update_info.share, update_info.beside)
         finally:
             if not self._shares:
                 file.release()
@@ -98,8 +101,9 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
             manifest.version, manifest.checksum, human_size(file.nbytes), verified - began, time.perf_counter() - verified,
         )  # fmt: skip
 
-    def _load(self, manifest: Manifest, file: TensorFile, share: bool) -> bool:
+    def _load(self, manifest: Manifest, file: TensorFile, share: bool, beside: bool) -> bool:
         """Put the proven weights into the model; whether that reads the file's memory from now on."""
+        linear.set_threads(self._threads)  # whatever the last load left it at
         tensors = [(entry.name, file.view(entry.name)) for entry in manifest.tensors]
         world = self.parallel_config.world_size
         if loading.is_transformed(self.model, self.model_config):
@@ -110,7 +114,7 @@ class ArenaEngine(WeightTransferEngine[ArenaInit, ArenaUpdate]):
         pieces = loading.record(self.model, tensors)
         loading.refuse_incomplete(self.model, self._layout, pieces, world)
         if self.device.type == "cpu":
-            loading.adopt(self.model, self._layout, pieces, share=share)
+            loading.adopt(self.model, self._layout, pieces, share, self._threads if beside else None)
             return share
         loading.in_place(self.model, tensors)
         return False
