@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.client import HTTPMessage
 from typing import Any
+
+from tests.reward.listening import Listener
 
 Body = dict[str, Any]
 
@@ -54,28 +55,17 @@ def serving(reply: Callable[[Body], str]) -> Iterator[Scripted]:
     """Serve until the end of the block."""
     made = Scripted(reply)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            made.asked.append(body)
-            made.keys.append(self.headers.get("authorization"))
-            answer = json.dumps(completion(made.reply(body)) if self.path == "/v1/chat/completions" else {}).encode()
-            self.send_response(200 if self.path == "/v1/chat/completions" else 404)
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    def answer(path: str, headers: HTTPMessage, body: bytes) -> tuple[int, bytes]:
+        asked = json.loads(body)
+        made.asked.append(asked)
+        made.keys.append(headers.get("authorization"))
+        known = path == "/v1/chat/completions"
+        return 200 if known else 404, json.dumps(completion(made.reply(asked)) if known else {}).encode()
 
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    made.address = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
+    listener = Listener(answer)
+    made.address = f"{listener.address}/v1"
+    listener.open()
     try:
         yield made
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        listener.close()

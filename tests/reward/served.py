@@ -1,20 +1,25 @@
 """A judge that is a language model: vLLM's OpenAI server on CPU, as somebody would serve one beside a job."""
 
+import json
 import os
 import select
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http.client import HTTPMessage
 from pathlib import Path
 
 import httpx
+from tests.reward.listening import Listener
+from tests.reward.scripted import Body
 from tests.rollout.engines import JOB
 
 from rljob.rollout.engine import zygote_environment
+from rljob.wire.openai import Completion, read_completion
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,39 @@ class Served:
     def healthy(self) -> bool:
         """Whether it answers."""
         try:
-            return httpx.get(f"{self.root}/health").status_code == 200
+            return httpx.get(f"{self.root}/health", trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
-    def finished(self) -> int:
-        """Requests that it has answered in full or up to their limit, by its own count."""
-        lines = httpx.get(f"{self.root}/metrics").text.splitlines()
-        return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("vllm:request_success_total{"))
+
+@dataclass
+class Relayed:
+    """Another address of the model, between which and the model every question and reply is noted; nothing is changed."""
+
+    endpoint: str
+    """Base address for whoever asks it; refuses connections until `open`."""
+    open: Callable[[], None]
+    heard: list[tuple[Body, Completion]] = field(default_factory=list)
+    """What was asked, and what the model replied with 200, in the order of the replies."""
+
+
+@contextmanager
+def relaying(served: Served) -> Iterator[Relayed]:
+    """Have an address of its own until the end of the block."""
+
+    def answer(path: str, headers: HTTPMessage, body: bytes) -> tuple[int, bytes]:
+        sent = {"content-type": headers["content-type"]}
+        reply = httpx.post(f"{served.root}{path}", content=body, headers=sent, timeout=None, trust_env=False)
+        if reply.status_code == 200:
+            relayed.heard.append((json.loads(body), read_completion(reply.content)))
+        return reply.status_code, reply.content
+
+    listener = Listener(answer)
+    relayed = Relayed(f"{listener.address}/v1", listener.open)
+    try:
+        yield relayed
+    finally:
+        listener.close()
 
 
 @contextmanager
