@@ -21,6 +21,7 @@ CALLS: Final = {
     "entering new namespaces by unshare": (272, 0x10000000),
     "entering a new user namespace by clone": (56, 0x10000011, 0, 0, 0, 0),
     "entering a new process namespace by clone": (56, 0x20000011, 0, 0, 0, 0),
+    "giving one's child to the parent by clone": (56, 0x8011, 0, 0, 0, 0),
     "entering new namespaces by clone3": (435, 0, 88),
     "joining another namespace": (308, 0, 0),
     "tracing the parent": (101, 16, 1, 0, 0),

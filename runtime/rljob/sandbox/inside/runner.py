@@ -121,7 +121,9 @@ class Runner:
             return self.attend(task, descriptors, lambda: kill(init))
         finally:
             kill(init)
-            os.waitpid(init, 0)  # returns when all of the run is gone
+            # It is gone when all of the run is. That would never be if a process of the run were a child of ours that nobody waits for.
+            while os.waitpid(-1, 0)[0] != init:
+                pass
             for descriptor, kind in zip(self.home, _OF_A_RUN.values(), strict=True):
                 os.setns(descriptor, kind)
 

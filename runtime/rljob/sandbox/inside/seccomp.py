@@ -20,7 +20,8 @@ _NEW: Final = 424
 
 _KILL, _EPERM, _ENOSYS, _ENOTTY, _ALLOW = 0x80000000, 0x00050001, 0x00050026, 0x00050019, 0x7FFF0000
 _LOAD, _AND, _EQUAL, _GREATER_EQUAL, _JUMP, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x05, 0x06
-_NAMESPACES = 0x7E020000
+_NOT_IN_CLONE = 0x7E020000 | 0x8000
+"""Flags: new namespaces, and CLONE_PARENT, by which a program gives its children to the runner, which would wait for them for ever."""
 
 ALLOWED: Final = {
     "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10,
@@ -66,7 +67,7 @@ class Condition:
 
 
 CONDITIONAL: Final = {
-    "clone": Condition(56, 0, (0,), _NAMESPACES),
+    "clone": Condition(56, 0, (0,), _NOT_IN_CLONE),
     "socketpair": Condition(53, 0, (1,)),  # AF_UNIX
     # Urgent data of unix sockets had bugs (CVE-2025-38236) and no use.
     "sendto": Condition(44, 3, (0,), 1),
