@@ -196,9 +196,17 @@ def _status(ran: Ran, limits: Limits) -> tuple[Status, str]:
     elif ran.forks_refused:
         status = "process_limit"
     else:
-        how = f"exit status {ended.status}" if ended.status > 0 else f"signal {signal.Signals(-ended.status).name}"
+        how = f"exit status {ended.status}" if ended.status > 0 else f"signal {_name(-ended.status)}"
         return "runtime_error", f"it ended with {how}"
     return status, _reasons(limits).get(status, "")
+
+
+def _name(number: int) -> str:
+    """Of a signal; most of the real-time ones have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
 
 
 def _reasons(limits: Limits) -> dict[Status, str]:
