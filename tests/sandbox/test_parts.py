@@ -98,6 +98,17 @@ def test_what_is_packed_is_what_is_unpacked(tmp_path_factory: pytest.TempPathFac
         os.chdir(here)
 
 
+def test_a_path_that_could_not_be_unpacked_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "/".join(["x" * 200] * 6)
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    output = os.memfd_create("out")
+    with pytest.raises(archive.ArchiveError, match="a path has more than 1024 bytes"):
+        archive.pack([name], output, 10**6)
+    os.close(output)
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_bytes_that_are_no_archive_are_an_error_and_no_crash(data: bytes) -> None:

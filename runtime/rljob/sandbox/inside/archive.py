@@ -17,8 +17,9 @@ class ArchiveError(ValueError):
 
 
 def pack(names: Iterable[str], output: int, most_bytes: int) -> None:
-    """Append those of `names` (relative paths) that are regular files; others are left out. ArchiveError if they are too many or too big.
+    """Append those of `names` (relative paths) that are regular files; others are left out.
 
+    ArchiveError if they are too many or too big, or have too long a path: what was packed can be unpacked.
     No link is followed in any component, and nothing here waits: a FIFO of that name is left out like a folder.
     """
     for count, name in enumerate(names):
@@ -33,6 +34,8 @@ def pack(names: Iterable[str], output: int, most_bytes: int) -> None:
             if most_bytes < 0:
                 raise ArchiveError("the files are too big to be sent back")
             encoded = os.fsencode(name)
+            if len(encoded) > LONGEST_PATH:
+                raise ArchiveError(f"a path has more than {LONGEST_PATH} bytes")
             write(output, _HEADER.pack(len(encoded), status.st_mode & 0o100, status.st_size) + encoded)
             _copy(descriptor, output, status.st_size)
         finally:
