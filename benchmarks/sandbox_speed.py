@@ -43,6 +43,8 @@ PROGRAMS = {
 ROUNDS = 3
 TESTS = 50
 """Of the problem that is judged."""
+FIRST = 300
+"""Runs before the search for leaks, which leave behind what is made once."""
 
 
 @dataclass(frozen=True)
@@ -153,15 +155,27 @@ def holdings(pool: Pool) -> dict[str, int]:
     """What could leak."""
     processes = descendants(os.getpid())
     cgroups = [path for path in Path("/sys/fs/cgroup").glob("*/**/rljob-sandbox-*/*") if path.is_dir()]
+    slots = processes - {os.getpid()}
     return {
         "processes": len(processes),
         "memory of the service, KiB": int(Path("/proc/self/statm").read_text().split()[1]) * 4,
         "descriptors of the service": len(os.listdir("/proc/self/fd")),
-        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "descriptors of the slots": sum(len(seen(pid, "fd")) for pid in slots),
+        "mounts": len(seen(os.getpid(), "mountinfo")),
+        "mounts of the slots": sum(len(seen(pid, "mountinfo")) for pid in slots),
         "cgroups": len(cgroups),
         "memory of the slots, KiB": sum(slot.cgroup.memory_now() for slot in pool._all.values()) // 1024,  # type: ignore[attr-defined]
         "files in the folder for temporary ones": len(os.listdir(tempfile.gettempdir())),
     }
+
+
+def seen(pid: int, name: str) -> list[str]:
+    """Entries or lines of a part of /proc/PID; none where only root may look, as slots are closed."""
+    path = Path("/proc", str(pid), name)
+    try:
+        return os.listdir(path) if path.is_dir() else path.read_text().splitlines()
+    except PermissionError:
+        return []
 
 
 async def main_async(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -186,14 +200,26 @@ async def main_async(options: argparse.Namespace, folder: Path) -> dict[str, Any
             rates = {name: await best(way, cpu, pool.slots, options.seconds) for name, (way, cpu) in ways.items()}
         half = await at_half_load(of_program(programs["python"]), rates["python"].per_second, options.seconds)
         judged = await judgement(Service(pool, capacity=1))
-        before = holdings(pool)
-        began = time.monotonic()
-        await many(of_program(programs["python"]), options.runs, pool.slots)
-        rate = options.runs / (time.monotonic() - began)
-        after = holdings(pool)
     finally:
         await pool.stop()
+    before, after, rate = await leaks(options.runs, pool.slots)
     return report(rates, half, judged, before, after, rate, options, cores)
+
+
+async def leaks(runs: int, slots: int) -> tuple[dict[str, int], dict[str, int], float]:
+    """What is held before and after so many runs, and runs per second. No slot is made anew meanwhile, which would hide what it keeps."""
+    pool = Pool(PoolSettings(slots=slots, retire_after=runs + FIRST))
+    await pool.start()
+    try:
+        run = of_program(await pool.build(RunRequest(language="python", code=PROGRAMS["python"])))
+        await many(run, FIRST, slots)
+        before = holdings(pool)
+        began = time.monotonic()
+        await many(run, runs, slots)
+        rate = runs / (time.monotonic() - began)
+        return before, holdings(pool), rate
+    finally:
+        await pool.stop()
 
 
 async def judgement(service: Service) -> float:
