@@ -1,13 +1,12 @@
 """A server on a port of its own whose answers a test decides on, and from when on it listens."""
 
-from collections.abc import Callable
-from http.client import HTTPMessage
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
-Answer = Callable[[str, HTTPMessage, bytes], tuple[int, bytes]]
-"""Path, headers and body of a POST to status and body of the reply."""
+Answer = Callable[[str, Mapping[str, str], bytes], tuple[int, bytes]]
+"""Path, headers (by lower-case names) and body of a POST to status and body of the reply."""
 
 
 class Listener:
@@ -16,7 +15,8 @@ class Listener:
     def __init__(self, answer: Answer) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                status, body = answer(self.path, self.headers, self.rfile.read(int(self.headers["content-length"])))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                status, body = answer(self.path, headers, self.rfile.read(int(headers["content-length"])))
                 self.send_response(status)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()

@@ -2,10 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPMessage
 from typing import Any
 
 from tests.reward.listening import Listener
@@ -55,7 +54,7 @@ def serving(reply: Callable[[Body], str]) -> Iterator[Scripted]:
     """Serve until the end of the block."""
     made = Scripted(reply)
 
-    def answer(path: str, headers: HTTPMessage, body: bytes) -> tuple[int, bytes]:
+    def answer(path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         asked = json.loads(body)
         made.asked.append(asked)
         made.keys.append(headers.get("authorization"))

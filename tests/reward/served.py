@@ -7,10 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPMessage
 from pathlib import Path
 
 import httpx
@@ -67,7 +66,7 @@ class Relayed:
 def relaying(served: Served) -> Iterator[Relayed]:
     """Have an address of its own until the end of the block."""
 
-    def answer(path: str, headers: HTTPMessage, body: bytes) -> tuple[int, bytes]:
+    def answer(path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         sent = {"content-type": headers["content-type"]}
         reply = httpx.post(f"{served.root}{path}", content=body, headers=sent, timeout=None, trust_env=False)
         if reply.status_code == 200:
