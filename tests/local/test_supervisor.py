@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tests.local.fakes import SLEEP, container, master, places, plan_of
 
-from rljob.local.decide import Key, Limits
+from rljob.local.decide import Key, Limits, State
 from rljob.local.marked import end_all, marks, of_run
 from rljob.local.ports import is_free, pick
-from rljob.local.supervisor import Event, Outcome, Supervisor
+from rljob.local.supervisor import Event, Outcome, Supervisor, how_it_ended
 from rljob.plan.types import HttpProbe, Listen, Plan, Pod, Port, Probe, VolumePath
 
 
@@ -93,6 +93,11 @@ def test_a_container_that_keeps_dying_ends_the_job_with_its_last_lines(bench: Be
 def test_what_it_said_itself_is_part_of_the_cause(bench: Bench) -> None:
     outcome = bench.run(plan_of(master("raise SystemExit('error: no space left')")), Limits(backoff_limit=0))
     assert outcome.message == "master failed and may not be restarted (spec.backoffLimit is 0): exited with status 1 (no space left)"
+
+
+@pytest.mark.parametrize(("code", "words"), [(3, "exited with status 3"), (-15, "was killed by SIGTERM"), (-40, "was killed by signal 40")])
+def test_how_it_ended_is_said_for_every_status(code: int, words: str) -> None:
+    assert how_it_ended(State(code=code)) == words
 
 
 def test_a_container_that_falls_once_is_started_again(bench: Bench) -> None:

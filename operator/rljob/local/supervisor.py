@@ -329,7 +329,7 @@ def how_it_ended(state: State) -> str:
         return state.why
     if state.code >= 0:
         return f"exited with status {state.code}"
-    name = signal.Signals(-state.code).name if -state.code in signal.valid_signals() else f"signal {-state.code}"
+    name = next((known.name for known in signal.Signals if known == -state.code), f"signal {-state.code}")
     return f"was killed by {name}" + (" (by hand, or the machine ran out of memory)" if name == "SIGKILL" else "")
 
 
