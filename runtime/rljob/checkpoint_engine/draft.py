@@ -26,6 +26,16 @@ from rljob.wire.weights import Manifest
 METADATA = b'{"__metadata__":'
 
 
+def part_of(manifest: Manifest) -> dict[str, str]:
+    """Metadata of a file that has some of a version: what is being pulled, or what the ranks of one node of several have exported."""
+    return {"pulling": f"{manifest.version}:{manifest.checksum}"}
+
+
+def version_of(manifest: Manifest) -> dict[str, str]:
+    """Metadata of a file that is a version."""
+    return {"version": str(manifest.version), "checksum": manifest.checksum}
+
+
 def draft_path(arena: Path) -> Path:
     """Where the next version of an arena is put together."""
     return arena.with_name(f"{arena.stem}.next{arena.suffix}")
@@ -85,7 +95,7 @@ class Draft:
         except BaseException:
             os.close(descriptor)
             raise
-        label = {"pulling": f"{manifest.version}:{manifest.checksum}"}
+        label = part_of(manifest)
         if read_metadata(descriptor) == label:
             draft.have = sum(1 << i for i in range(len(found)) if draft.checks(i))
         draft._write_header(label)
@@ -113,8 +123,8 @@ class Draft:
                 for part in self.pieces[piece].parts
             )
 
-    def become(self, arena: Path) -> None:
-        """Be the arena from now on; the file that was the arena is where the next draft will be.
+    def complete(self) -> None:
+        """Be a version from now on.
 
         Raises:
             InfrastructureError: pieces are missing.
@@ -123,7 +133,15 @@ class Draft:
             raise InfrastructureError(
                 f"{self.missing.bit_count()} of {len(self.pieces)} pieces of version {self.manifest.version} are missing"
             )
-        self._write_header({"version": str(self.manifest.version), "checksum": self.manifest.checksum})
+        self._write_header(version_of(self.manifest))
+
+    def become(self, arena: Path) -> None:
+        """Be the arena from now on; the file that was the arena is where the next draft will be.
+
+        Raises:
+            InfrastructureError: pieces are missing.
+        """
+        self.complete()
         aside = aside_path(arena)
         if arena.exists():
             os.rename(arena, aside)

@@ -46,8 +46,8 @@ def run(environment: Environment) -> None:
     from rljob.trainer.loop import Trainer, follow, lead
 
     check(spec.trainer, architecture, spec.world_size)
-    ranks = Ranks(devices.join(device))
-    replica = build(architecture, spec.trainer, devices.precision(spec.trainer.precision, device), device)
+    ranks = Ranks.joined(devices.join(device), environment.node)
+    replica = build(architecture, spec.trainer, devices.precision(spec.trainer.precision, device), device, ranks.names)
     trainer = Trainer(
         replica,
         ranks,
