@@ -89,6 +89,9 @@ class Master(Protocol):
     async def manifest(self, version: int) -> Manifest | None:
         """None: it knows no such version."""
 
+    async def addresses(self) -> NodeAddresses:
+        """Where other nodes give their weights."""
+
 
 class WeightSource(Protocol):
     """The arena, written by the local trainer or from other nodes."""
@@ -105,6 +108,13 @@ class Peers(Protocol):
 
     async def pull(self, version: int, checksum: str | None, publish: Callable[[Progress | None], None]) -> Manifest | None:
         """Bring a version into the arena; None if it is not wanted any more."""
+
+
+class Filler(Protocol):
+    """What makes an arena whole that the ranks of several nodes have written (rljob.checkpoint_engine.fill)."""
+
+    async def fill(self, manifest: Manifest, sources: Mapping[str, str], publish: Callable[[Progress | None], None]) -> None:
+        """`sources`: address of each node's weight server."""
 
 
 def socket_client(path: Path) -> httpx.AsyncClient:
@@ -244,6 +254,9 @@ class HttpMaster:
     async def manifest(self, version: int) -> Manifest | None:
         answer = await self._request("GET", f"/v1/weights/{version}", accept=(404,))
         return None if answer.status_code == 404 else Manifest.model_validate_json(answer.content)
+
+    async def addresses(self) -> NodeAddresses:
+        return NodeAddresses.model_validate_json((await self._request("GET", "/v1/nodes")).content)
 
     async def pull(self, version: int, report: PullReport) -> PullPlan:
         answer = await self._request("POST", f"/v1/weights/{version}/pull", report.model_dump_json(), accept=(404,))
