@@ -42,6 +42,14 @@ def begun(process: subprocess.Popen[str], seconds: float = PATIENCE) -> bool:
     return bool(ready) and process.stdout.readline() == "begun\n"
 
 
+def turned_away(stranger: socket.socket) -> bool:
+    """The other side has closed the connection."""
+    try:
+        return stranger.recv(1) == b""
+    except ConnectionResetError:  # it has not read all that was said
+        return True
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     made = World()
@@ -103,10 +111,10 @@ def test_a_stranger_is_not_counted_and_does_no_harm(world: World) -> None:
     for said in (b"GET / HTTP/1.1\r\n\r\n", b"7\n", b"0\n"):
         with socket.create_connection(("127.0.0.1", world.port)) as stranger:
             stranger.sendall(said)
-            assert stranger.recv(1) == b""
+            assert turned_away(stranger)
     two = world.start(2)
     assert [begun(rank) for rank in (zero, one, two)] == [True] * 3
     with socket.create_connection(("127.0.0.1", world.port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        assert stranger.recv(1) == b""
+        assert turned_away(stranger)
     assert [rank.poll() for rank in (zero, one, two)] == [None] * 3

@@ -128,8 +128,8 @@ class RLJobSpec(Part):
             )
         if t.nodes > 1 and per_node % t.tensor_parallel:
             raise ValueError(
-                f"trainer.tensorParallel ({t.tensor_parallel}) does not divide accelerator.perNode ({per_node}): with trainer.nodes ({t.nodes}) "
-                "a tensor parallel group would lie on two nodes; set perNode to a multiple of it"
+                f"trainer.tensorParallel ({t.tensor_parallel}) does not divide accelerator.perNode ({per_node}): with trainer.nodes "
+                f"({t.nodes}) a tensor parallel group would lie on two nodes; set perNode to a multiple of it"
             )
         if self.rollout.tensor_parallel > per_node:
             raise ValueError(

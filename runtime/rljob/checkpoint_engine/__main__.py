@@ -123,7 +123,10 @@ def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory, weight
     spec = job.spec
     return Plan(
         site=Site(
-            "rollout" if environment.node.startswith("rollout") else "worker", spec.accelerator.type, spec.switch.policy, spec.generates,
+            "rollout" if environment.node.startswith("rollout") else "worker",
+            spec.accelerator.type,
+            spec.switch.policy,
+            spec.generates,
             spec.trainer.nodes,
         ),
         node=environment.node,

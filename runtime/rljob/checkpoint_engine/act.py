@@ -365,7 +365,12 @@ class Actor:
         reading = await self.parts.memory.read("trainer")
         known = _with_peak(seen.known, "trainer", reading.rest)
         shown = _memory_key("trainer", seen) in known.baselines
-        keep = self.plan.site.accelerator == "cpu" and self.plan.site.nodes == 1 and shown and gate.is_plenty(reading.free, self._need("engine", known))
+        keep = (
+            self.plan.site.accelerator == "cpu"
+            and self.plan.site.nodes == 1
+            and shown
+            and gate.is_plenty(reading.free, self._need("engine", known))
+        )
         await self.parts.trainer.offload(OffloadCommand(keep_freed=keep))
         return known
 

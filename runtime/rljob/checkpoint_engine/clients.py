@@ -3,7 +3,7 @@
 import asyncio
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from rljob.checkpoint_engine.outcome import ChecksumMismatch, IdentityTaken, Mas
 from rljob.checkpoint_engine.state import EngineState
 from rljob.rollout.client import EngineClient
 from rljob.wire.base import Message
-from rljob.wire.node import NodeDesired, NodeReport, Progress, TrainMetrics, TrainTask
+from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, Progress, TrainMetrics, TrainTask
 from rljob.wire.pieces import PullPlan, PullReport
 from rljob.wire.shim import ShimStatus, StartRequest, StopRequest
 from rljob.wire.trainer import TASK_HEADER, CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand, TrainerStatus

@@ -245,7 +245,7 @@ def follow(trainer: Trainer) -> None:
 
 
 def end_if_apart(ranks: Ranks, outcome: object) -> None:
-    """End this process if ranks came apart: those that did not agree on a failure are no longer in the same state: only a new start helps."""
+    """End this process if ranks did not agree on a failure: they are no longer in the same state, and only a new start helps."""
     if ranks.size > 1 and isinstance(outcome, Exception) and not isinstance(outcome, RLJobError | WrongState):
         log.error("ranks may have come apart; ending, to be started again")
         sys.exit(1)
