@@ -30,7 +30,8 @@ PORTS = {(pod.name, port.name): 20000 + i for i, pod in enumerate(PLAN.pods) for
 @pytest.fixture
 def shim_env(tmp_path: Path) -> dict[str, str]:
     pod = PLAN.pod("worker-1")
-    return environment(PLAN, places(tmp_path, "run1", PORTS), pod, pod.sidecars[0], {"PATH": "/bin", "RLJOB_DIR_STATE": "stale"})
+    inherited = {"PATH": "/bin", "RLJOB_DIR_STATE": "stale", "RANK": "3"}
+    return environment(PLAN, places(tmp_path, "run1", PORTS), pod, pod.sidecars[0], inherited)
 
 
 def test_every_reference_becomes_a_path_an_address_or_a_number(shim_env: dict[str, str], tmp_path: Path) -> None:
@@ -47,6 +48,7 @@ def test_every_reference_becomes_a_path_an_address_or_a_number(shim_env: dict[st
 def test_the_callers_environment_is_passed_on_without_this_projects_variables(shim_env: dict[str, str]) -> None:
     assert shim_env["PATH"] == "/bin"
     assert "RLJOB_DIR_STATE" not in shim_env
+    assert "RANK" not in shim_env, "of the torchrun around it"
 
 
 def test_processes_are_marked_and_stay_recognisable(shim_env: dict[str, str]) -> None:

@@ -77,6 +77,10 @@ def service_url(plan: Plan, places: Places, name: str) -> str:
     raise KeyError(name)
 
 
+TORCHRUN = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"})
+"""What launchers of torch say of a process; a trainer that inherited it would look for the ranks of somebody else."""
+
+
 def value(plan: Plan, places: Places, pod: Pod, what: Value) -> str:
     """An environment variable's value."""
     match what:
@@ -105,8 +109,9 @@ def command(places: Places, container: Container) -> list[str]:
 
 
 def environment(plan: Plan, places: Places, pod: Pod, container: Container, inherited: Mapping[str, str]) -> dict[str, str]:
-    """All variables of a container: the caller's (without this project's own), what local processes need, the plan's, the mark."""
-    env = {name: text for name, text in inherited.items() if not name.startswith("RLJOB_")}
+    """All variables of a container: the caller's (without this project's own and those of a torchrun around it), what local processes need,
+    the plan's, the mark."""
+    env = {name: text for name, text in inherited.items() if not name.startswith("RLJOB_") and name not in TORCHRUN}
     # Lines reach the log when they are written; setproctitle must not overwrite the mark (rljob.local.marked).
     env |= {"PYTHONUNBUFFERED": "1", "SPT_NOENV": "1"}
     env |= {name: value(plan, places, pod, what) for name, what in container.env.items()}
