@@ -84,7 +84,7 @@ def test_more_nodes_are_said_to_be_of_no_use_here() -> None:
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     more = {"trainer": {"nodes": 2}, "rollout": {"replicas": 3}}
     (nodes,) = without_effect(RLJob.model_validate(data | {"spec": data["spec"] | more}))
-    assert nodes.startswith("spec.trainer.nodes is 2, but one machine is one node")
+    assert nodes.startswith("spec.trainer.nodes is 2: all worker pods share this machine")
     assert nodes.endswith("and spec.accelerator.perNode to the number of trainer processes")
 
 
