@@ -3,14 +3,14 @@
 EXAMPLE ?= smollm2
 ARGS ?=
 BIN := .venv/bin
-# Two at a time: what a cluster's tests wait for goes on beside what computes (tests/workers.py). More would need more memory than 16 GiB.
-WORKERS := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
+# Tests at a time (tests/workers.py): with 2, what a cluster's tests wait for goes on beside what computes.
+WORKERS ?=
 
 .PHONY: help setup run test lint bench lock crd docs chart clean cluster cluster-down cluster-programs images gpu-check
 
 help:
 	@echo "make run [EXAMPLE=smollm2|arithmetic|code|reward-model|tiny] [ARGS=--fresh]   train an example on this machine"
-	@echo "make test [ARGS=\"tests/trainer -k gap\"]                     lint, types, import contracts, all tests; or these, one by one"
+	@echo "make test [ARGS=\"tests/trainer -k gap\"]                     lint, types, import contracts, all tests; or these (WORKERS=2: two at a time)"
 	@echo "make setup                                                  make .venv, so that .venv/bin/rljob works"
 	@echo "make bench                                                  run every benchmark"
 	@echo "make images [ARGS=\"--only master\"]                          build the container images"
@@ -34,7 +34,7 @@ lint: setup
 
 test: lint
 	@sh scripts/system.sh
-	$(BIN)/pytest $(or $(ARGS),$(WORKERS))
+	$(BIN)/pytest $(ARGS) $(if $(WORKERS),--numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder)
 
 bench: setup
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

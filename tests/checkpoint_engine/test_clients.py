@@ -105,6 +105,17 @@ def test_an_engines_state_is_what_it_says() -> None:
     assert run(HttpEngine(EngineClient("http://twin", http)).state()) == EngineState(3, "c3", paused=True)
 
 
+def test_an_engine_has_handed_back_when_everybody_has_been_answered() -> None:
+    loads, asked = iter((2, 1, 0)), list[str]()
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, json={"server_load": next(loads)} if request.url.path == "/load" else {})
+
+    run(HttpEngine(EngineClient("http://twin", answering(handler))).hand_back())
+    assert asked == ["/pause", "/load", "/load", "/load"]
+
+
 class Claims:
     """An engine that says one thing and computes another."""
 

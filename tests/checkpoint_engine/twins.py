@@ -20,7 +20,7 @@ from rljob.checkpoint_engine.gate import Reading
 from rljob.checkpoint_engine.node import Node
 from rljob.checkpoint_engine.outcome import ChecksumMismatch, MasterAway
 from rljob.checkpoint_engine.state import EngineState, Owner, Site
-from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, Progress, TrainMetrics, TrainTask
+from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, TrainMetrics, TrainTask
 from rljob.wire.shim import ShimStatus, StartRequest
 from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand, TrainerStatus
 from rljob.wire.weights import Canary, Manifest
@@ -128,13 +128,8 @@ class TrainerTwin:
             return None
         return TrainerStatus(
             incarnation=str(self.sidecar.starts), version=self.version, resident=self.resident, busy=self.busy,
-            checkpointed=self.checkpointed, trained=self.trained, freed=0 if self.resident else self.kept, progress=self._progress(),
+            checkpointed=self.checkpointed, trained=self.trained, freed=0 if self.resident else self.kept,
         )  # fmt: skip
-
-    def _progress(self) -> Progress | None:
-        if self.busy != "train" or not self.world.tells_progress:
-            return None
-        return Progress(done=min(20, int(2 * (self.world.now - self.busy_since))), total=20)
 
     async def load(self, command: LoadCommand) -> None:
         def effect() -> None:
@@ -197,7 +192,7 @@ class TrainerTwin:
         async def run() -> None:
             async with lock:
                 self._check(incarnation)
-                self.busy, self.busy_since = name, self.world.now
+                self.busy = name
                 try:
                     await self.world.at(f"trainer.{name}", seconds, lambda: self._check(incarnation))
                     self._check(incarnation)
@@ -399,8 +394,6 @@ class World:
     free: int = 100 * GiB
     freed: int = 0
     """What the trainer has to give back when it is offloaded."""
-    tells_progress: bool = True
-    """The trainer says how far its training is."""
 
     def __post_init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -424,8 +417,7 @@ class World:
     def own(self, who: Owner) -> None:
         """Somebody uses the accelerator: the other must have left it."""
         if who == "trainer":
-            waits = self.accelerator == "cpu" and self.engine.label is None
-            assert not self.sidecars["engine"].alive or self.engine.paused or waits, "both own the accelerator"
+            assert not self.sidecars["engine"].alive or self.engine.paused, "both own the accelerator"
         else:
             assert not self.sidecars["trainer"].alive or not self.trainer.resident, "both own the accelerator"
 

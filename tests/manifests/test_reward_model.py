@@ -5,8 +5,9 @@ import json
 import pytest
 from tests.manifests.jobs import DRA, container, nvidia, objects, pod, tiny, variables
 
-from rljob.api import ConfigurationError
+from rljob.api import ConfigurationError, RLJob
 from rljob.manifests import Settings
+from rljob.manifests.render import relative_paths
 from rljob.manifests.settings import Devices
 from rljob.manifests.types import LABEL_ROLE
 
@@ -40,3 +41,10 @@ def test_a_relative_folder_needs_the_jobs_files() -> None:
     options = "spec.reward={verifier: reward-model, options: {folder: models/rm}}"
     with pytest.raises(ConfigurationError, match=r"spec\.reward\.options\.folder: models/rm has folders, the ConfigMap"):
         objects(tiny(options))
+
+
+def test_of_several_folders_none_hides_a_relative_one() -> None:
+    job = tiny().model_dump(by_alias=True, exclude_none=True)
+    terms = [{"verifier": "reward-model", "options": {"folder": folder}} for folder in ("models/rm", "/models/rm")]
+    job["spec"] |= {"files": None, "reward": {"verifier": "weighted", "options": {"terms": terms}}}
+    assert relative_paths(RLJob.model_validate(job))["spec.reward.options.folder"] == "models/rm"

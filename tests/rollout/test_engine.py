@@ -350,6 +350,26 @@ def test_log_probs_are_the_policys_own_at_any_temperature_and_stop_tokens_stop(e
     assert (stopped.finish_reason, stopped.tokens[-1]) == ("stop", stop)
 
 
+def test_what_was_handed_back_has_arrived_when_the_engine_is_killed(zygote: Zygote, policy: Policy) -> None:
+    pid, url = zygote.start(policy.folder)
+    manifest = policy.export()
+
+    async def scenario(client: EngineClient) -> list[Any]:
+        await client.load_weights(manifest, policy.arena)
+        asked = [asyncio.create_task(client.generate(f"a{i}", PROMPT, SamplingParams(max_tokens=900))) for i in range(16)]
+        while (await client.metrics()).generation_tokens < 32:
+            continue
+        assert 0 < await client.unanswered() <= len(asked)
+        await HttpEngine(client).hand_back()
+        os.kill(pid, signal.SIGKILL)
+        return await asyncio.gather(*asked)
+
+    found = ask(url, scenario)
+    assert {"abort"} <= {answer.finish_reason for answer in found} <= {"abort", "stop"}, "each has come, none is an error"
+    assert sum(len(answer.tokens) for answer in found) >= 32
+    assert zygote.hear() == {"exited": {"pid": pid, "status": -signal.SIGKILL}}
+
+
 def test_a_dead_engine_is_an_infrastructure_error(zygote: Zygote, policy: Policy) -> None:
     pid, url = zygote.start(policy.folder)
     members = session_members(pid)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rljob.api.base import Part, Positive, exactly_one
-from rljob.api.verifiers import VerifierName, fitting
+from rljob.api.verifiers import VerifierName, fitting, reward_models
 
 
 class MemoryGate(Part):
@@ -55,6 +55,12 @@ class RewardSpec(Part):
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Hard limit of one judgement, seconds of processor time; a verifier that runs longer is killed and the answer counts as wrong only if
     the verifier's contract says so, else as an infrastructure failure."""
+
+    @property
+    def model_folders(self) -> tuple[str, ...]:
+        """Folders of the reward models that the reward service holds itself, each once."""
+        models = reward_models(self.verifier, self.options)
+        return tuple(dict.fromkeys(model.folder for model in models if model.folder is not None))
 
     @field_validator("options")
     @classmethod

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 from rljob.api import RLJobSpec
-from rljob.api.verifiers import reward_models
 from rljob.manifests.context import Context
 from rljob.manifests.environment import CREDENTIALS, environment, mounted
 from rljob.manifests.settings import Images, SandboxPods
@@ -46,7 +45,7 @@ def image_of(images: Images, container: str, job: RLJobSpec) -> str:
 
 def _scores(container: str, job: RLJobSpec) -> bool:
     """It holds a reward model, which the operator has not seen."""
-    return container == "reward" and any(model.folder for model in reward_models(job.reward.verifier, job.reward.options))
+    return container == "reward" and bool(job.reward.model_folders)
 
 
 def container(context: Context, pod: Pod, what: Container) -> Manifest:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from rljob.api import ConfigurationError, RLJob
-from rljob.api.verifiers import reward_models
 from rljob.manifests import devices, objects
 from rljob.manifests.context import Context
 from rljob.manifests.jobfile import digest, job_files
@@ -71,13 +70,16 @@ def relative_paths(job: RLJob) -> dict[str, str]:
     """Field to path, of every path of the job that is relative."""
     spec = job.spec
     named = {"spec.model.source.path": spec.model.source.path, "spec.data.train.path": spec.data.train.path}
+    named["spec.reward.options.folder"] = next((path for path in spec.reward.model_folders if _relative(path)), None)
     if spec.evaluation is not None:
         named["spec.evaluation.data.path"] = spec.evaluation.data.path
     if spec.warm_start is not None and spec.warm_start.data is not None:
         named["spec.warmStart.data.path"] = spec.warm_start.data.path
-    for model in reward_models(spec.reward.verifier, spec.reward.options):
-        named["spec.reward.options.folder"] = model.folder
-    return {field: path for field, path in named.items() if path is not None and not PurePosixPath(path).is_absolute()}
+    return {field: path for field, path in named.items() if path is not None and _relative(path)}
+
+
+def _relative(path: str) -> bool:
+    return not PurePosixPath(path).is_absolute()
 
 
 def check_files(job: RLJob) -> None:

@@ -3,7 +3,6 @@
 import json
 
 from rljob.api import RLJob
-from rljob.api.verifiers import reward_models
 from rljob.plan.estimate import Estimate, Machine, engine_bytes, estimate
 from rljob.plan.shape import ModelShape, of_scratch
 from rljob.plan.types import (
@@ -213,7 +212,7 @@ def _rollout(job: RLJob, sizes: Estimate, index: int) -> Pod:
 
 def _reward(job: RLJob, sizes: Estimate) -> Pod:
     more: dict[str, Value] = {"RLJOB_URL_SANDBOX": ServiceUrl("sandbox")} if job.spec.needs_sandbox else {}
-    beside = any(model.folder for model in reward_models(job.spec.reward.verifier, job.spec.reward.options))
+    beside = bool(job.spec.reward.model_folders)
     more |= {"RLJOB_SOURCE_DIR": VolumePath("source")} if beside else {}
     reward = Container(
         name="reward",

@@ -7,7 +7,6 @@ differ; the figures are for choosing sizes, not for promises.
 from dataclasses import dataclass
 
 from rljob.api import RLJob
-from rljob.api.verifiers import reward_models
 from rljob.plan.shape import ModelShape
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -147,7 +146,7 @@ def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...], score
         # One more for answers that take long.
         "reward": Memory((("interpreter", (2 + job.spec.reward.workers) * _PYTHON),)),
     }
-    if any(model.folder for model in reward_models(job.spec.reward.verifier, job.spec.reward.options)):
+    if job.spec.reward.model_folders:
         memory["reward"] = Memory((*memory["reward"].parts, ("reward model", _TORCH + 4 * scorers)))
     if job.spec.needs_sandbox:
         memory["sandbox"] = sandbox_memory(job)

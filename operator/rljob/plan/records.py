@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 from rljob.api import RLJob
-from rljob.api.verifiers import reward_models
 
 
 def count_held_out(job: RLJob, folder: Path) -> int | None:
@@ -24,8 +23,7 @@ def count_held_out(job: RLJob, folder: Path) -> int | None:
 
 def count_scorers(job: RLJob, folder: Path) -> int:
     """Parameters of the reward models in folders on this machine; those that cannot be read count nothing. `folder`: as above."""
-    models = {folder / model.folder for model in reward_models(job.spec.reward.verifier, job.spec.reward.options) if model.folder}
-    return sum(_parameters(file) for model in models for file in model.glob("*.safetensors"))
+    return sum(_parameters(file) for model in job.spec.reward.model_folders for file in (folder / model).glob("*.safetensors"))
 
 
 def _parameters(file: Path) -> int:

@@ -11,9 +11,8 @@ from types import MappingProxyType
 from rljob.api import InfrastructureError, RLJobError
 from rljob.checkpoint_engine import gate
 from rljob.checkpoint_engine.clients import Engine, Filler, Master, Peers, Shim, Trainer, WeightSource
-from rljob.checkpoint_engine.decide import forks_ahead, keeps_engine
+from rljob.checkpoint_engine.decide import keeps_engine
 from rljob.checkpoint_engine.outcome import AttestationFailed, ChecksumMismatch, DeadlineExceeded, exit_error, telling_line
-from rljob.checkpoint_engine.pace import Pace
 from rljob.checkpoint_engine.processes import KILL_DEADLINE
 from rljob.checkpoint_engine.state import (
     Attest,
@@ -56,11 +55,6 @@ STOP_DEADLINE = STOP_GRACE + KILL_DEADLINE + 5.0
 HAND_BACK = 5.0
 """Seconds that an engine which is about to end gets to answer what it is writing."""
 PROGRESS_POLL = 1.0
-ENGINE_START = 1.0
-"""Seconds before the end of the training that an engine is forked on CPU. It takes half a second, most of it on one core, and longer beside
-training."""
-FORK_POLL = 0.1
-"""Seconds between two looks at how far the training is, while an engine may be forked."""
 _POLL = 0.05
 
 
@@ -126,8 +120,7 @@ class Actor:
         """
         known = seen.known
         if isinstance(step, Train):
-            known, trained = await self._train(step.task, seen)
-            stale = known.manifest is not None and known.manifest.version == step.task.version
+            trained, stale = await self._train(step.task), known.manifest is not None and known.manifest.version == step.task.version
             # Made again after its export: what the arena holds is not known to be the same.
             return replace(known, trained=trained, manifest=None if stale else known.manifest)
         if isinstance(step, Pull):
@@ -300,19 +293,16 @@ class Actor:
                 log.warning("a sidecar did not stop (%s); asking again", error or f"no answer within {STOP_DEADLINE:.0f} s")
                 await asyncio.sleep(_POLL)
 
-    async def _train(self, task: TrainTask, seen: Observed) -> tuple[Known, TrainMetrics]:
-        """Have the task done, and watch that it gets on. Shortly before its end an engine may start beside it."""
+    async def _train(self, task: TrainTask) -> TrainMetrics:
+        """Have the task done, and watch that it gets on."""
         batch = await self.parts.master.batch(task.version)
-        loop, known, pace = asyncio.get_running_loop(), seen.known, Pace()
-        forks = forks_ahead(task.version, seen)
+        loop = asyncio.get_running_loop()
         call = asyncio.ensure_future(self.parts.trainer.train(task, batch))
         last, since = None, loop.time()
         try:
-            while not (await asyncio.wait([call], timeout=FORK_POLL if forks else PROGRESS_POLL))[0]:
+            while not (await asyncio.wait([call], timeout=PROGRESS_POLL))[0]:
                 status = await self.parts.trainer.status()
                 mark = None if status is None else (status.busy, status.progress)
-                if forks and pace.remaining(loop.time(), status.progress if status is not None else None) < ENGINE_START:
-                    known, forks = await self._fork_beside(task.version, known), False
                 if mark is not None and mark != last:
                     last, since = mark, loop.time()
                     self._publish(mark[1])
@@ -320,20 +310,9 @@ class Actor:
                     raise DeadlineExceeded(
                         f"training version {task.version} made no progress for {self.plan.deadline:.0f} s (switch.deadlineSeconds)"
                     )
-            return known, call.result()
+            return call.result()
         finally:
             call.cancel()
-
-    async def _fork_beside(self, version: int, known: Known) -> Known:
-        """Start the engine while the trainer still trains, if there is memory for it. Whatever goes wrong must not disturb the training:
-        what is not begun now is begun after it."""
-        try:
-            async with asyncio.timeout(self.plan.deadline):
-                begun = await self._fork(version, known)
-        except (RLJobError, TimeoutError) as error:
-            log.warning("no engine while the trainer still trains (%s); it is started afterwards", error or "its shim does not answer")
-            return known
-        return begun if begun.ahead is not None and begun.ahead[1] is not None else known
 
     async def _start(self, shim: Shim, request: StartRequest, answers: Callable[[], Awaitable[bool]], what: str) -> str:
         """Start a payload unless one lives, and wait until it answers; its incarnation."""

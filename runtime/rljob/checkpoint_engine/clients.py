@@ -23,6 +23,8 @@ from rljob.wire.weights import Manifest
 
 STATUS_TIMEOUT = 5.0
 """Seconds for a call that only asks."""
+_ASK_AGAIN = 0.02
+"""Seconds until an engine is asked again whether it has answered everybody."""
 PROBE_TIMEOUT = 10.0
 
 
@@ -225,8 +227,11 @@ class HttpEngine:
         await self._client.wake()
 
     async def hand_back(self) -> None:
-        await self._client.pause("abort")  # answers when nothing runs any more
-        await self._client.is_paused()  # and by now those who asked have been answered
+        await self._client.pause("abort")  # nothing runs any more, but those who asked have not been answered yet
+        while True:
+            if await self._client.unanswered() <= 0:
+                return
+            await asyncio.sleep(_ASK_AGAIN)
 
 
 class HttpMaster:

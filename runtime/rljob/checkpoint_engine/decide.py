@@ -80,7 +80,7 @@ def _train(version: int, task: TrainTask, seen: Observed) -> Step:
         return step
     if not trained:
         return Train(task)
-    if forks_ahead(new, seen):
+    if _forks_ahead(new, seen):
         return ForkEngine(new)
     if not _checkpointed(new, seen):
         return Checkpoint(new)
@@ -200,8 +200,8 @@ def _engine_lets_go(seen: Observed) -> Step | None:
     return StopEngine(f"it still reads version {engine.state.version}, and the next one takes that memory") if behind else None
 
 
-def forks_ahead(version: int, seen: Observed) -> bool:
-    """Whether an engine may start while the trainer makes and saves `version`: on CPU, where the two share memory anyway, and only once.
+def _forks_ahead(version: int, seen: Observed) -> bool:
+    """Whether an engine may start while the trainer saves `version`: on CPU, where the two share memory anyway, and only once.
 
     It holds no weights yet, so this takes nothing from the order of export, offload, load, attest.
     """

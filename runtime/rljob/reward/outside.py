@@ -73,7 +73,7 @@ class Outside:
         """
         problem = ""
         for attempt in range(1, attempts + 1):
-            wait = min(_LONGEST, _FIRST * 2 ** (attempt - 1))
+            wait, refused = min(_LONGEST, _FIRST * 2 ** (attempt - 1)), False
             try:
                 async with asyncio.timeout(seconds):
                     status, told, reply = await self._once(url, body, key)
@@ -82,19 +82,19 @@ class Outside:
                     self._spoke(url)
                     return found
                 problem = f"answered {status}: {reply[:200].decode(errors='replace')}"
-                if 400 <= status < 500 and status not in _PASSING:
-                    break
-                wait = max(wait, told)
+                wait, refused = max(wait, told), 400 <= status < 500 and status not in _PASSING
             except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
                 problem = f"does not answer: {type(error).__name__} {error}".rstrip()
             except ValueError as error:
                 problem = f"sent {error}"
+            if key:
+                problem = problem.replace(key, "<key>")
+            if refused:
+                break
             if attempt < attempts:
                 await self.sleep(wait * self.chance.uniform(0.5, 1.0))
         else:
-            self._kept_silent(url, problem.replace(key, "<key>") if key else problem)
-        if key:
-            problem = problem.replace(key, "<key>")
+            self._kept_silent(url, problem)
         raise NoAnswerError(f"{url} {problem} (attempt {attempt} of {attempts})")
 
     def _kept_silent(self, url: str, problem: str) -> None:

@@ -120,6 +120,10 @@ class EngineClient:
         """Whether the engine is paused."""
         return bool((await self._get("/is_paused"))["is_paused"])
 
+    async def unanswered(self) -> int:
+        """Requests for tokens whose answer has not been sent yet. An engine that generates nothing any more may still have some."""
+        return int((await self._get("/load"))["server_load"])
+
     async def load_weights(self, manifest: Manifest, arena_path: Path, share: bool = False, beside: bool = False) -> None:
         """Take the manifest's weights from the arena, drop the prefix cache, and call itself `version:checksum`.
 

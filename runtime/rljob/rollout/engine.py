@@ -49,6 +49,7 @@ def engine_argv(job: RLJob, prepared: Prepared, model_dir: Path, host: str, port
         "weight-transfer-config": json.dumps({"backend": BACKEND}),
         "enable-scale-out": "true",
         "enable-prompt-tokens-details": "true",
+        "enable-server-load-tracking": "true",  # EngineClient.unanswered
         "disable-uvicorn-access-log": "true",
         "enforce-eager": "true" if _eager(job) else "false",
     }
