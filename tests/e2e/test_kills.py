@@ -17,18 +17,25 @@ from tests.e2e.jobfolder import Process, assert_complete, live_status, processes
 ITERATIONS = 26
 """Enough that a moment which passed unseen comes again."""
 
+SETTLED = 0.1
+"""Seconds in which everybody has heard what there is to hear of processes that are stopped."""
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 BEGINS = {
     "stop-engine": "wanted: train,",
     "onload": r"gate: .*owner trainer",
-    "export": r"start-engine: .*version",
+    "export": r"(train|start-engine): .*version",
     "offload": "export: ",
     "checkpoint": r"checkpoint: 0\.0",
     "register": "attest: ",
     "gate": r"(stop-engine: |start-engine: .*done)",
 }
 """Steps of a few milliseconds, and the line of the node agent's log with which they begin. Longer ones are seen in the status."""
+
+HELD = {"export": "trainer"}
+"""Steps of `BEGINS` that may be over before a signal has come, and whose work they are. From that line on it goes in slow motion, until the
+status says that the node is at this step."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,11 @@ def _victims(folder: Path, name: str) -> list[Process]:
 
 
 @contextmanager
-def _aimed(folder: Path, name: str) -> Iterator[list[int]]:
-    """Handles of the victims that live now: what is signalled through them is never another process."""
+def _aimed(folder: Path, name: str | None) -> Iterator[list[int]]:
+    """Handles of those of this name that live now: what is signalled through them is never another process."""
     with ExitStack() as stack:
         handles = []
-        for process in _victims(folder, name):
+        for process in _victims(folder, name) if name is not None else []:
             try:
                 handle = os.pidfd_open(process.pid)
             except ProcessLookupError:
@@ -116,16 +123,25 @@ def _aimed(folder: Path, name: str) -> Iterator[list[int]]:
         yield handles
 
 
-def _shoot(handles: list[int]) -> bool:
-    """SIGKILL; False if nobody lived any more."""
+def _signal(handles: list[int], number: signal.Signals) -> bool:
+    """False if nobody lived any more."""
     hit = False
     for handle in handles:
         try:
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            signal.pidfd_send_signal(handle, number)
             hit = True
         except ProcessLookupError:
             continue
     return hit
+
+
+@contextmanager
+def _stopped(handles: list[int]) -> Iterator[bool]:
+    """They do nothing, if anybody lives; afterwards those who still live go on."""
+    try:
+        yield _signal(handles, signal.SIGSTOP)
+    finally:
+        _signal(handles, signal.SIGCONT)
 
 
 class Moment:
@@ -138,21 +154,54 @@ class Moment:
 
     def now(self) -> bool:
         """Is this it?"""
-        if self._step in BEGINS:
-            return self._begun()
+        return self._begins(self._new_lines()) if self._step in BEGINS else self._in_status()
+
+    def comes(self, workers: list[int]) -> bool:
+        """Whether a step of `HELD` that is about to begin is met: it goes on then, and cannot end before `workers`, who are stopped, go on.
+
+        Until the status says so they get a millisecond at a time, and in between the agent and the master the time to say it.
+        """
+        deadline = time.monotonic() + 10.0
+        while time.monotonic() < deadline:
+            told = time.monotonic() + SETTLED
+            while time.monotonic() < told:
+                lines = self._new_lines()
+                if lines and not self._begins(lines):
+                    return False  # it is over
+                time.sleep(0.01)
+            if self._in_status():
+                return True
+            _signal(workers, signal.SIGCONT)
+            time.sleep(0.001)
+            _signal(workers, signal.SIGSTOP)
+        return False
+
+    def _in_status(self) -> bool:
         return any(node["step"] == self._step for node in live_status(self._folder).get("nodes", []))
 
-    def _begun(self) -> bool:
+    def _begins(self, lines: list[str]) -> bool:
+        # Only the newest line says what goes on now.
+        return bool(lines) and re.search(f" INFO {BEGINS[self._step]}", lines[-1]) is not None
+
+    def _new_lines(self) -> list[str]:
         if not self._log.exists() or self._log.stat().st_size == self._read:
-            return False
+            return []
         with self._log.open("rb") as log:
             log.seek(self._read)
             text = log.read()
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
-        lines = whole.decode(errors="replace").splitlines()
-        # Only the newest line says what goes on now.
-        return bool(lines) and re.search(f" INFO {BEGINS[self._step]}", lines[-1]) is not None
+        return whole.decode(errors="replace").splitlines()
+
+
+def _meets(planned: Kill, moment: Moment, victims: list[int], workers: list[int]) -> bool:
+    """Kill the victims if this is the moment; False if it is not, or nobody lived any more."""
+    if not victims or not moment.now():
+        return False
+    if planned.step not in HELD:
+        return _signal(victims, signal.SIGKILL)
+    with _stopped(workers) as stopped:
+        return stopped and moment.comes(workers) and _signal(victims, signal.SIGKILL)
 
 
 def _strike(planned: Kill, folder: Path, supervisor: subprocess.Popen[bytes], timeout: float = 240) -> set[Path]:
@@ -162,10 +211,10 @@ def _strike(planned: Kill, folder: Path, supervisor: subprocess.Popen[bytes], ti
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         # Aimed first, again every now and then: finding processes takes longer than some steps.
-        with _aimed(folder, planned.victim) as handles:
+        with _aimed(folder, planned.victim) as victims, _aimed(folder, HELD.get(planned.step)) as workers:
             moment, until = Moment(folder, planned.step), time.monotonic() + 1.0
             while time.monotonic() < until:
-                if handles and moment.now() and _shoot(handles):
+                if _meets(planned, moment, victims, workers):
                     return temporary(folder)
                 assert supervisor.poll() is None, f"{planned}: {folder.with_suffix('.out').read_text()[-3000:]}"
                 time.sleep(0.002)
