@@ -27,17 +27,13 @@ from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.hold import give_back, held, take
 from rljob.checkpoint_engine.layout import DTYPES, NAMES, PAGE, TensorSpec, allocate, header_text, parse_header
 from rljob.checkpoint_engine.space import human_size
-from rljob.wire.weights import Manifest, Shard, TensorEntry
+from rljob.wire.weights import Manifest, Shard, TensorEntry, WeightsRefused
 
 __all__ = [
     "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "human_size", "manifest_checksum", "tensor_entries", "verify_manifest",
 ]  # fmt: skip
 CHUNK = 1 << 20
 """Bytes that are copied before they are hashed: small enough that the hash still finds them in a cache."""
-
-
-class WeightsRefused(InfrastructureError):
-    """A set of weights is not the one that its manifest describes; it must not be served."""
 
 
 class TensorFile:

@@ -58,6 +58,24 @@ def read_metadata(descriptor: int) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
+def is_laid_out_as(path: Path, manifest: Manifest) -> bool:
+    """Whether the file has exactly the tensors that the manifest names, each once and where it says."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        found = json.loads(file.read(length))
+    found.pop("__metadata__", None)
+    return len(manifest.tensors) == len(found) and found == _table(manifest, 8 + length)
+
+
+def _table(manifest: Manifest, start: int) -> dict[str, Any]:
+    """What a safetensors header says of these tensors, in order, if their bytes begin at `start`."""
+    table: dict[str, Any] = {}
+    for tensor in sorted(manifest.tensors, key=lambda t: (t.shards[0].offset, t.shards[0].bytes)):
+        begin = tensor.shards[0].offset - start
+        table[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, begin + tensor.shards[0].bytes]}
+    return table
+
+
 class Draft:
     """The file; made by `Draft.of`."""
 
@@ -156,10 +174,7 @@ class Draft:
             self.descriptor = -1
 
     def _write_header(self, metadata: Mapping[str, str]) -> None:
-        table: dict[str, Any] = {"__metadata__": dict(metadata)}
-        for tensor in sorted(self.manifest.tensors, key=lambda t: (t.shards[0].offset, t.shards[0].bytes)):
-            begin = tensor.shards[0].offset - self._start
-            table[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, begin + tensor.shards[0].bytes]}
+        table = {"__metadata__": dict(metadata)} | _table(self.manifest, self._start)
         text = json.dumps(table, separators=(",", ":")).encode()
         room = self._start - 8
         if len(text) > room:

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rljob.api import InfrastructureError
-from rljob.checkpoint_engine.arena import TensorFile, WeightsRefused, verify_manifest
-from rljob.checkpoint_engine.draft import Draft, part_of, read_metadata, version_of
+from rljob.checkpoint_engine.draft import Draft, is_laid_out_as, part_of, read_metadata, version_of
 from rljob.checkpoint_engine.pull import HEARTBEAT, wrong_bytes
 from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
 from rljob.checkpoint_engine.weight_server import Shelf
 from rljob.wire.node import Progress
 from rljob.wire.pieces import members, runs
-from rljob.wire.weights import Manifest
+from rljob.wire.weights import Manifest, WeightsRefused
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +79,8 @@ class Filler:
         """The arena with what is right of it."""
         if _metadata(self._arena) != part_of(manifest):
             raise WeightsRefused(f"{self._arena} is not this node's part of version {manifest.version}: export again")
-        with TensorFile.open(self._arena) as file:
-            verify_manifest(manifest, file, contents=False, part=True)
+        if not is_laid_out_as(self._arena, manifest):
+            raise WeightsRefused(f"{self._arena} has other tensors than the manifest of version {manifest.version}: export again")
         draft = Draft.of(self._arena, manifest)
         wrong = [part.name for i in members(draft.missing) if draft.pieces[i].node == self._node for part in draft.pieces[i].parts]
         if wrong:
