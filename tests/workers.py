@@ -28,6 +28,7 @@ KUBERNETES = frozenset(
         "tests/controller/test_outage.py",
         "tests/controller/test_real.py",
         "tests/e2e/test_cluster.py",
+        "tests/e2e/test_cluster_nodes.py",
         "tests/manifests/test_api_server.py",
         "tests/manifests/test_on_a_node.py",
         "tests/remote/test_cluster.py",

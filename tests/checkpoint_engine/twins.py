@@ -20,7 +20,7 @@ from rljob.checkpoint_engine.gate import Reading
 from rljob.checkpoint_engine.node import Node
 from rljob.checkpoint_engine.outcome import ChecksumMismatch, MasterAway
 from rljob.checkpoint_engine.state import EngineState, Owner, Site
-from rljob.wire.node import NodeDesired, NodeReport, TrainMetrics, TrainTask
+from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, TrainMetrics, TrainTask
 from rljob.wire.shim import ShimStatus, StartRequest
 from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand, TrainerStatus
 from rljob.wire.weights import Canary, Manifest
@@ -369,6 +369,9 @@ class MasterTwin:
         known = self.manifests.setdefault(manifest.version, manifest)
         if known.checksum != manifest.checksum:
             raise ChecksumMismatch("other weights")
+
+    async def addresses(self) -> NodeAddresses:
+        return NodeAddresses(weights={}, held={})
 
     async def manifest(self, version: int) -> Manifest | None:
         await self.world.at("master.manifest", 0.05)

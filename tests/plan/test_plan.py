@@ -121,7 +121,7 @@ def test_several_nodes_share_an_address_to_meet_at() -> None:
     first, second = (plan(job(trainer={"nodes": 2})).pod(f"worker-{i}").sidecars[0] for i in range(2))
     assert first.env["MASTER_ADDR"] == second.env["MASTER_ADDR"] == PodHost("worker-0")
     assert second.env["NODE_RANK"] == "1"
-    assert [p.name for p in first.ports] == ["rendezvous"]
+    assert [p.name for p in first.ports] == ["rendezvous", "presence"]
     assert second.ports == ()
     assert "MASTER_ADDR" not in plan(job()).pod("worker-0").sidecars[0].env
 

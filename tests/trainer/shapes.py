@@ -4,6 +4,7 @@ Importing Megatron takes longer than everything that is tried here, so one proce
 do is in `_Rank.go`: the trainer's own commands, in the order of a job. Rank 0 leaves what it saw in FOLDER/SIZE.json.
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import torch
 from rljob.api import RLJobSpec
 from rljob.wire.batch import Batch
 from rljob.wire.trainer import CheckpointCommand, LoadCommand
+from rljob.wire.weights import Manifest
 
 STEP = 1e-3
 """Learning rate of `spec`."""
@@ -33,6 +35,8 @@ class Size:
     pipeline: int
     data: int
     expert: int = 1
+    nodes: int = 1
+    """Over which the ranks are spread; here all are on one machine, and each has arenas of its own."""
 
     @property
     def ranks(self) -> int:
@@ -40,7 +44,7 @@ class Size:
 
     def __str__(self) -> str:
         experts = f"-ep{self.expert}" if self.expert > 1 else ""
-        return f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}{experts}"
+        return f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}{experts}{f'-n{self.nodes}' if self.nodes > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ def try_all(folder: Path, sizes: Sequence[Size], cases: Sequence[Case], batches:
     assert done.returncode == 0, done.stderr
 
 
+def arenas(folder: Path, node: str) -> Path:
+    """Where a node's arenas lie."""
+    return folder if node == "worker-0" else folder / node
+
+
 def job(spec: dict[str, Any], size: Size) -> RLJobSpec:
     """The spec of a job of this size."""
     sizes = {"tensorParallel": size.tensor, "pipelineParallel": size.pipeline, "expertParallel": size.expert}
@@ -114,7 +123,8 @@ class _Rank:
         self.folder, self.size, self.before = folder, size, before
         self.here = device.Cpu()
         self.here.prepare()
-        self.ranks = Ranks(device.join(self.here))
+        self.node = f"worker-{int(os.environ['RANK']) * size.nodes // size.ranks}"
+        self.ranks = Ranks.joined(device.join(self.here), self.node)
         self.checksums: dict[str, str] = {}
         self.canaries: list[list[float]] = []
 
@@ -153,8 +163,8 @@ class _Rank:
 
         spec, model = job(case.spec, self.size), Path(case.model)
         precision = device.precision(spec.trainer.precision, self.here)
-        replica = build(read_architecture(model), spec.trainer, precision, self.here)
-        return Trainer(replica, self.ranks, spec, model_folder=model, scratch=self.folder, node="worker-0", incarnation="test")
+        replica = build(read_architecture(model), spec.trainer, precision, self.here, self.ranks.names)
+        return Trainer(replica, self.ranks, spec, model_folder=model, scratch=self.folder, node=self.node, incarnation="test")
 
     def _train(self, trainer: Any, case: Case, version: int) -> dict[str, float]:
         from rljob.trainer.commands import Train
@@ -169,12 +179,32 @@ class _Rank:
         from rljob.trainer import weights
 
         name = f"{self.size}.{case.name}.{version}.{str(dtype).removeprefix('torch.')}{suffix}"
-        manifest = weights.export(trainer.replica, self.ranks, weights.Arena(), self.folder / name, version, dtype, "worker-0")
+        folder = arenas(self.folder, self.node)
+        folder.mkdir(exist_ok=True)
+        manifest = weights.export(trainer.replica, self.ranks, weights.Arena(), folder / name, version, dtype, self.node)
+        if self.size.nodes > 1:
+            self._fill(manifest, folder / name)
         if manifest is not None:
-            (self.folder / f"{name}.manifest").write_text(manifest.model_dump_json())
+            (folder / f"{name}.manifest").write_text(manifest.model_dump_json())
             self.checksums[name.removeprefix(f"{self.size}.{case.name}.")] = manifest.checksum
             if dtype == torch.float32:
                 self.canaries.append(list(manifest.canary.logprobs))
+
+    def _fill(self, manifest: Manifest | None, arena: Path) -> None:
+        """What the agents of all nodes do next; here each node's first rank does it."""
+        from rljob.checkpoint_engine.fill import Filler
+        from rljob.checkpoint_engine.transport import HttpTransport
+        from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
+
+        shelf = Shelf(arena)
+        server = WeightServer(shelf, "127.0.0.1")
+        told = self.ranks.collect(f"http://127.0.0.1:{server.port}".encode())
+        first = {node: told[self.ranks.names.index(node)].decode() for node in self.ranks.nodes}
+        with self.ranks.together():
+            if manifest is not None:
+                filler = Filler(HttpTransport(60), shelf, arena, self.node, patience=240, pause=0.05)
+                asyncio.run(filler.fill(manifest, first, lambda progress: None))
+        server.close()
 
     def _checkpoint(self, case: Case, size: Size) -> Path:
         return self.folder / f"{size}.{case.name}.checkpoint"

@@ -32,7 +32,7 @@ def places(tensor: int, pipeline: int, data: int) -> list[Place]:
             last=stage == pipeline - 1,
             tensor_rank=rank,
             tensor_size=tensor,
-            data_rank=copy,
+            copy=copy,
         )
         for stage in range(pipeline)
         for copy in range(data)
@@ -86,7 +86,7 @@ def test_every_expert_is_written_once_and_is_on_its_ranks_only(tensor: int, pipe
     written, loaded = ({name: torch.zeros(shape, dtype=torch.long) for name, shape in whole.items()} for _ in range(2))
     for number, place in enumerate(places(tensor, pipeline, data)):
         among = number % (tensor * data)  # of the ranks that hold these layers; Megatron numbers experts' ranks first
-        here = replace(place, expert_rank=among % expert, expert_size=expert, expert_data_rank=among // expert)
+        here = replace(place, expert_rank=among % expert, expert_size=expert, expert_copy=among // expert)
         for piece in pieces(a, here):
             assert piece.shape == whole[piece.name]
             loaded[piece.name][piece.region] += 1

@@ -110,7 +110,8 @@ class TrainerSpec(Part):
     """Megatron-core."""
 
     nodes: Small = 1
-    """Worker pods, only 1 so far. Data parallel size = nodes × accelerator.perNode / (tensor × pipeline × context parallel)."""
+    """Worker pods that the trainer's ranks are spread over, each with its own engine. Data parallel size = nodes × accelerator.perNode /
+    (tensor × pipeline × context parallel)."""
     tensor_parallel: Small = 1
     """Tensor parallel size."""
     pipeline_parallel: Small = 1

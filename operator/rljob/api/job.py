@@ -126,6 +126,11 @@ class RLJobSpec(Part):
                 f"trainer.tensorParallel ({t.tensor_parallel}) is more than accelerator.perNode ({per_node}): a tensor parallel "
                 "group stays within one node; lower it or raise perNode"
             )
+        if t.nodes > 1 and per_node % t.tensor_parallel:
+            raise ValueError(
+                f"trainer.tensorParallel ({t.tensor_parallel}) does not divide accelerator.perNode ({per_node}): with trainer.nodes "
+                f"({t.nodes}) a tensor parallel group would lie on two nodes; set perNode to a multiple of it"
+            )
         if self.rollout.tensor_parallel > per_node:
             raise ValueError(
                 f"rollout.tensorParallel ({self.rollout.tensor_parallel}) is more than accelerator.perNode ({per_node}); "

@@ -93,6 +93,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             "tensor parallel group stays within one node; lower it or raise perNode",
         ),
         Rule(
+            "self.trainer.nodes == 1 || self.accelerator.perNode % self.trainer.tensorParallel == 0",
+            "trainer.tensorParallel ({self.trainer.tensorParallel}) does not divide accelerator.perNode ({self.accelerator.perNode}): with "
+            "trainer.nodes ({self.trainer.nodes}) a tensor parallel group would lie on two nodes; set perNode to a multiple of it",
+        ),
+        Rule(
             "self.rollout.tensorParallel <= self.accelerator.perNode",
             "rollout.tensorParallel ({self.rollout.tensorParallel}) is more than accelerator.perNode ({self.accelerator.perNode}); "
             "lower it or raise perNode",

@@ -9,11 +9,6 @@ from rljob.api.job import RLJobSpec
 
 _ONLY_ONE = (
     (
-        "nodes",
-        "nodes",
-        "every trainer process writes into the shared memory of one pod; raise accelerator.perNode, and rollout.replicas for more engines",
-    ),
-    (
         "contextParallel",
         "context_parallel",
         "Megatron-core splits sequences in Transformer Engine's attention only; let them fit with trainer.recompute or a larger "

@@ -159,8 +159,8 @@ def without_effect(job: RLJob) -> list[str]:
         )
     if spec.trainer.nodes > 1:
         found.append(
-            f"spec.trainer.nodes is {spec.trainer.nodes}, but one machine is one node, and more than one is not supported yet; set it to 1 "
-            "and spec.accelerator.perNode to the number of trainer processes"
+            f"spec.trainer.nodes is {spec.trainer.nodes}: all worker pods share this machine, each with weights and an engine of its own; "
+            "for less memory set it to 1 and spec.accelerator.perNode to the number of trainer processes"
         )
     roles = [name for name, override in spec.templates if override]
     if roles:

@@ -28,7 +28,7 @@ from rljob.plan.types import (
 )
 
 MASTER, REWARD, SANDBOX = Port("master", 8080), Port("reward", 8081), Port("sandbox", 8082)
-ENGINE, RENDEZVOUS = Port("engine", 8000), Port("rendezvous", 29500)
+ENGINE, RENDEZVOUS, PRESENCE = Port("engine", 8000), Port("rendezvous", 29500), Port("presence", 29501)
 
 _WORK = Mount("work", "/rljob/work")
 _CACHE = Mount("cache", "/rljob/cache")
@@ -171,7 +171,8 @@ def _megatron(job: RLJob, sizes: Estimate, rank: int) -> Container:
     if job.spec.trainer.nodes > 1:
         # Ranks of one node meet on a port that they find themselves; several nodes need an address that all know.
         ranks |= {"MASTER_ADDR": PodHost("worker-0"), "MASTER_PORT": PodPort("worker-0", RENDEZVOUS.name)}
-        ports = (RENDEZVOUS,) if rank == 0 else ()
+        ranks["RLJOB_PRESENCE_PORT"] = PodPort("worker-0", PRESENCE.name)
+        ports = (RENDEZVOUS, PRESENCE) if rank == 0 else ()
     if not job.spec.generates:
         ports = (*ports, ENGINE)  # the node's address for others, which else is the engine's
     folders = ("model", "data", "checkpoints", "cache", "shm", "sockets")

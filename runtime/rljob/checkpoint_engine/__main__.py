@@ -15,6 +15,7 @@ from rljob.api import ConfigurationError, RLJob
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.checkpoint_engine.act import STOP_GRACE, Parts, Plan
 from rljob.checkpoint_engine.clients import HttpEngine, HttpMaster, HttpShim, HttpTrainer, LocalArena, Shim, socket_client
+from rljob.checkpoint_engine.fill import Filler
 from rljob.checkpoint_engine.gate import CpuMemory, DeviceMemory, NvmlMemory
 from rljob.checkpoint_engine.mooncake import Memory, MooncakeTransport, open_engine
 from rljob.checkpoint_engine.node import Node
@@ -80,7 +81,8 @@ async def run(environment: Environment) -> None:
             weights=LocalArena(plan.arena),
             memory=memory,
             new_incarnation=lambda: uuid.uuid4().hex,
-            peers=puller if plan.site.kind == "rollout" else None,
+            peers=puller if plan.site.kind == "rollout" or plan.site.nodes > 1 else None,
+            filler=Filler(transport, shelf, plan.arena, plan.node, plan.deadline) if plan.site.nodes > 1 else None,
         )
         node = Node(plan, parts, uuid.uuid4().hex, time.time)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -121,7 +123,11 @@ def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory, weight
     spec = job.spec
     return Plan(
         site=Site(
-            "rollout" if environment.node.startswith("rollout") else "worker", spec.accelerator.type, spec.switch.policy, spec.generates
+            "rollout" if environment.node.startswith("rollout") else "worker",
+            spec.accelerator.type,
+            spec.switch.policy,
+            spec.generates,
+            spec.trainer.nodes,
         ),
         node=environment.node,
         engine_url=f"http://{environment.advertise_host}:{port}",

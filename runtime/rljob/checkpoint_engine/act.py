@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from rljob.api import InfrastructureError, RLJobError
 from rljob.checkpoint_engine import gate
-from rljob.checkpoint_engine.clients import Engine, Master, Peers, Shim, Trainer, WeightSource
+from rljob.checkpoint_engine.clients import Engine, Filler, Master, Peers, Shim, Trainer, WeightSource
 from rljob.checkpoint_engine.decide import keeps_engine
 from rljob.checkpoint_engine.outcome import AttestationFailed, ChecksumMismatch, DeadlineExceeded, exit_error, telling_line
 from rljob.checkpoint_engine.processes import KILL_DEADLINE
@@ -98,6 +98,8 @@ class Parts:
     new_incarnation: Callable[[], str]
     peers: Peers | None = None
     """None at a node that makes its weights itself."""
+    filler: Filler | None = None
+    """At a worker node that makes them together with others."""
 
 
 class Actor:
@@ -157,6 +159,10 @@ class Actor:
         """Nothing changes if the master wants something else meanwhile. A pull that gets on may take as long as it takes."""
         if self.parts.peers is None:
             raise TypeError("this node pulls nothing")
+        if self.plan.site.kind == "worker":
+            addresses = await self.parts.master.addresses()
+            if not any(held == step.version for node, held in addresses.held.items() if node != self.plan.node):
+                return replace(known, nobody_has=step.version)
         manifest = await self.parts.peers.pull(step.version, step.checksum, self._publish)
         if manifest is None:
             return known
@@ -190,7 +196,10 @@ class Actor:
                         f"the trainer exported version {manifest.version} with checksum {manifest.checksum}, the job knows version "
                         f"{version} as {checksum}: it loads its checkpoint again"
                     )
-                return replace(known, manifest=manifest, arena_refused=False, unknown_to_master=None)
+                if self.parts.filler is not None:
+                    addresses = await self.parts.master.addresses()
+                    await self.parts.filler.fill(manifest, addresses.weights, self._publish)
+                return replace(known, manifest=manifest, arena_refused=False, unknown_to_master=None, nobody_has=None)
             case Onload():
                 await trainer.onload()
             case _:
@@ -335,7 +344,12 @@ class Actor:
         reading = await self.parts.memory.read("trainer")
         known = _with_peak(seen.known, "trainer", reading.rest)
         shown = _memory_key("trainer", seen) in known.baselines
-        keep = self.plan.site.accelerator == "cpu" and shown and gate.is_plenty(reading.free, self._need("engine", known))
+        keep = (
+            self.plan.site.accelerator == "cpu"
+            and self.plan.site.nodes == 1
+            and shown
+            and gate.is_plenty(reading.free, self._need("engine", known))
+        )
         await self.parts.trainer.offload(OffloadCommand(keep_freed=keep))
         return known
 

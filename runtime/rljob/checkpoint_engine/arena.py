@@ -27,17 +27,13 @@ from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.hold import give_back, held, take
 from rljob.checkpoint_engine.layout import DTYPES, NAMES, PAGE, TensorSpec, allocate, header_text, parse_header
 from rljob.checkpoint_engine.space import human_size
-from rljob.wire.weights import Manifest, Shard, TensorEntry
+from rljob.wire.weights import Manifest, Shard, TensorEntry, WeightsRefused
 
 __all__ = [
     "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "human_size", "manifest_checksum", "tensor_entries", "verify_manifest",
 ]  # fmt: skip
 CHUNK = 1 << 20
 """Bytes that are copied before they are hashed: small enough that the hash still finds them in a cache."""
-
-
-class WeightsRefused(InfrastructureError):
-    """A set of weights is not the one that its manifest describes; it must not be served."""
 
 
 class TensorFile:
@@ -302,29 +298,33 @@ def manifest_checksum(tensors: Iterable[TensorEntry]) -> str:
     return str(xxhash.xxh3_128_hexdigest("".join(lines).encode()))
 
 
-def tensor_entries(file: TensorFile, checksums: Mapping[str, str], node: str) -> tuple[TensorEntry, ...]:
-    """Manifest entries of a file that holds whole tensors; `checksums` are what `write` or `checksums` returned."""
+def tensor_entries(file: TensorFile, checksums: Mapping[str, str], node: str | Mapping[str, str]) -> tuple[TensorEntry, ...]:
+    """Manifest entries of a file that holds whole tensors; `checksums` are what `write` or `checksums` returned.
+
+    `node`: who holds them, or who holds which.
+    """
+
+    def shard(spec: TensorSpec) -> Shard:
+        holder = node if isinstance(node, str) else node[spec.name]
+        return Shard(node=holder, segment=file.path.name, offset=file.offset(spec.name), bytes=spec.nbytes, start=0, rows=_rows(spec))
+
     return tuple(
-        TensorEntry(
-            name=spec.name,
-            dtype=NAMES[spec.dtype],
-            shape=spec.shape,
-            shards=(Shard(node=node, segment=file.path.name, offset=file.offset(spec.name), bytes=spec.nbytes, start=0, rows=_rows(spec)),),
-            checksum=checksums[spec.name],
-        )
+        TensorEntry(name=spec.name, dtype=NAMES[spec.dtype], shape=spec.shape, shards=(shard(spec),), checksum=checksums[spec.name])
         for spec in file.specs
     )
 
 
-def verify_manifest(manifest: Manifest, file: TensorFile, contents: bool = True) -> None:
+def verify_manifest(manifest: Manifest, file: TensorFile, contents: bool = True, part: bool = False) -> None:
     """Check that `file` holds exactly the weights that `manifest` describes; `contents=False` leaves out reading the tensors.
+
+    `part`: the file has the manifest's layout, but is no version yet.
 
     Raises:
         WeightsRefused: a tensor is missing, doubled, unknown, of another element type or shape, or elsewhere; the file is of another
             version or half written; the manifest's checksum or a tensor's does not fit.
     """
     found = file.metadata.get("version", "")
-    if found != str(manifest.version):
+    if found != str(manifest.version) and not part:
         state = f"holds version {found}" if found else "is half written"
         raise WeightsRefused(f"{file.path} {state}, the manifest is of version {manifest.version}: export again")
     if manifest_checksum(manifest.tensors) != manifest.checksum:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from rljob.checkpoint_engine.outcome import ChecksumMismatch, IdentityTaken, Mas
 from rljob.checkpoint_engine.state import EngineState
 from rljob.rollout.client import EngineClient
 from rljob.wire.base import Message
-from rljob.wire.node import NodeDesired, NodeReport, Progress, TrainMetrics, TrainTask
+from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, Progress, TrainMetrics, TrainTask
 from rljob.wire.pieces import PullPlan, PullReport
 from rljob.wire.shim import ShimStatus, StartRequest, StopRequest
 from rljob.wire.trainer import TASK_HEADER, CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand, TrainerStatus
@@ -91,6 +91,9 @@ class Master(Protocol):
     async def manifest(self, version: int) -> Manifest | None:
         """None: it knows no such version."""
 
+    async def addresses(self) -> NodeAddresses:
+        """Where other nodes give their weights."""
+
 
 class WeightSource(Protocol):
     """The arena, written by the local trainer or from other nodes."""
@@ -107,6 +110,13 @@ class Peers(Protocol):
 
     async def pull(self, version: int, checksum: str | None, publish: Callable[[Progress | None], None]) -> Manifest | None:
         """Bring a version into the arena; None if it is not wanted any more."""
+
+
+class Filler(Protocol):
+    """What makes an arena whole that the ranks of several nodes have written (rljob.checkpoint_engine.fill)."""
+
+    async def fill(self, manifest: Manifest, sources: Mapping[str, str], publish: Callable[[Progress | None], None]) -> None:
+        """`sources`: address of each node's weight server."""
 
 
 def socket_client(path: Path) -> httpx.AsyncClient:
@@ -249,6 +259,9 @@ class HttpMaster:
     async def manifest(self, version: int) -> Manifest | None:
         answer = await self._request("GET", f"/v1/weights/{version}", accept=(404,))
         return None if answer.status_code == 404 else Manifest.model_validate_json(answer.content)
+
+    async def addresses(self) -> NodeAddresses:
+        return NodeAddresses.model_validate_json((await self._request("GET", "/v1/nodes")).content)
 
     async def pull(self, version: int, report: PullReport) -> PullPlan:
         answer = await self._request("POST", f"/v1/weights/{version}/pull", report.model_dump_json(), accept=(404,))

@@ -137,6 +137,8 @@ def _provide(version: int, checksum: str | None, seen: Observed) -> Step:
         return Recall(version)
     if seen.site.kind == "rollout":
         return _engine_lets_go(seen) or Pull(version, checksum)
+    if seen.site.nodes > 1 and checksum is not None and known.nobody_has != version:
+        return _engine_lets_go(seen) or Pull(version, checksum)  # another worker may have it: an export needs the trainers of all
     if step := _engine_leaves(seen):  # the arena is about to be written, and the trainer needs the accelerator
         return step
     return _trainer_holds(version, seen) or Export(version, checksum)
@@ -205,7 +207,8 @@ def _forks_ahead(version: int, seen: Observed) -> bool:
     """
     untried = seen.known.ahead is None or seen.known.ahead[0] != version
     gone = seen.engine.life in ("stopped", "exited") and seen.engine.ready
-    return seen.site.accelerator == "cpu" and not keeps_engine(seen)[0] and gone and untried
+    together = seen.site.accelerator == "cpu" and seen.site.nodes == 1  # with several the trainer waits for other nodes' engines too
+    return together and not keeps_engine(seen)[0] and gone and untried
 
 
 def _forked_for(version: int, seen: Observed) -> bool:

@@ -26,6 +26,16 @@ from rljob.wire.weights import Manifest
 METADATA = b'{"__metadata__":'
 
 
+def part_of(manifest: Manifest) -> dict[str, str]:
+    """Metadata of a file that has some of a version: what is being pulled, or what the ranks of one node of several have exported."""
+    return {"pulling": f"{manifest.version}:{manifest.checksum}"}
+
+
+def version_of(manifest: Manifest) -> dict[str, str]:
+    """Metadata of a file that is a version."""
+    return {"version": str(manifest.version), "checksum": manifest.checksum}
+
+
 def draft_path(arena: Path) -> Path:
     """Where the next version of an arena is put together."""
     return arena.with_name(f"{arena.stem}.next{arena.suffix}")
@@ -46,6 +56,24 @@ def read_metadata(descriptor: int) -> dict[str, str]:
     except ValueError:
         return {}
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def is_laid_out_as(path: Path, manifest: Manifest) -> bool:
+    """Whether the file has exactly the tensors that the manifest names, each once and where it says."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        found = json.loads(file.read(length))
+    found.pop("__metadata__", None)
+    return len(manifest.tensors) == len(found) and found == _table(manifest, 8 + length)
+
+
+def _table(manifest: Manifest, start: int) -> dict[str, Any]:
+    """What a safetensors header says of these tensors, in order, if their bytes begin at `start`."""
+    table: dict[str, Any] = {}
+    for tensor in sorted(manifest.tensors, key=lambda t: (t.shards[0].offset, t.shards[0].bytes)):
+        begin = tensor.shards[0].offset - start
+        table[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, begin + tensor.shards[0].bytes]}
+    return table
 
 
 class Draft:
@@ -85,7 +113,7 @@ class Draft:
         except BaseException:
             os.close(descriptor)
             raise
-        label = {"pulling": f"{manifest.version}:{manifest.checksum}"}
+        label = part_of(manifest)
         if read_metadata(descriptor) == label:
             draft.have = sum(1 << i for i in range(len(found)) if draft.checks(i))
         draft._write_header(label)
@@ -113,8 +141,8 @@ class Draft:
                 for part in self.pieces[piece].parts
             )
 
-    def become(self, arena: Path) -> None:
-        """Be the arena from now on; the file that was the arena is where the next draft will be.
+    def complete(self) -> None:
+        """Be a version from now on.
 
         Raises:
             InfrastructureError: pieces are missing.
@@ -123,7 +151,15 @@ class Draft:
             raise InfrastructureError(
                 f"{self.missing.bit_count()} of {len(self.pieces)} pieces of version {self.manifest.version} are missing"
             )
-        self._write_header({"version": str(self.manifest.version), "checksum": self.manifest.checksum})
+        self._write_header(version_of(self.manifest))
+
+    def become(self, arena: Path) -> None:
+        """Be the arena from now on; the file that was the arena is where the next draft will be.
+
+        Raises:
+            InfrastructureError: pieces are missing.
+        """
+        self.complete()
         aside = aside_path(arena)
         if arena.exists():
             os.rename(arena, aside)
@@ -138,10 +174,7 @@ class Draft:
             self.descriptor = -1
 
     def _write_header(self, metadata: Mapping[str, str]) -> None:
-        table: dict[str, Any] = {"__metadata__": dict(metadata)}
-        for tensor in sorted(self.manifest.tensors, key=lambda t: (t.shards[0].offset, t.shards[0].bytes)):
-            begin = tensor.shards[0].offset - self._start
-            table[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, begin + tensor.shards[0].bytes]}
+        table = {"__metadata__": dict(metadata)} | _table(self.manifest, self._start)
         text = json.dumps(table, separators=(",", ":")).encode()
         room = self._start - 8
         if len(text) > room:

@@ -223,6 +223,7 @@ class Node:
             progress=self._progress,
             trainer=_trainer_report(seen),
             engine=_engine_report(seen, self._plan.engine_url, serving, self._leaving),
+            weights_url=self._plan.weights_url,
             weights=_held(seen, known, self._plan.weights_url),
             trained=known.trained,
             checkpointed=known.checkpointed,

@@ -226,7 +226,7 @@ class Puller:
                 arriving = stream.read(pull.draft.pieces[run[0]].offset, [pull.draft.room(piece) for piece in run])
                 for piece, _ in zip(run, arriving, strict=True):
                     if not pull.draft.checks(piece):
-                        raise _wrong(self._transport.connect(source, manifest.version, manifest.checksum), source, piece)
+                        raise wrong_bytes(self._transport.connect(source, manifest.version, manifest.checksum), source, piece)
                     if not pull.accept(piece, source):
                         return
             pull.put_back(stream)
@@ -235,7 +235,7 @@ class Puller:
                 pull.refuse(source, error)
 
 
-def _wrong(stream: Stream, source: str, piece: int) -> SourceFailed:
+def wrong_bytes(stream: Stream, source: str, piece: int) -> SourceFailed:
     """What wrong bytes mean: the source has begun to write another version, or it lies. `stream` is a new one."""
     held = stream.holds()
     stream.close()

@@ -25,6 +25,8 @@ class Site:
     policy: Literal["auto", "restart", "sleep"]
     serves: bool = True
     """An engine belongs to it; not where a reward model is trained, which nobody asks for answers."""
+    nodes: int = 1
+    """Worker nodes that the trainer's ranks are spread over."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Known:
     """Version and checksum that the master has confirmed."""
     unknown_to_master: int | None = None
     """The master has no manifest of this version: it must be exported here."""
+    nobody_has: int | None = None
+    """No other node has this version whole: the trainer must export it."""
     checkpointed: int | None = None
     saving: int | None = None
     """Version whose checkpoint the trainer was told to write; nobody has waited for it yet."""

@@ -145,18 +145,17 @@ class Loop:
             await ahead
 
     def _made(self, version: int) -> TrainMetrics | None:
-        """What training reported, once the version is registered and durable on every worker.
+        """What training reported, once the version is registered and durable.
 
-        Registered is known here before its node knows, so that node is let finish: its last report has the times of all steps.
+        Registered is known here before its node knows, so that node is let finish: its last report has the times of all steps. Of several
+        workers one is enough: a checkpoint is there when all have written their part, and whoever was lost since then gets the weights
+        from another.
         """
         p = self.parts
-        workers = p.nodes.workers()
-        if any(w.step != "idle" for w in workers):
+        if p.state.versions.checksum(version) is None or not checkpoint_folder(p.folders.checkpoints, version).is_dir():
             return None
-        durable = sum(w.checkpointed is not None and w.checkpointed >= version for w in workers) >= self.spec.trainer.nodes
-        if not durable or p.state.versions.checksum(version) is None or not checkpoint_folder(p.folders.checkpoints, version).is_dir():
-            return None
-        return next((w.trained for w in workers if w.trained is not None and w.trained.version == version), None)
+        done = [w for w in p.nodes.workers() if w.step == "idle" and w.checkpointed is not None and w.checkpointed >= version]
+        return next((w.trained for w in done if w.trained is not None and w.trained.version == version), None)
 
     def _commit(self, batch: StoredBatch, metrics: TrainMetrics) -> None:
         p, now = self.parts, self.parts.clock()

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rljob.api import InfrastructureError
 from rljob.master.timing import Clock, News
-from rljob.wire.node import NodeDesired, NodeReport, TrainTask
+from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, TrainTask
 
 SILENCE = 60.0
 """Seconds after which a rollout node that neither polls nor reports is taken as gone; worker nodes are waited for."""
@@ -116,6 +116,11 @@ class Nodes:
     def workers(self) -> list[NodeReport]:
         """Newest reports of the worker nodes."""
         return [r for r in self.reports.values() if r.kind == "worker"]
+
+    def addresses(self) -> NodeAddresses:
+        """Where they give their weights."""
+        workers = {report.node: report.weights_url for report in self.workers() if report.weights_url}
+        return NodeAddresses(weights=workers, held={node: r.weights.version for node, r in self.reports.items() if r.weights is not None})
 
     def step_seconds(self) -> dict[str, float]:
         """Seconds of every step of the hand-over since it was asked for; the slowest worker's."""

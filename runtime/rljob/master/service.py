@@ -33,6 +33,7 @@ class Service:
         return Starlette(
             routes=[
                 Route("/v1/nodes/{node}/sync", self.sync, methods=["POST"]),
+                Route("/v1/nodes", self.addresses, methods=["GET"]),
                 Route("/v1/weights/{version:int}", self.register, methods=["PUT"]),
                 Route("/v1/weights/{version:int}", self.manifest, methods=["GET"]),
                 Route("/v1/weights/{version:int}/pull", self.pull, methods=["POST"]),
@@ -59,6 +60,10 @@ class Service:
             if error.first:
                 self._parts.watch.failed(report.node, "sync", "IdentityTaken", str(error))
             return _refusal(409, str(error))
+
+    async def addresses(self, request: Request) -> Response:
+        """NodeAddresses."""
+        return _message(self._parts.nodes.addresses())
 
     async def register(self, request: Request) -> Response:
         """Take a manifest; repeating it changes nothing."""

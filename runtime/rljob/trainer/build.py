@@ -69,8 +69,11 @@ def check(spec: TrainerSpec, architecture: Architecture, ranks: int) -> None:
         raise ConfigurationError("; also ".join(lines))
 
 
-def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, device: Device) -> Replica:
-    """Build the model with unset weights. torch.distributed is initialised and `device.prepare()` was called."""
+def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, device: Device, names: tuple[str, ...] = ()) -> Replica:
+    """Build the model with unset weights. torch.distributed is initialised and `device.prepare()` was called.
+
+    `names` as in `Ranks`.
+    """
     check(spec, architecture, torch.distributed.get_world_size())
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -83,7 +86,7 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
             expert_model_parallel_size=spec.expert_parallel,
             expert_tensor_parallel_size=1,
         )
-    place = _place(architecture)
+    place = _place(architecture, names)
     config = transformer_config(architecture, spec, precision)
     policy = _model(architecture, config, place)
     if device.device.type != "cpu":
@@ -111,7 +114,7 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
     )
 
 
-def _place(a: Architecture) -> Place:
+def _place(a: Architecture, names: tuple[str, ...]) -> Place:
     """This rank's place, from Megatron's groups."""
     from megatron.core import parallel_state
 
@@ -126,8 +129,15 @@ def _place(a: Architecture) -> Place:
         data_rank=parallel_state.get_data_parallel_rank(),
         expert_rank=parallel_state.get_expert_model_parallel_rank(),
         expert_size=parallel_state.get_expert_model_parallel_world_size(),
-        expert_data_rank=parallel_state.get_expert_data_parallel_rank(),
+        copy=_copy(parallel_state.get_data_parallel_group(), names),
+        expert_copy=_copy(parallel_state.get_expert_data_parallel_group(), names),
     )
+
+
+def _copy(group: Any, names: tuple[str, ...]) -> int:
+    """How many ranks of the group stand before this one on its node."""
+    before = torch.distributed.get_process_group_ranks(group)[: group.rank()]
+    return sum(not names or names[rank] == names[torch.distributed.get_rank()] for rank in before)
 
 
 def transformer_config(a: Architecture, spec: TrainerSpec, precision: Precision) -> Any:

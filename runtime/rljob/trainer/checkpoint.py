@@ -1,27 +1,32 @@
 """Checkpoints: a Hugging Face folder that is complete or does not exist, and loads at any parallel size.
 
-`model.safetensors` holds the fp32 masters; configuration and tokenizer are those of the starting model; `optimizer/state.safetensors`
-Adam's moments by Hugging Face name, if they outlive an iteration; `rljob.json` says what it is. No random state: nothing in training
-draws numbers but the order of groups, which comes from the job's seed and the version.
+`model.safetensors` holds the fp32 masters; if the trainer runs on several nodes each writes a file of its own, and
+`model.safetensors.index.json` says what is where, as in any large Hugging Face model (and so for the optimizer).
+Configuration and tokenizer are those of the starting model; `optimizer/state.safetensors` holds Adam's moments by Hugging Face name, if
+they outlive an iteration; `rljob.json` says what it is. No random state: nothing in training draws numbers but the order of groups, which
+comes from the job's seed and the version.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from pydantic import Field, ValidationError
 
 from rljob.api import InfrastructureError
-from rljob.checkpoint_engine.arena import TensorFile, manifest_checksum, tensor_entries
+from rljob.checkpoint_engine.arena import NAMES, TensorFile, manifest_checksum, tensor_entries
 from rljob.trainer.build import Replica
+from rljob.trainer.homes import agreed, find_homes, merged
 from rljob.trainer.optimizer import STATES
 from rljob.trainer.ranks import Ranks
-from rljob.trainer.weights import Name, layout, merged, shared_file, write
+from rljob.trainer.weights import Name, layout, shared_file, write
 from rljob.wire.base import Message
 from rljob.wire.node import TrainMetrics
+from rljob.wire.weights import TensorEntry
 
 RECORD = "rljob.json"
 MODEL = "model.safetensors"
@@ -34,7 +39,7 @@ class Record(Message):
 
     version: int
     checksum: str
-    """Of `model.safetensors`, made like a manifest's."""
+    """Of the fp32 weights, made like a manifest's."""
     steps: dict[str, float] = Field(default_factory=dict)
     """Optimizer steps by Hugging Face name; empty without optimizer state."""
     trained: TrainMetrics | None = None
@@ -52,9 +57,10 @@ def read_record(folder: Path) -> Record | None:
 
 
 def verify(folder: Path, record: Record) -> None:
-    """Raises InfrastructureError unless `model.safetensors` is what the record says."""
-    with TensorFile.open(folder / MODEL) as file:
-        found = manifest_checksum(tensor_entries(file, file.checksums(), node=""))
+    """Raises InfrastructureError unless `model.safetensors`, or the files that stand for it, is what the record says."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(TensorFile.open(path)) for path in dict.fromkeys(_places(folder / MODEL).values())]
+        found = manifest_checksum(entry for file in files for entry in tensor_entries(file, file.checksums(), node=""))
     if found != record.checksum:
         raise InfrastructureError(f"{folder / MODEL} is damaged: its checksum is {found}, {RECORD} says {record.checksum}")
 
@@ -78,43 +84,93 @@ def save(
         if ranks.leads:
             _discard_drafts(folder)
             (draft / OPTIMIZER).parent.mkdir(parents=True)
-    checksums, model = _write_masters(replica, ranks, draft, where)
-    steps = _write_moments(replica, ranks, draft, where) if not replica.optimizer.empty else {}
+    owners = find_homes(replica, ranks).shared_out()
+    checksums = _write_masters(replica, ranks, draft, where, owners)
+    steps = _write_moments(replica, ranks, draft, where, owners) if not replica.optimizer.empty else {}
     with ranks.together():
         if not ranks.leads:
             return None
-        with model:
-            checksums |= model.checksums(n for n in model.names() if n not in checksums)
-            record = Record(
-                version=version, checksum=manifest_checksum(tensor_entries(model, checksums, node="")), steps=steps, trained=trained
-            )
+        record = Record(version=version, checksum=_identity(replica, checksums), steps=steps, trained=trained)
         if not steps:
             (draft / OPTIMIZER).parent.rmdir()
+        if len(ranks.nodes) > 1:
+            _write_index(replica, ranks, draft / MODEL, owners, str)
+            if steps:
+                _write_index(replica, ranks, draft / OPTIMIZER, owners, *map(_moment_name, STATES))
         _copy_description(model_folder, draft)
         (draft / RECORD).write_text(record.model_dump_json(indent=2))
         commit(draft, folder)
         return record
 
 
-def _write_masters(replica: Replica, ranks: Ranks, draft: Path, where: Where) -> tuple[dict[str, str], TensorFile]:
-    file = shared_file(ranks, draft / MODEL, layout(replica, torch.float32), on_disk=True)
-    with ranks.together():
-        file.set_metadata({"format": "pt"})  # transformers wants to know
-        checksums = write(file, replica, {name: where(master) for name, master in replica.masters().items()})
-        file.sync()
-    return merged(ranks, checksums), file
+def _identity(replica: Replica, checksums: Mapping[str, str]) -> str:
+    """Checksum of the fp32 weights, in whatever files they lie."""
+    return manifest_checksum(
+        TensorEntry(name=spec.name, dtype=NAMES[spec.dtype], shape=spec.shape, shards=(), checksum=checksums[spec.name])
+        for spec in layout(replica, torch.float32)
+    )
 
 
-def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where) -> dict[str, float]:
+def _write_masters(replica: Replica, ranks: Ranks, draft: Path, where: Where, owners: Mapping[str, int]) -> dict[str, str]:
+    """Returns the checksum of every tensor."""
+    with _own_file(replica, ranks, draft / MODEL, owners, str) as file:
+        with ranks.together():
+            if ranks.leads_node:
+                file.set_metadata({"format": "pt"})  # transformers wants to know
+            checksums = write(file, replica, {name: where(master) for name, master in replica.masters().items()})
+            file.sync()
+        return agreed(ranks, file, checksums, file.names())
+
+
+def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where, owners: Mapping[str, int]) -> dict[str, float]:
     """Returns the step count of every tensor."""
     masters = replica.masters()
     states = {name: replica.optimizer.state(master) for name, master in masters.items()}
-    names = tuple(_moment_name(moment) for moment in STATES)
-    with shared_file(ranks, draft / OPTIMIZER, layout(replica, torch.float32, names), on_disk=True) as file, ranks.together():
+    with _own_file(replica, ranks, draft / OPTIMIZER, owners, *map(_moment_name, STATES)) as file, ranks.together():
         for moment in STATES:
             write(file, replica, {name: where(state[moment]) for name, state in states.items()}, _moment_name(moment))
         file.sync()
     return merged(ranks, {piece.name: float(where(states[piece.parameter]["step"])) for piece in replica.pieces})
+
+
+def _own_file(replica: Replica, ranks: Ranks, path: Path, owners: Mapping[str, int], *names: Name) -> TensorFile:
+    """This node's file of those that stand for `path`, with what it owns under each naming."""
+    own = {name(tensor) for tensor, node in owners.items() if node == ranks.node for name in names}
+    specs = [spec for spec in layout(replica, torch.float32, names) if spec.name in own]
+    return shared_file(ranks, _part(path, ranks.node, len(ranks.nodes)), specs, on_disk=True)
+
+
+def _part(path: Path, node: int, nodes: int) -> Path:
+    """Name of a node's file, as Hugging Face names the files of a large model; `path` itself if there is one node."""
+    return path if nodes == 1 else path.with_name(f"{path.stem}-{node + 1:05}-of-{nodes:05}{path.suffix}")
+
+
+def _index(path: Path) -> Path:
+    """Says in which file a tensor is, if there are several."""
+    return path.with_name(f"{path.name}.index.json")
+
+
+def _write_index(replica: Replica, ranks: Ranks, path: Path, owners: Mapping[str, int], *names: Name) -> None:
+    places = {name(tensor): _part(path, node, len(ranks.nodes)).name for name in names for tensor, node in owners.items()}
+    size = sum(spec.nbytes for spec in layout(replica, torch.float32, names))
+    _index(path).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=2) + "\n")
+
+
+def _places(path: Path) -> dict[str, Path]:
+    """The file in which each tensor is: `path`, or those of its index.
+
+    Raises:
+        ConfigurationError: there is no such file.
+        InfrastructureError: the index is damaged.
+    """
+    index = _index(path)
+    if not index.exists():
+        with TensorFile.open(path) as file:
+            return dict.fromkeys(file.names(), path)
+    try:
+        return {str(name): path.with_name(str(part)) for name, part in json.loads(index.read_text())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InfrastructureError(f"{index} is damaged: {error!r}") from error
 
 
 @torch.no_grad()
@@ -123,13 +179,15 @@ def load_moments(replica: Replica, folder: Path, record: Record) -> None:
     replica.optimizer.reset()
     if not record.steps:
         return
-    masters = replica.masters()
-    with TensorFile.open(folder / OPTIMIZER) as file:
+    masters, places = replica.masters(), _places(folder / OPTIMIZER)
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(TensorFile.open(path)) for path in dict.fromkeys(places.values())}
         for piece in replica.pieces:
             state = replica.optimizer.state(masters[piece.parameter])
             state["step"].fill_(record.steps[piece.name])
             for moment in STATES:
-                mine, theirs = piece.of(state[moment], file.view(_moment_name(moment)(piece.name)))
+                name = _moment_name(moment)(piece.name)
+                mine, theirs = piece.of(state[moment], files[places[name]].view(name))
                 mine.copy_(theirs)
 
 

@@ -53,6 +53,11 @@ def name(command: Command) -> str:
     return type(command).__name__.lower()
 
 
+def version_of(command: Command) -> int | None:
+    """The version that it is about, if any."""
+    return None if isinstance(command, Offload | Onload) else command.body.version
+
+
 def parse(kind: str, body: bytes, task: str | None) -> Command:
     """A command from its HTTP request; `task` is the header of `train`, whose body is the batch.
 

@@ -34,7 +34,7 @@ class Piece:
     view: View
     """The same numbers in a tensor shaped like this rank's parameter; as a view, so that it can be written to."""
     writes: bool
-    """Of the ranks that hold the same this is the one that writes it."""
+    """Of the ranks of its node that hold the same this is the one that writes it."""
 
     def of(self, local: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
         """(view of this rank's tensor, view of the whole Hugging Face tensor), of one shape: copy either onto the other."""
@@ -98,7 +98,7 @@ def _mixture(hidden: int, e: Experts, names: Mixture, place: Place, hf: str, meg
     if names.shared_gate is not None:
         yield _same(f"{hf}{names.shared_gate}.weight", (1, hidden), f"{megatron}shared_experts.gate_weight", place)
     count = e.count // place.expert_size
-    whole = replace(place, tensor_rank=0, tensor_size=1, data_rank=place.expert_data_rank)
+    whole = replace(place, tensor_rank=0, tensor_size=1, copy=place.expert_copy)
     for number in range(count):
         name = hf + names.experts.format(place.expert_rank * count + number)
         yield from _feed_forward(hidden, e.ffn, names.expert, whole, name, f"{megatron}experts.local_experts.{number}.")
@@ -121,7 +121,7 @@ def _qkv(a: Architecture, place: Place, hf: str, megatron: str, kind: str, tail:
             parameter=f"{megatron}self_attention.linear_qkv.{kind}",
             region=(slice(rank * groups * height, (rank + 1) * groups * height), *(ALL for _ in tail)),
             view=view,
-            writes=place.data_rank == 0,
+            writes=place.copy == 0,
         )
 
 
@@ -134,7 +134,7 @@ def _feed_forward(hidden: int, ffn: int, names: FeedForward, place: Place, hf: s
             return t[start : start + height]
 
         region = (slice(rank * height, (rank + 1) * height), ALL)
-        yield Piece(f"{hf}{name}.weight", (ffn, hidden), f"{megatron}linear_fc1.weight", region, view, place.data_rank == 0)
+        yield Piece(f"{hf}{name}.weight", (ffn, hidden), f"{megatron}linear_fc1.weight", region, view, place.copy == 0)
     yield _columns(f"{hf}{names.down}.weight", (hidden, ffn), f"{megatron}linear_fc2.weight", place)
 
 
@@ -142,18 +142,18 @@ def _rows(name: str, shape: tuple[int, int], parameter: str, place: Place) -> Pi
     """Split by rows; the last ranks' rows beyond the vocabulary are padding and belong to no tensor."""
     height = -(-shape[0] // place.tensor_size)
     start, end = (min(shape[0], rank * height) for rank in (place.tensor_rank, place.tensor_rank + 1))
-    return Piece(name, shape, parameter, (slice(start, end), ALL), lambda t: t[: end - start], place.data_rank == 0)
+    return Piece(name, shape, parameter, (slice(start, end), ALL), lambda t: t[: end - start], place.copy == 0)
 
 
 def _columns(name: str, shape: tuple[int, int], parameter: str, place: Place) -> Piece:
     width = shape[1] // place.tensor_size
     region = (ALL, slice(place.tensor_rank * width, (place.tensor_rank + 1) * width))
-    return Piece(name, shape, parameter, region, _identity, place.data_rank == 0)
+    return Piece(name, shape, parameter, region, _identity, place.copy == 0)
 
 
 def _same(name: str, shape: tuple[int, ...], parameter: str, place: Place) -> Piece:
     """Held by every tensor parallel rank; the first one writes."""
-    return Piece(name, shape, parameter, tuple(ALL for _ in shape), _identity, place.data_rank == 0 and place.tensor_rank == 0)
+    return Piece(name, shape, parameter, tuple(ALL for _ in shape), _identity, place.copy == 0 and place.tensor_rank == 0)
 
 
 def _identity(t: Tensor) -> Tensor:

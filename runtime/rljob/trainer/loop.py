@@ -12,6 +12,7 @@ import torch
 
 from rljob.api import RLJobError, RLJobSpec
 from rljob.checkpoint_engine.arena import TensorFile, WeightsRefused, verify_manifest
+from rljob.checkpoint_engine.draft import part_of
 from rljob.trainer import checkpoint, preferences, weights
 from rljob.trainer.build import Replica
 from rljob.trainer.commands import Checkpoint, Command, Export, Load, Offload, Onload, Train, WrongState, decode, encode, name
@@ -58,11 +59,20 @@ class Trainer:
     """One rank: what it holds and how each command changes it."""
 
     def __init__(
-        self, replica: Replica, ranks: Ranks, spec: RLJobSpec, *, model_folder: Path, scratch: Path, node: str, incarnation: str
+        self,
+        replica: Replica,
+        ranks: Ranks,
+        spec: RLJobSpec,
+        *,
+        model_folder: Path,
+        scratch: Path,
+        node: str,
+        incarnation: str,
+        arenas: Path | None = None,
     ) -> None:
-        """`scratch` may hold the offloaded state."""
+        """`scratch` may hold the offloaded state; `arenas` is where this node has its arena, if that may be elsewhere than at rank 0's."""
         self.replica, self.ranks, self.spec = replica, ranks, spec
-        self.model_folder, self.node, self.incarnation = model_folder, node, incarnation
+        self.model_folder, self.node, self.incarnation, self._arenas = model_folder, node, incarnation, arenas
         self.held = Held()
         self.offloader = Offloader(replica, scratch)
         self.arena = weights.Arena()
@@ -109,8 +119,12 @@ class Trainer:
                 same = record is not None and (record.version, record.checksum) == (body.version, self.held.checksum)
                 return self.status() if same else None
             case Export(body) if not self.offloader.resident:
-                return self._still_exported(body.version, Path(body.arena))
+                return self._still_exported(body.version, self._here(body.arena))
         return None
+
+    def _here(self, arena: str) -> Path:
+        """This node's arena of that name; a command names the one of the node that asked."""
+        return self._arenas / Path(arena).name if self._arenas is not None and len(self.ranks.nodes) > 1 else Path(arena)
 
     def _still_exported(self, version: int, arena: Path) -> Manifest | None:
         """The manifest of an export whose arena is untouched."""
@@ -118,8 +132,9 @@ class Trainer:
         if manifest is None or manifest.version != version or not arena.exists():
             return None
         with TensorFile.open(arena) as file:
+            part = len(self.ranks.nodes) > 1 and file.metadata == part_of(manifest)  # which the node agent fills, and checks
             try:
-                verify_manifest(manifest, file)
+                verify_manifest(manifest, file, contents=not part, part=part)
             except WeightsRefused:
                 return None
         return manifest
@@ -132,7 +147,7 @@ class Trainer:
             case Train(task, blob):
                 return self._train(task, Batch.decode(blob))
             case Export(body):
-                return self._export(body.version, Path(body.arena))
+                return self._export(body.version, self._here(body.arena))
             case Checkpoint(body):
                 self._checkpoint(body.version, Path(body.path))
             case Offload(body):
@@ -216,7 +231,7 @@ def lead(trainer: Trainer, board: Board) -> None:
         log.info("%s: %.2f s, version %s%s", busy, time.monotonic() - started, trainer.held.version, f", {error}" if error else "")
         board.show(trainer.status(error=error))
         board.answer(outcome if outcome is not None else trainer.status())
-        _end_if_apart(trainer.ranks, outcome)
+        end_if_apart(trainer.ranks, outcome)
 
 
 def follow(trainer: Trainer) -> None:
@@ -229,8 +244,8 @@ def follow(trainer: Trainer) -> None:
             log.error("%s: %s", name(command), failure)  # all ranks have failed together, rank 0 answers
 
 
-def _end_if_apart(ranks: Ranks, outcome: object) -> None:
-    """Ranks that did not agree on a failure are no longer in the same state: only a new start helps."""
+def end_if_apart(ranks: Ranks, outcome: object) -> None:
+    """End this process if ranks did not agree on a failure: they are no longer in the same state, and only a new start helps."""
     if ranks.size > 1 and isinstance(outcome, Exception) and not isinstance(outcome, RLJobError | WrongState):
         log.error("ranks may have come apart; ending, to be started again")
         sys.exit(1)

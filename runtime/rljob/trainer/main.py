@@ -1,4 +1,5 @@
-"""The trainer process. One per rank: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and the job's environment."""
+"""The trainer process. One per rank: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and the job's environment; with several nodes
+also RLJOB_PRESENCE_PORT, on which rank 0 listens."""
 
 import logging
 import os
@@ -11,6 +12,7 @@ from rljob.api import ConfigurationError
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.trainer import device as devices
 from rljob.trainer.architecture import read_architecture
+from rljob.trainer.presence import attend
 from rljob.trainer.ranks import Ranks, local_rank
 from rljob.trainer.server import HttpBoard, serve
 from rljob.wire.environment import Environment
@@ -35,7 +37,7 @@ def run(environment: Environment) -> None:
     spec = environment.job.spec
     incarnation = uuid.uuid4().hex
     board = None
-    if int(os.environ["RANK"]) == 0:
+    if local_rank() == 0:
         board = HttpBoard(TrainerStatus(incarnation=incarnation, version=None, resident=False, busy="start"))
         serve(board, environment.socket("trainer"))
     model_folder = environment.directory("model")
@@ -44,10 +46,13 @@ def run(environment: Environment) -> None:
     device.prepare()
     from rljob.trainer.build import build, check  # Megatron can be imported only now
     from rljob.trainer.loop import Trainer, follow, lead
+    from rljob.trainer.nodes import lead_node
 
     check(spec.trainer, architecture, spec.world_size)
-    ranks = Ranks(devices.join(device))
-    replica = build(architecture, spec.trainer, devices.precision(spec.trainer.precision, device), device)
+    if port := os.environ.get("RLJOB_PRESENCE_PORT"):
+        attend(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"], int(port))
+    ranks = Ranks.joined(devices.join(device), environment.node)
+    replica = build(architecture, spec.trainer, devices.precision(spec.trainer.precision, device), device, ranks.names)
     trainer = Trainer(
         replica,
         ranks,
@@ -55,13 +60,16 @@ def run(environment: Environment) -> None:
         model_folder=model_folder,
         scratch=_scratch(environment),  # of this machine: `checkpoints` may be on a network
         node=environment.node,
+        arenas=environment.directory("shm"),
         incarnation=ranks.share(incarnation.encode() if ranks.leads else None).decode(),
     )
     log.info("rank %d of %d: %s, %s", ranks.rank, ranks.size, architecture.family, replica.precision)
-    if board is not None:
+    if board is None:
+        follow(trainer)
+    elif ranks.leads:
         lead(trainer, board)
     else:
-        follow(trainer)
+        lead_node(trainer, board)
 
 
 def _scratch(environment: Environment) -> Path:

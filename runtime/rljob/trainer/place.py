@@ -19,8 +19,10 @@ class Place:
     expert_size: int = 1
     data_rank: int = 0
     """Among the ranks that hold the same weights, experts aside."""
-    expert_data_rank: int = 0
-    """Among the ranks that hold the same experts."""
+    copy: int = 0
+    """Among the ranks of this node that hold the same weights, experts aside: the first one writes them into the node's arena."""
+    expert_copy: int = 0
+    """Among the ranks of this node that hold the same experts."""
 
     @property
     def whole(self) -> bool:

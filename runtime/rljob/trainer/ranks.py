@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,13 @@ class Ranks:
 
     control: dist.ProcessGroup
     """A gloo group for bytes and agreement; a waiting rank uses neither accelerator nor processor."""
+    names: tuple[str, ...] = ()
+    """Node of each rank; empty if all are on one."""
+
+    @classmethod
+    def joined(cls, control: dist.ProcessGroup, node: str) -> Self:
+        """All ranks, each of which names its own node; nodes have different names."""
+        return cls(control, tuple(name.decode() for name in cls(control).collect(node.encode())))
 
     @property
     def rank(self) -> int:
@@ -30,6 +38,21 @@ class Ranks:
     def leads(self) -> bool:
         """This is rank 0."""
         return self.rank == 0
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes, in order of their first rank; one without a name if none has been named."""
+        return tuple(dict.fromkeys(self.names)) or ("",)
+
+    @property
+    def node(self) -> int:
+        """Which of `nodes` this rank is on."""
+        return self.nodes.index(self.names[self.rank]) if self.names else 0
+
+    @property
+    def leads_node(self) -> bool:
+        """This is the first rank of its node."""
+        return self.rank == (self.names.index(self.names[self.rank]) if self.names else 0)
 
     def share(self, data: bytes | None) -> bytes:
         """Give rank 0's bytes to all ranks; the others pass None. No pickle."""

@@ -21,17 +21,34 @@ from rljob.wire.base import Message
 from rljob.wire.trainer import TASK_HEADER, TrainerError, TrainerStatus
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A command of this node's agent."""
+
+    command: Command
+    answer: "Future[Message | Exception]"
+
+
 @dataclass
 class HttpBoard:
-    """The loop's Board, fed by HTTP."""
+    """The loop's Board, fed by HTTP; with several nodes also `nodes.NodeBoard`."""
 
     status: TrainerStatus
-    _waiting: "queue.SimpleQueue[tuple[Command, Future[Message | Exception]]]" = field(default_factory=queue.SimpleQueue)
+    _waiting: "queue.SimpleQueue[Asked | Command]" = field(default_factory=queue.SimpleQueue)
     _answering: "Future[Message | Exception] | None" = None
 
     def next(self) -> Command:
-        command, self._answering = self._waiting.get()
-        return command
+        asked = self._waiting.get()
+        if not isinstance(asked, Asked):
+            raise TypeError("rank 0 hears only its agent")
+        self._answering = asked.answer
+        return asked.command
+
+    def event(self) -> Asked | Command:
+        return self._waiting.get()
+
+    def announce(self, command: Command) -> None:
+        self._waiting.put(command)
 
     def show(self, status: TrainerStatus) -> None:
         self.status = status
@@ -44,7 +61,7 @@ class HttpBoard:
     def ask(self, command: Command) -> "Future[Message | Exception]":
         """Queue a command. It is done even if nobody waits for the answer any more."""
         future: Future[Message | Exception] = Future()
-        self._waiting.put((command, future))
+        self._waiting.put(Asked(command, future))
         return future
 
 

@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rljob.api import ConfigurationError
+from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.arena import NAMES, TensorFile, TensorSpec, manifest_checksum, tensor_entries
+from rljob.checkpoint_engine.draft import part_of, version_of
 from rljob.trainer.build import Replica
 from rljob.trainer.hf_map import pieces
+from rljob.trainer.homes import agreed, find_homes
 from rljob.trainer.packing import sequence_row
 from rljob.trainer.pipeline import relay
 from rljob.trainer.place import alone
@@ -85,12 +87,12 @@ def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,
 
 @torch.no_grad()
 def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], name: Name = str) -> dict[str, str]:
-    """Write this rank's part of `tensors` (by Megatron name) into the file; returns the checksums of tensors it holds as a whole.
+    """Write this rank's part of `tensors` (by Megatron name), if they are in the file; returns the checksums of those it holds as a whole.
 
     Numbers go straight from the parameter into the file. On an accelerator a whole tensor that lies in groups is first put together there,
     for one tensor per thread of `write_all`: that is the most extra memory.
     """
-    own = [piece for piece in replica.pieces if piece.writes]
+    own = [piece for piece in replica.pieces if piece.writes and name(piece.name) in file]
     for piece in own:
         if not piece.whole:
             mine, target = piece.of(tensors[piece.parameter], file.view(name(piece.name)))
@@ -106,11 +108,12 @@ class Arena:
         self._file: TensorFile | None = None
 
     def file(self, replica: Replica, ranks: Ranks, path: Path, specs: list[TensorSpec]) -> TensorFile:
-        """The mapped file at `path`, emptied of its version; made by rank 0 if it is missing or different."""
+        """The mapped file at `path`, emptied of its version; made by the node's first rank if it is missing or different."""
         known = self._file is not None and self._file.path == path and self._file.identity == _identity(path)
         if ranks.every(known) and self._file is not None:
-            if ranks.leads:
-                self._file.set_metadata({})
+            with ranks.together():
+                if ranks.leads_node:
+                    self._file.set_metadata({})
             return self._file
         if self._file is not None:
             replica.device.unregister(self._file.mapping())
@@ -121,29 +124,31 @@ class Arena:
 
 
 def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: int, dtype: torch.dtype, node: str) -> Manifest | None:
-    """Write the arena and describe it; rank 0 returns the manifest, the others None."""
+    """Write the arena of each node and describe all of them; each node's first rank returns the manifest, the others None.
+
+    `path` is this node's arena, of the same name on every node. An arena that lacks tensors which only other nodes hold is no version yet
+    but a part of one (`draft.part_of`), until `checkpoint_engine.fill` has brought the rest.
+    """
     file = arena.file(replica, ranks, path, layout(replica, dtype))
     masters = replica.masters()  # before the canary's pass, which puts them in the policy's place
     with _beside(replica, lambda: canary(replica, dtype)) as computed:
         with ranks.together():
-            checksums = write(file, replica, masters)
-        checksums = merged(ranks, checksums)
+            mine = write(file, replica, masters)
+        homes = find_homes(replica, ranks)
+        checksums = agreed(ranks, file, mine, homes.held[ranks.node])
         proof = computed()
-    if not ranks.leads:
-        return None
-    checksums |= file.checksums(n for n in file.names() if n not in checksums)
-    entries = tensor_entries(file, checksums, node)
+    entries = tensor_entries(file, checksums, homes.first(ranks.nodes if ranks.names else (node,)))
     identity = manifest_checksum(entries)
-    file.set_metadata({"version": str(version), "checksum": identity})
-    return Manifest(version=version, dtype=NAMES[dtype], tensors=entries, checksum=identity, canary=proof)
-
-
-def merged[T](ranks: Ranks, mine: Mapping[str, T]) -> dict[str, T]:
-    """What each rank knows of its own tensors, put together; plain JSON values."""
-    together: dict[str, T] = {}
-    for part in ranks.collect(json.dumps(mine).encode()):
-        together |= json.loads(part)
-    return together
+    manifest = Manifest(version=version, dtype=NAMES[dtype], tensors=entries, checksum=identity, canary=proof)
+    if len(ranks.nodes) > 1:  # another machine may round the canary in another way
+        manifest = Manifest.model_validate_json(ranks.share(manifest.model_dump_json().encode() if ranks.leads else None))
+    with ranks.together():
+        if manifest.tensors != entries:
+            raise InfrastructureError(f"{path} is laid out in another way than on {ranks.nodes[0]}")
+        if ranks.leads_node:
+            whole = len(homes.held[ranks.node]) == len(file.specs)
+            file.set_metadata(version_of(manifest) if whole else part_of(manifest))
+    return manifest if ranks.leads_node else None
 
 
 @contextmanager
@@ -168,9 +173,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def shared_file(ranks: Ranks, path: Path, specs: list[TensorSpec], on_disk: bool = False) -> TensorFile:
-    """A file that rank 0 makes and every rank maps; `on_disk` as in `TensorFile.create`."""
+    """A file of this node that its first rank makes and every rank of the node maps; `on_disk` as in `TensorFile.create`."""
     with ranks.together():
-        made = TensorFile.create(path, specs, {}, on_disk) if ranks.leads else None
+        made = TensorFile.create(path, specs, {}, on_disk) if ranks.leads_node else None
     with ranks.together():
         return made if made is not None else TensorFile.open(path, writable=True, on_disk=on_disk)
 

@@ -109,6 +109,8 @@ class NodeReport(Message):
     progress: Progress | None = None
     trainer: TrainerReport | None = None
     engine: EngineReport | None = None
+    weights_url: str = ""
+    """Address of this node's weight server."""
     weights: HeldWeights | None = None
     """The complete version that other nodes can have from this one."""
     trained: TrainMetrics | None = None
@@ -141,3 +143,12 @@ class NodeDesired(Message):
     """While `train`: nodes without a trainer serve `version`, for the next iteration."""
     attempt: int = 0
     """Raised to make nodes try again."""
+
+
+class NodeAddresses(Message):
+    """Where nodes give their weights."""
+
+    weights: dict[str, str]
+    """Address of the weight server of every worker node that has reported."""
+    held: dict[str, int]
+    """Version that a node, of whatever kind, has whole."""

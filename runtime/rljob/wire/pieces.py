@@ -1,8 +1,8 @@
 """How a version is cut for its way to other nodes, and what a node and the master say about it.
 
-A piece is a run of whole tensors that lie one after the other in a segment. It comes from one source and is checked by the checksums of its
-tensors before it counts, so that whoever sent a wrong byte is known. Master and nodes derive the same pieces from the same manifest, and
-name a set of them by a bit mask (bit i is piece i), written in hex.
+A piece is a run of whole tensors that lie one after the other in a segment and that the trainer has on one node. It comes from one
+source and is checked by the checksums of its tensors before it counts, so that whoever sent a wrong byte is known. Master and nodes derive
+the same pieces from the same manifest, and name a set of them by a bit mask (bit i is piece i), written in hex.
 
 `POST {master}/v1/weights/{version}/pull` takes a PullReport and answers with a PullPlan.
 """
@@ -28,6 +28,8 @@ class Part:
     bytes: int
     checksum: str
     """xxh3-128, hex."""
+    node: str
+    """As in Shard."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Piece:
     offset: int
     bytes: int
     parts: tuple[Part, ...]
+    node: str
+    """Worker node whose trainer holds all of it (`Shard.node`)."""
 
 
 def pieces(manifest: Manifest) -> tuple[Piece, ...]:
@@ -60,8 +64,8 @@ def pieces(manifest: Manifest) -> tuple[Piece, ...]:
                 f"which begins at {following.offset}"
             )
         size = end - open_[0].offset
-        if following is None or size + following.bytes > target:
-            found.append(Piece(open_[0].offset, size, tuple(open_)))
+        if following is None or size + following.bytes > target or following.node != part.node:
+            found.append(Piece(open_[0].offset, size, tuple(open_), part.node))
             open_ = []
     return tuple(found)
 
@@ -70,7 +74,7 @@ def _part(tensor: TensorEntry) -> Part:
     if len(tensor.shards) != 1:
         raise InfrastructureError(f"{tensor.name} lies in {len(tensor.shards)} shards; other nodes can only pull whole tensors")
     (shard,) = tensor.shards
-    return Part(tensor.name, shard.offset, shard.bytes, tensor.checksum)
+    return Part(tensor.name, shard.offset, shard.bytes, tensor.checksum, shard.node)
 
 
 def mask_of(text: str) -> int:

@@ -4,7 +4,12 @@ A version is an integer: 0 is the starting model, each training task makes the n
 its checksum; nothing is loaded, routed to or committed on the number alone.
 """
 
+from rljob.api import InfrastructureError
 from rljob.wire.base import Message
+
+
+class WeightsRefused(InfrastructureError):
+    """A set of weights is not the one that its manifest describes; it must not be served."""
 
 
 class Shard(Message):

@@ -1,0 +1,180 @@
+"""Makes a node's arena whole, if the trainer's ranks are spread over several: each node has written what it holds, others send the rest.
+
+The arena itself is filled, piece by piece: every node's has the same layout. Until it is whole its metadata says what it is a part of, and
+it is no version; meanwhile the node gives to others what it has, since all fill at the same time. A piece counts once the checksums of its
+tensors are right, whether it was written here, came in an earlier try, or comes now. So an agent that was killed goes on where it was, and
+a trainer that was killed leaves an arena that is neither version nor part: it exports again.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rljob.api import InfrastructureError
+from rljob.checkpoint_engine.draft import Draft, is_laid_out_as, part_of, read_metadata, version_of
+from rljob.checkpoint_engine.pull import HEARTBEAT, wrong_bytes
+from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
+from rljob.checkpoint_engine.weight_server import Shelf
+from rljob.wire.node import Progress
+from rljob.wire.pieces import members, runs
+from rljob.wire.weights import Manifest, WeightsRefused
+
+log = logging.getLogger(__name__)
+
+STREAMS = 4
+"""Connections to each node."""
+
+
+class FillFailed(InfrastructureError):
+    """What other nodes hold of a version did not come. Nothing of it counts; the next try goes on with what is here."""
+
+
+class Filler:
+    """Fills the arena of a worker node."""
+
+    def __init__(self, transport: Transport, shelf: Shelf, arena: Path, node: str, patience: float, pause: float = HEARTBEAT) -> None:
+        """
+        Args:
+            node: name of this one, as in `Shard.node`.
+            patience: seconds without a new piece after which a try ends.
+            pause: seconds until a node that did not have its part yet is asked again.
+        """
+        self._transport, self._shelf, self._arena, self._node = transport, shelf, arena, node
+        self._patience, self._pause = patience, pause
+
+    async def fill(self, manifest: Manifest, sources: Mapping[str, str], publish: Callable[[Progress | None], None]) -> None:
+        """Have the version in the arena, whole. For the time of it nobody else may write there.
+
+        Args:
+            sources: address of the weight server of each node.
+
+        Raises:
+            WeightsRefused: the arena is not this node's part of the version.
+            FillFailed: another node sent something else, or nothing for too long.
+            InfrastructureError: an engine reads the arena.
+        """
+        if _metadata(self._arena) == version_of(manifest):
+            return
+        draft = await asyncio.to_thread(self._own_part, manifest)
+        fill, threads = _Fill(draft, self._transport), ThreadPoolExecutor(STREAMS * max(1, len(sources)), "fill")
+        try:
+            self._transport.begin(draft.memory())
+            self._shelf.offer(draft)
+            await self._fetch_all(fill, threads, sources, publish)
+            if _metadata(self._arena) != part_of(manifest):
+                raise WeightsRefused(f"{self._arena} was written while version {manifest.version} was put together there")
+            draft.complete()
+        finally:
+            fill.end()
+            self._shelf.offer(None)
+            await asyncio.to_thread(threads.shutdown)  # nobody writes into the arena any more
+            self._transport.end()
+            draft.close()
+
+    def _own_part(self, manifest: Manifest) -> Draft:
+        """The arena with what is right of it."""
+        if _metadata(self._arena) != part_of(manifest):
+            raise WeightsRefused(f"{self._arena} is not this node's part of version {manifest.version}: export again")
+        if not is_laid_out_as(self._arena, manifest):
+            raise WeightsRefused(f"{self._arena} has other tensors than the manifest of version {manifest.version}: export again")
+        draft = Draft.of(self._arena, manifest)
+        wrong = [part.name for i in members(draft.missing) if draft.pieces[i].node == self._node for part in draft.pieces[i].parts]
+        if wrong:
+            draft.close()
+            raise WeightsRefused(f"{self._arena} is damaged, {wrong[0]} is not what the trainer wrote: export again")
+        return draft
+
+    async def _fetch_all(
+        self, fill: "_Fill", threads: ThreadPoolExecutor, sources: Mapping[str, str], publish: Callable[[Progress | None], None]
+    ) -> None:
+        """Until every piece is here."""
+        loop, draft = asyncio.get_running_loop(), fill.draft
+        have, since = draft.have, loop.time()
+        while draft.missing:
+            pending = {loop.run_in_executor(threads, fill.fetch, *share) for share in _shares(draft, sources)}
+            while pending:
+                done, pending = await asyncio.wait(pending, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                publish(Progress(done=draft.have.bit_count(), total=len(draft.pieces)))
+            if draft.have != have:
+                have, since = draft.have, loop.time()
+            if draft.missing:
+                fill.despair(loop.time() - since > self._patience)
+                await asyncio.sleep(self._pause)
+
+
+@dataclass
+class _Fill:
+    """One try. Threads only touch it under `lock`."""
+
+    draft: Draft
+    transport: Transport
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    streams: set[Stream] = field(default_factory=set)
+    failures: dict[str, SourceFailed] = field(default_factory=dict)
+    """The newest of each source."""
+    ended: bool = False
+
+    def fetch(self, source: str, mask: int) -> None:
+        """Fetch these pieces from a node, one after the other; in a thread."""
+        version, checksum = self.draft.manifest.version, self.draft.manifest.checksum
+        stream = self.transport.connect(source, version, checksum)
+        with self.lock:
+            if self.ended:
+                return
+            self.streams.add(stream)
+        try:
+            for run in runs(mask):
+                arriving = stream.read(self.draft.pieces[run[0]].offset, [self.draft.room(piece) for piece in run])
+                for piece, _ in zip(run, arriving, strict=True):
+                    if not self.draft.checks(piece):
+                        raise wrong_bytes(self.transport.connect(source, version, checksum), source, piece)
+                    with self.lock:
+                        self.draft.have |= 1 << piece
+        except SourceFailed as error:
+            with self.lock:
+                self.failures[source] = error
+        finally:
+            with self.lock:
+                self.streams.discard(stream)
+            stream.close()
+
+    def despair(self, late: bool) -> None:
+        """Give up if a node lied, since nobody else has what it has, or if nothing came for too long."""
+        if late or any(isinstance(failure, SourceLied) for failure in self.failures.values()):
+            reasons = "; ".join(map(str, self.failures.values())) or "no node answered"
+            missing, version = self.draft.missing.bit_count(), self.draft.manifest.version
+            raise FillFailed(f"{missing} pieces of version {version}, which other nodes hold, did not come: {reasons}")
+
+    def end(self) -> None:
+        """No thread does anything any more."""
+        with self.lock:
+            self.ended = True
+            for stream in self.streams:
+                stream.close()
+
+
+def _shares(draft: Draft, sources: Mapping[str, str]) -> list[tuple[str, int]]:
+    """What is missing, for each stream: address of the node that holds it, and which pieces."""
+    found = []
+    for node in sorted({draft.pieces[i].node for i in members(draft.missing)}):
+        if node not in sources:
+            raise FillFailed(f"version {draft.manifest.version} lies on {node} in part, and nobody knows the address of that node")
+        theirs = [i for i in members(draft.missing) if draft.pieces[i].node == node]
+        step = -(-len(theirs) // STREAMS)
+        found += [(sources[node], sum(1 << i for i in theirs[at : at + step])) for at in range(0, len(theirs), step)]
+    return found
+
+
+def _metadata(arena: Path) -> dict[str, str]:
+    """What the arena says that it is; nothing if there is none."""
+    try:
+        with arena.open("rb") as file:
+            return read_metadata(file.fileno())
+    except OSError:
+        return {}
