@@ -14,7 +14,8 @@ from tests.checkpoint_engine.test_pull import MiB, flip, made
 from rljob.checkpoint_engine.arena import TensorFile, WeightsRefused, manifest_checksum, verify_manifest
 from rljob.checkpoint_engine.clients import LocalArena
 from rljob.checkpoint_engine.draft import part_of, version_of
-from rljob.checkpoint_engine.fill import Filler, FillFailed
+from rljob.checkpoint_engine.fill import Filler
+from rljob.checkpoint_engine.outcome import FillFailed
 from rljob.checkpoint_engine.transport import HttpStream, HttpTransport, SourceFailed
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.wire.node import Progress

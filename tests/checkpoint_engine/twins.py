@@ -26,7 +26,7 @@ from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand, Of
 from rljob.wire.weights import Canary, Manifest
 
 GiB = 1 << 30
-Kind = Literal["kill", "fail", "hang", "kill-shim", "kill-agent", "master-away", "corrupt-arena"]
+Kind = Literal["kill", "fail", "hang", "kill-shim", "kill-agent", "master-away", "corrupt-arena", "lose-arena", "master-forgets"]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class TrainerTwin:
             self.version, self.content, self.resident = version, truth(version), True
             self.checkpointed = version or None
 
-        await self._command("load", 1.0, effect)
+        await self._command("load", 1.0, effect, command.version)
 
     async def train(self, task: TrainTask, batch: bytes) -> TrainMetrics:
         def effect() -> None:
@@ -151,7 +151,7 @@ class TrainerTwin:
             self.version, self.content = task.version, truth(task.version)
             self.trained = metrics(task.version)
 
-        await self._command("train", 10.0, effect)
+        await self._command("train", 10.0, effect, task.version)
         assert self.trained is not None
         return self.trained
 
@@ -172,7 +172,7 @@ class TrainerTwin:
             self.world.checkpoints.add(command.version)
             self.checkpointed = command.version
 
-        await self._command("checkpoint", 1.0, effect)
+        await self._command("checkpoint", 1.0, effect, command.version)
 
     async def offload(self, command: OffloadCommand) -> None:
         def effect() -> None:
@@ -185,7 +185,7 @@ class TrainerTwin:
     async def onload(self) -> None:
         await self._command("onload", 0.3, lambda: setattr(self, "resident", True))
 
-    async def _command(self, name: str, seconds: float, effect: Callable[[], None]) -> None:
+    async def _command(self, name: str, seconds: float, effect: Callable[[], None], version: int | None = None) -> None:
         incarnation = self.sidecar.status_now.incarnation
         lock = self.lock
 
@@ -402,7 +402,7 @@ class World:
         self.owner: Owner | None = None
         self.removed = False
         self.sidecars: dict[Owner, Sidecar] = {"trainer": Sidecar(self, "trainer"), "engine": Sidecar(self, "engine")}
-        self.trainer = TrainerTwin(self, self.sidecars["trainer"])
+        self.trainer: TrainerTwin = TrainerTwin(self, self.sidecars["trainer"])
         self.engine = EngineTwin(self, self.sidecars["engine"])
         self.master = MasterTwin(self, self.iterations)
         self.agent: asyncio.Task[None] | None = None
@@ -483,16 +483,20 @@ class World:
     def total(self) -> int:
         return 100 * GiB
 
-    def make_node(self) -> Node:
-        plan = Plan(
+    def plan(self) -> Plan:
+        return Plan(
             site=Site("worker", self.accelerator, self.policy), node="worker-0", engine_url="http://e", engine_argv=("--x",), engine_env={},
             trainer_env={}, model=Path("/model"), checkpoints=Path("/checkpoints"), arena=Path("/shm/weights"), deadline=60,
             gate_deadline=5, leak_tolerance=GiB // 2, claims={"trainer": 2 * GiB, "engine": 2 * GiB},
         )  # fmt: skip
-        parts = Parts(
+
+    def parts(self) -> Parts:
+        return Parts(
             self.sidecars["trainer"], self.trainer, self.sidecars["engine"], self.engine, self.master, self, self, lambda: next(self.ids)
         )
-        return Node(plan, parts, next(self.ids), clock)
+
+    def make_node(self) -> Node:
+        return Node(self.plan(), self.parts(), next(self.ids), clock)
 
     async def run(self, limit: float = 3600) -> None:
         """The whole job, with an agent that is started again when it is killed."""

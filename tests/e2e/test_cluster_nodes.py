@@ -9,7 +9,7 @@ from tests.cluster.plugin import NewCluster
 from tests.e2e.incluster import IMAGES, Release, Volume, Watched, build_images, condition, install, job, names, prompts
 from tests.e2e.jobfolder import metrics
 
-ITERATIONS = 3
+ITERATIONS = 6
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.images(*IMAGES), pytest.mark.own_cluster]
 
@@ -28,10 +28,10 @@ def _apart(name: str) -> Object:
     return manifest
 
 
-def _homes(watched: Watched) -> dict[str, str]:
-    """Worker pod -> node."""
-    workers = [pod for pod in watched.pods() if pod["metadata"]["labels"]["rljob.dev/role"] == "worker"]
-    return {pod["metadata"]["name"]: pod["spec"].get("nodeName", "") for pod in workers}
+def _workers(watched: Watched) -> dict[str, Object]:
+    """The worker pods by name."""
+    found = [pod for pod in watched.pods() if pod["metadata"]["labels"]["rljob.dev/role"] == "worker"]
+    return {pod["metadata"]["name"]: pod for pod in found}
 
 
 def test_ranks_on_two_nodes_make_every_version_and_survive_the_loss_of_a_pod(
@@ -45,9 +45,12 @@ def test_ranks_on_two_nodes_make_every_version_and_survive_the_loss_of_a_pod(
         install(cluster, Release(namespace, namespace))
         cluster.apply([prompts(), _apart("apart")], "default")
         apart = Watched(cluster, "default", "apart")
-        apart.until(lambda status: status.get("iteration", 0) >= 1, 480, "the first iteration")
-        assert sorted(_homes(apart).values()) == ["node-0", "node-1"]
+        apart.until(lambda status: status.get("iteration", 0) >= 2, 480, "the end of the first iteration")
+        before = _workers(apart)
+        assert {pod["spec"]["nodeName"] for pod in before.values()} == {"node-0", "node-1"}
         cluster.kubectl("delete", "pod", "apart-worker-1", "-n", "default", "--wait=false", "--force", "--grace-period=0")
+        lost = before["apart-worker-1"]["metadata"]["uid"]
+        apart.soon(lambda: _workers(apart).get("apart-worker-1", {"metadata": {"uid": lost}})["metadata"]["uid"] != lost, 60, "another pod")
         status = apart.until(lambda status: condition(status, "Succeeded") == "True", 480, "the end")
         assert status["iteration"] == ITERATIONS
         volume = Volume(cluster, "default", "apart-work")

@@ -43,7 +43,7 @@ def running(tmp_path: Path, **trainer: int) -> Iterator[Callable[[], None]]:
         assert max(line["logprob_gap"] for line in metrics(folder)) < 1e-3, "engines of both nodes agree with the trainer"
 
     try:
-        wait(lambda: live_status(folder).get("iteration", 0) >= 1, "the first iteration", timeout=240, every=0.5)
+        wait(lambda: live_status(folder).get("iteration", 0) >= 2, "the end of the first iteration", timeout=240, every=0.5)
         yield finish
     finally:
         if process.poll() is None:
@@ -79,7 +79,7 @@ def test_two_copies_on_two_nodes_survive_the_loss_of_an_agent_and_of_rank_0(tmp_
     folder = tmp_path / "job"
     with running(tmp_path) as finish:
         os.kill(agent(folder, "worker-1"), signal.SIGKILL)
-        wait(lambda: live_status(folder).get("iteration", 0) >= 2, "another iteration", timeout=120, every=0.2)
+        wait(lambda: live_status(folder).get("iteration", 0) >= 3, "the end of another iteration", timeout=120, every=0.2)
         before = trainers(folder, "worker-1")
         (first,) = trainers(folder, "worker-0")
         os.kill(first, signal.SIGKILL)

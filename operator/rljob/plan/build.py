@@ -172,7 +172,9 @@ def _megatron(job: RLJob, sizes: Estimate, rank: int) -> Container:
         # Ranks of one node meet on a port that they find themselves; several nodes need an address that all know.
         ranks |= {"MASTER_ADDR": PodHost("worker-0"), "MASTER_PORT": PodPort("worker-0", RENDEZVOUS.name)}
         ranks["RLJOB_PRESENCE_PORT"] = PodPort("worker-0", PRESENCE.name)
-        ports = (RENDEZVOUS, PRESENCE) if rank == 0 else ()
+        if rank == 0:
+            ranks["RLJOB_LISTEN_PRESENCE"] = Listen(PRESENCE.name)
+            ports = (RENDEZVOUS, PRESENCE)
     if not job.spec.generates:
         ports = (*ports, ENGINE)  # the node's address for others, which else is the engine's
     folders = ("model", "data", "checkpoints", "cache", "shm", "sockets")

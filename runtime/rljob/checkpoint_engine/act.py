@@ -41,7 +41,7 @@ from rljob.checkpoint_engine.state import (
     Train,
 )
 from rljob.wire.checkpoints import checkpoint_folder
-from rljob.wire.node import Progress, TrainMetrics, TrainTask
+from rljob.wire.node import NodeAddresses, Progress, TrainMetrics, TrainTask
 from rljob.wire.shim import ShimStatus, StartRequest
 from rljob.wire.trainer import CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand
 from rljob.wire.weights import Manifest
@@ -160,7 +160,7 @@ class Actor:
         if self.parts.peers is None:
             raise TypeError("this node pulls nothing")
         if self.plan.site.kind == "worker":
-            addresses = await self.parts.master.addresses()
+            addresses = await self._workers()
             if not any(held == step.version for node, held in addresses.held.items() if node != self.plan.node):
                 return replace(known, nobody_has=step.version)
         manifest = await self.parts.peers.pull(step.version, step.checksum, self._publish)
@@ -168,6 +168,12 @@ class Actor:
             return known
         label = (manifest.version, manifest.checksum)
         return replace(known, manifest=manifest, registered=label, arena_refused=False, unknown_to_master=None)
+
+    async def _workers(self) -> NodeAddresses:
+        """What all worker nodes have; a master that was started again hears of them one after the other."""
+        while len((addresses := await self.parts.master.addresses()).weights) < self.plan.site.nodes:
+            await asyncio.sleep(_POLL)
+        return addresses
 
     async def _trainer(self, step: Step, known: Known) -> Known:
         trainer = self.parts.trainer
@@ -197,7 +203,7 @@ class Actor:
                         f"{version} as {checksum}: it loads its checkpoint again"
                     )
                 if self.parts.filler is not None:
-                    addresses = await self.parts.master.addresses()
+                    addresses = await self._workers()
                     await self.parts.filler.fill(manifest, addresses.weights, self._publish)
                 return replace(known, manifest=manifest, arena_refused=False, unknown_to_master=None, nobody_has=None)
             case Onload():

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.draft import Draft, is_laid_out_as, part_of, read_metadata, version_of
+from rljob.checkpoint_engine.outcome import FillFailed
 from rljob.checkpoint_engine.pull import HEARTBEAT, wrong_bytes
 from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
 from rljob.checkpoint_engine.weight_server import Shelf
@@ -27,10 +27,6 @@ log = logging.getLogger(__name__)
 
 STREAMS = 4
 """Connections to each node."""
-
-
-class FillFailed(InfrastructureError):
-    """What other nodes hold of a version did not come. Nothing of it counts; the next try goes on with what is here."""
 
 
 class Filler:

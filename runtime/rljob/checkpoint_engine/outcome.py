@@ -17,6 +17,7 @@ from rljob.checkpoint_engine.state import (
     EngineSeen,
     Gate,
     Known,
+    Load,
     LoadEngine,
     Observed,
     Offload,
@@ -51,6 +52,10 @@ class AttestationFailed(InfrastructureError):
     """An engine does not hold the weights it should."""
 
 
+class FillFailed(InfrastructureError):
+    """What other nodes hold of a version did not come. Nothing of it counts; the next try goes on with what is here."""
+
+
 class ChecksumMismatch(InfrastructureError):
     """Exported weights are not those that the job knows under this version."""
 
@@ -83,8 +88,14 @@ def failed(known: Known, step: Step, error: RLJobError, seen: Observed, now: flo
     # The one we knew before the step, and the one that the step may have started.
     trainer, engine = (known.trainer, seen.trainer.incarnation), (known.engine, seen.engine.incarnation)
     known = replace(known, gate=None)
-    if isinstance(step, TRAINER_STEPS) and (again or not isinstance(error, WrongState)):
+    if isinstance(step, TRAINER_STEPS) and (again or not isinstance(error, (WrongState, FillFailed))):
         known = _unfit(known, *trainer)
+    if isinstance(step, TRAINER_STEPS):
+        # Ask again: if another node has got the version meanwhile, its trainer will never export it together with this one's.
+        known = replace(known, nobody_has=None)
+    if isinstance(step, Load) and seen.site.nodes > 1:
+        # An agent that was started again does not know what this one does, and its trainer loads another version: train again with it.
+        known = replace(known, trained=None, checkpointed=None)
     if isinstance(step, Checkpoint):
         known = replace(known, saving=None)
     if isinstance(step, ENGINE_STEPS):
@@ -111,7 +122,7 @@ def noticed(known: Known, seen: Observed, now: float) -> Known:
 
 def goal_changed(known: Known) -> Known:
     """After the master wants something else (or that it be tried again): timings and failures start anew."""
-    return replace(known, timings=MappingProxyType({}), failure=None, failures=0, retry_at=0.0)
+    return replace(known, timings=MappingProxyType({}), failure=None, failures=0, retry_at=0.0, nobody_has=None)
 
 
 def exit_error(what: str, exit_status: int | None, last_line: str) -> RLJobError:
@@ -136,7 +147,7 @@ def _trainer_noticed(known: Known, trainer: TrainerSeen, now: float) -> Known:
     if known.trainer is not None and (not alive or trainer.incarnation != known.trainer):
         error = exit_error("trainer", trainer.exit_status, trainer.last_line) if trainer.life == "exited" else _lost("trainer")
         counted = known.trainer in known.unfit
-        known = replace(known, trainer=None, saving=None, gate=None if known.gate == "trainer" else known.gate)
+        known = replace(known, trainer=None, saving=None, nobody_has=None, gate=None if known.gate == "trainer" else known.gate)
         known = known if counted else _failure(known, "train", error, now)
     if alive and known.trainer is None:
         known = replace(known, trainer=trainer.incarnation)

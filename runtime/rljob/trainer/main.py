@@ -50,7 +50,8 @@ def run(environment: Environment) -> None:
 
     check(spec.trainer, architecture, spec.world_size)
     if port := os.environ.get("RLJOB_PRESENCE_PORT"):
-        attend(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"], int(port))
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        attend(rank, size, *(environment.listen("presence") if rank == 0 else (os.environ["MASTER_ADDR"], int(port))))
     ranks = Ranks.joined(devices.join(device), environment.node)
     replica = build(architecture, spec.trainer, devices.precision(spec.trainer.precision, device), device, ranks.names)
     trainer = Trainer(

@@ -31,17 +31,17 @@ def attend(rank: int, size: int, host: str, port: int) -> None:
     """Wait until all ranks are there; from then on this process ends (status 1) when one of them does.
 
     Args:
-        host: of rank 0, which listens on `port` itself.
+        host: where rank 0 is; for rank 0 itself, what it listens on.
     """
     if rank == 0:
-        _gather(size, port)
+        _gather(size, host, port)
     else:
         _join(rank, host, port)
 
 
-def _gather(size: int, port: int) -> None:
+def _gather(size: int, host: str, port: int) -> None:
     """Rank 0: until every other rank has a connection, then watch them."""
-    listener = socket.create_server(("", port), backlog=size)
+    listener = socket.create_server((host, port), backlog=size)
     present: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)

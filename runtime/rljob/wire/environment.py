@@ -73,7 +73,7 @@ class Environment:
         return self.variables.get("RLJOB_URL_SANDBOX")
 
     def listen(self, port: str) -> tuple[str, int]:
-        """Host and port to listen on: `master`, `reward`, `sandbox`, `engine`."""
+        """Host and port to listen on: `master`, `reward`, `sandbox`, `engine`, `presence`."""
         host, _, number = self._get(f"RLJOB_LISTEN_{port.upper()}").rpartition(":")
         return host, int(number)
 
