@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from tests.checkpoint_engine.twins import manifest_of, metrics, truth
 
+from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.decide import decide, keeps_engine, routable
+from rljob.checkpoint_engine.outcome import FillFailed, WrongState, failed, goal_changed, noticed
 from rljob.checkpoint_engine.state import (
     Attest,
     Checkpoint,
@@ -342,6 +344,46 @@ ROLLOUT = Site("rollout", "cpu", "restart")
 def test_a_node_without_a_trainer_pulls_what_is_wanted_and_serves_it() -> None:
     assert steps(desired("rollout"), world(ROLLOUT)) == [Pull(3, truth(3)), Gate("engine"), StartEngine(), LoadEngine(3), Attest(3)]
     assert steps(desired("rollout", 0, None), world(ROLLOUT))[0] == Pull(0, None)
+
+
+SPREAD = Site("worker", "cpu", "restart", nodes=2)
+
+
+def test_one_of_several_workers_pulls_a_version_that_it_lost() -> None:
+    lost = world(SPREAD, trainer=trainer(), known=knows())
+    assert steps(desired("rollout"), lost) == [Pull(3, truth(3)), *ENGINE_UP]
+    serving = world(SPREAD, trainer=trainer(), engine=engine(), known=knows(attested=("e", 3, truth(3))))
+    assert decide(desired("rollout"), serving, 0.0) == StopEngine("it still reads version 3, and the next one takes that memory")
+
+
+def test_one_of_several_workers_exports_what_nobody_has_or_nobody_knows() -> None:
+    assert steps(desired("rollout"), world(SPREAD, known=Known(nobody_has=3))) == steps(desired("rollout"), world())
+    assert steps(desired("rollout"), world(SPREAD, known=Known(nobody_has=2)))[0] == Pull(3, truth(3))
+    assert steps(desired("rollout", 0, None), world(SPREAD))[3] == Export(0, None)
+
+
+def test_that_nobody_had_a_version_is_asked_again_after_a_trainers_step_has_failed() -> None:
+    seen = world(SPREAD, trainer=trainer(), known=Known(nobody_has=3, trainer="t"))
+    for error in (WrongState("look again"), InfrastructureError("it went away")):
+        assert failed(seen.known, Onload(), error, seen, 0.0).nobody_has is None
+    assert noticed(seen.known, world(SPREAD), 0.0).nobody_has is None
+    assert goal_changed(seen.known).nobody_has is None
+
+
+def test_a_fill_that_failed_is_tried_once_more_with_the_same_trainer() -> None:
+    seen = world(SPREAD, trainer=trainer(4, resident=True), known=Known(trained=metrics(4), checkpointed=4))
+    step = decide(desired("train"), seen, 0.0)
+    assert step == Export(4, None)
+    once = failed(seen.known, step, FillFailed("a wrong byte"), seen, 0.0)
+    assert decide(desired("train"), replace(seen, known=once), 0.0) == step
+    twice = failed(once, step, FillFailed("a wrong byte"), replace(seen, known=once), 0.0)
+    assert decide(desired("train"), replace(seen, known=twice), 9.0) == EndTrainer("it failed")
+
+
+def test_only_one_of_several_workers_forgets_what_it_trained_when_it_cannot_be_loaded() -> None:
+    knew = Known(trained=metrics(4), checkpointed=4)
+    for site, kept in ((SPREAD, None), (WORKER, 4)):
+        assert failed(knew, Load(4), WrongState("others load 3"), world(site, known=knew), 0.0).checkpointed == kept
 
 
 def test_an_engine_with_an_older_version_stays_and_takes_the_next_in_its_place() -> None:

@@ -39,3 +39,69 @@ def test_an_undisturbed_job_on_two_nodes() -> None:
         assert world.counts["trainer.export"] == 3
         assert all(r.failure is None for r in world.master.reports)
     assert pair.pulls == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("point", POINTS)
+def test_both_serve_after_one_fault_anywhere(point: str, kind: Kind) -> None:
+    for node, nth in ((0, 2), (1, 1), (1, 2)):
+        check_end(play((node, Fault(point, nth, kind))))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("point", POINTS)
+def test_both_serve_after_the_same_on_both_nodes(point: str, kind: Kind) -> None:
+    """Both lose their arenas, both agents start again, and so on."""
+    check_end(play((0, Fault(point, 2, kind)), (1, Fault(point, 2, kind))))
+
+
+@pytest.mark.parametrize("kind", ["kill", "kill-agent", "master-forgets"])
+@pytest.mark.parametrize("point", POINTS)
+def test_both_serve_if_one_loses_its_arena_while_something_happens_to_the_other(point: str, kind: Kind) -> None:
+    for node in (0, 1):
+        check_end(play((node, Fault(point, 2, kind)), (1 - node, Fault(point, 2, "lose-arena"))))
+
+
+def test_an_agent_that_begins_late_is_waited_for() -> None:
+    pair = play(late=40.0)
+    check_end(pair)
+    assert pair.pulls == []
+
+
+def test_a_lost_arena_comes_from_the_other_node_and_nothing_is_exported() -> None:
+    pair = play((1, Fault("rollout", 2, "lose-arena")), (1, Fault("engine.attest", 2, "lose-arena")))
+    check_end(pair)
+    assert pair.pulls == [("worker-1", 1)]
+    assert [world.counts["trainer.export"] for world in pair.worlds] == [3, 3]
+    assert [world.sidecars["trainer"].starts for world in pair.worlds] == [1, 1]
+
+
+def test_what_both_have_lost_is_exported_by_both() -> None:
+    pair = play((0, Fault("engine.attest", 2, "lose-arena")), (1, Fault("engine.attest", 2, "lose-arena")))
+    check_end(pair)
+    assert pair.pulls == []
+    assert [world.counts["trainer.export"] for world in pair.worlds] == [4, 4]
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_fill_that_failed_goes_on_with_the_same_export(node: int) -> None:
+    """It is not the trainer's failure; the other node, which is whole by then, gives what it has."""
+    pair = play((node, Fault("trainer.fill", 2, "fail")))
+    check_end(pair)
+    assert [world.counts["trainer.export"] for world in pair.worlds] == [3, 3]
+    assert [world.sidecars["trainer"].starts for world in pair.worlds] == [1, 1]
+
+
+@pytest.mark.parametrize("point", ["trainer.export", "trainer.fill", "master.addresses"])
+@pytest.mark.parametrize("node", [0, 1])
+def test_an_agent_killed_in_the_export_costs_no_trainer(point: str, node: int) -> None:
+    pair = play((node, Fault(point, 2, "kill-agent")))
+    check_end(pair)
+    assert [world.sidecars["trainer"].starts for world in pair.worlds] == [1, 1]
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_node_whose_agent_forgot_the_training_trains_again_with_the_other(node: int) -> None:
+    """Otherwise one trainer would load what the other has to make first, for ever."""
+    pair = play((node, Fault("master.addresses", 2, "kill-agent")), (1 - node, Fault("master.addresses", 2, "lose-arena")))
+    check_end(pair)

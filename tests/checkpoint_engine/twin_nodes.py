@@ -1,7 +1,8 @@
 """Two worker nodes in memory whose trainers are one: each with an agent, an arena and an engine of its own (`twins`), and one master.
 
-The trainers follow `trainer.presence` and `trainer.nodes`: they begin and end together, rank 0 shares what its agent asks for, and the other
-does it once its own agent has asked for the same. Each writes a part of the arena; a filler brings the rest, or another node gives the whole.
+The trainers follow `trainer.presence` and `trainer.nodes`: they begin and end together, rank 0 shares what its agent asks for, and the
+other does it once its own agent has asked for the same. Each writes a part of the arena. A filler brings the rest, or another node gives
+all of it.
 """
 
 import asyncio
@@ -58,10 +59,18 @@ class Group:
         self.queue: list[Asked] = []
         self.asked: Asked | None = None
         """What the agent of the second node wants."""
+        self.later: list[Asked] = []
+        """What it asked for while its trainer was at something."""
+        self.doing = False
 
     def ask(self, trainer: "NodeTrainer", asked: Asked) -> None:
         if trainer is self.trainers[0]:
             self.queue.append(asked)
+            return
+        if self.doing:
+            self.later.append(asked)
+            return
+        if not trainer.has_to(asked):
             return
         if self.asked is not None:
             self.asked.fail(WrongState(f"asked to {asked.name} meanwhile"))
@@ -92,10 +101,10 @@ class Group:
         for trainer, incarnation in zip(self.trainers, self.begun or [], strict=True):
             if trainer.incarnation() == incarnation:
                 trainer.sidecar.die(1)
-        for asked in [*self.queue, self.shared, self.asked]:
+        for asked in [*self.queue, *self.later, self.shared, self.asked]:
             if asked is not None:
                 asked.fail(InfrastructureError("the trainer went away"))
-        self.queue, self.shared, self.asked, self.begun = [], None, None, None
+        self.queue, self.later, self.shared, self.asked, self.begun, self.doing = [], [], None, None, None, False
 
     def _agree(self) -> bool:
         """Whether there is something that both nodes' agents have asked for."""
@@ -113,10 +122,10 @@ class Group:
 
     async def _do(self) -> None:
         one, other = self.shared, self.asked
-        assert one is not None and other is not None
-        steps = [
-            t.world.at(f"trainer.{asked.name}", asked.seconds, t.alive) for t, asked in zip(self.trainers, (one, other), strict=True)
-        ]
+        assert one is not None
+        assert other is not None
+        self.doing = True
+        steps = [t.world.at(f"trainer.{asked.name}", asked.seconds, t.alive) for t, asked in zip(self.trainers, (one, other), strict=True)]
         failed = [error for error in await asyncio.gather(*steps, return_exceptions=True) if isinstance(error, BaseException)]
         for asked in (one, other):
             if failed:
@@ -124,9 +133,12 @@ class Group:
             else:
                 asked.effect()
         self.shared = self.asked = None
+        self.doing, later, self.later = False, self.later, []
         for asked in (one, other):
             if not asked.answer.done():
                 asked.answer.set_result(None)
+        for asked in later:
+            self.ask(self.trainers[1], asked)
 
 
 class NodeTrainer(TrainerTwin):
@@ -138,6 +150,10 @@ class NodeTrainer(TrainerTwin):
         self.group = group
         super().__init__(world, sidecar)
         group.trainers.append(self)
+
+    def _fresh(self) -> None:
+        super()._fresh()
+        self.exported: int | None = None
 
     def incarnation(self) -> str | None:
         return self.sidecar.status_now.incarnation if self.sidecar.alive else None
@@ -157,6 +173,7 @@ class NodeTrainer(TrainerTwin):
             assert self.resident
             assert not world.engine.shares, "the arena is written while an engine reads it in place"
             world.arena, world.part = None, (version, self.content)
+            self.exported = version
 
         await self._command("export", 0.5, effect, version)
         return manifest_of(version, truth(version))
@@ -167,7 +184,7 @@ class NodeTrainer(TrainerTwin):
         done = {
             "train": held == wanted and self.trained is not None and self.trained.version == wanted,
             "checkpoint": wanted in self.world.checkpoints and held == wanted,
-            "export": not self.resident and held == wanted and (wanted, self.content) in (self.world.arena, self.world.part),
+            "export": held == wanted == self.exported and (wanted, self.content) in (self.world.arena, self.world.part),
         }
         if done.get(asked.name, False):
             asked.answer.set_result(None)
@@ -179,12 +196,14 @@ class NodeTrainer(TrainerTwin):
         return True
 
     async def _command(self, name: str, seconds: float, effect: Callable[[], None], version: int | None = None) -> None:
+        def changes() -> None:
+            self.exported = None if name in ("load", "train") else self.exported
+            effect()
+
         if self.group.begun is None or self.incarnation() not in self.group.begun:
             raise InfrastructureError("the trainer does not answer")
-        asked = Asked(name, version, seconds, effect, asyncio.get_running_loop().create_future())
-        first = self is self.group.trainers[0]
-        if first or self.has_to(asked):
-            self.group.ask(self, asked)
+        asked = Asked(name, version, seconds, changes, asyncio.get_running_loop().create_future())
+        self.group.ask(self, asked)
         await asyncio.shield(asked.answer)
 
 

@@ -118,7 +118,7 @@ class Trainer:
                 record = checkpoint.read_record(Path(body.path))
                 same = record is not None and (record.version, record.checksum) == (body.version, self.held.checksum)
                 return self.status() if same else None
-            case Export(body) if not self.offloader.resident:
+            case Export(body) if not self.offloader.resident or len(self.ranks.nodes) > 1:  # other nodes are filling from it
                 return self._still_exported(body.version, self._here(body.arena))
         return None
 
@@ -169,7 +169,7 @@ class Trainer:
                 raise WrongState(f"{folder} holds version {record.version}, not {version}")
             if record is not None and self.ranks.leads:
                 checkpoint.verify(folder, record)
-        self.held = replace(self.held, version=None, checksum=None)
+        self.held = replace(self.held, version=None, checksum=None, manifest=None)
         with self.ranks.together():
             self.offloader.onload(contents=False)
             weights.load(self.replica, folder)
@@ -183,7 +183,8 @@ class Trainer:
             self.held = replace(self.held, version=version, checksum=record.checksum, checkpointed=version, trained=record.trained)
 
     def _train(self, task: TrainTask, batch: Batch) -> TrainMetrics:
-        self.held = replace(self.held, version=None, checksum=None)  # until it is made it is neither the old nor the new version
+        # Until it is made it is neither the old nor the new version.
+        self.held = replace(self.held, version=None, checksum=None, manifest=None)
         make = preferences.train if task.kind == "preference" else train
         metrics = make(self.replica, self.spec, task, batch, self.report)
         self.held = replace(self.held, version=task.version, trained=metrics)
