@@ -410,7 +410,8 @@ class Pair:
         beside: list[Coroutine[Any, Any, None]] = [self.group.run(), self.drive()]
         tasks = [asyncio.create_task(each) for each in beside]
         agents = asyncio.gather(*(self._agent(i) for i in (0, 1)))
-        done, _ = await asyncio.wait([*tasks, agents], return_when=asyncio.FIRST_COMPLETED)
+        every: list[asyncio.Future[Any]] = [*tasks, agents]
+        done, _ = await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
         for each in done:

@@ -171,9 +171,11 @@ class Actor:
 
     async def _workers(self) -> NodeAddresses:
         """What all worker nodes have; a master that was started again hears of them one after the other."""
-        while len((addresses := await self.parts.master.addresses()).weights) < self.plan.site.nodes:
+        while True:
+            addresses = await self.parts.master.addresses()
+            if len(addresses.weights) >= self.plan.site.nodes:
+                return addresses
             await asyncio.sleep(_POLL)
-        return addresses
 
     async def _trainer(self, step: Step, known: Known) -> Known:
         trainer = self.parts.trainer
