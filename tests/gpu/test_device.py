@@ -78,6 +78,17 @@ def test_each_rank_has_the_device_of_its_number(monkeypatch: pytest.MonkeyPatch)
     assert waited == [torch.device("cuda", 3)]
 
 
+def test_what_tensors_take_of_the_accelerator_is_measured_from_what_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, peaks = Nvidia(3), [90 * MiB]  # of the training before
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda d: 40 * MiB if d == device.device else 0)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda d: peaks.append(40 * MiB) if d == device.device else None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda d: peaks[-1] if d == device.device else 0)
+    assert device.watch()().accelerator == 0
+    taken = device.watch()
+    peaks.append(47 * MiB)
+    assert taken().accelerator == 7 * MiB
+
+
 @pytest.mark.parametrize(
     ("wanted", "hardware", "found"), [("auto", True, "bf16"), ("auto", False, "fp32"), ("bf16", False, "bf16"), ("fp32", True, "fp32")]
 )

@@ -30,7 +30,8 @@ from rljob.checkpoint_engine.space import human_size
 from rljob.wire.weights import Manifest, Shard, TensorEntry, WeightsRefused
 
 __all__ = [
-    "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "human_size", "manifest_checksum", "tensor_entries", "verify_manifest",
+    "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "human_size", "manifest_checksum", "tensor_entries",
+    "thread_count", "verify_manifest",
 ]  # fmt: skip
 CHUNK = 1 << 20
 """Bytes that are copied before they are hashed: small enough that the hash still finds them in a cache."""
@@ -217,7 +218,7 @@ class TensorFile:
     def write_all(self, tensors: Mapping[str, torch.Tensor], threads: int | None = None) -> dict[str, str]:
         """`write` of many tensors in threads: two reach the memory's bandwidth, one does not."""
         order = sorted(tensors, key=lambda name: -tensors[name].nbytes)  # the longest first, so that threads end together
-        with ThreadPoolExecutor(threads or _threads()) as pool:
+        with ThreadPoolExecutor(threads or thread_count()) as pool:
             return dict(zip(order, pool.map(lambda name: self.write(name, tensors[name]), order), strict=True))
 
     def checksum(self, name: str) -> str:
@@ -230,7 +231,7 @@ class TensorFile:
         """Checksums of many tensors (default: all), in threads: hashing leaves the interpreter lock."""
         wanted = list(self.names() if names is None else names)
         order = sorted(wanted, key=lambda name: -self.spec(name).nbytes)
-        with ThreadPoolExecutor(threads or _threads()) as pool:
+        with ThreadPoolExecutor(threads or thread_count()) as pool:
             return dict(zip(order, pool.map(self.checksum, order), strict=True))
 
     def hold(self) -> None:
@@ -272,7 +273,8 @@ class TensorFile:
         self.close()
 
 
-def _threads() -> int:
+def thread_count() -> int:
+    """Threads that write or read a file together: so many tensors are under way at a time."""
     return min(8, len(os.sched_getaffinity(0)))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rljob.api import InfrastructureError
+from rljob.trainer import peak
 
 FOREVER = datetime.timedelta(days=365)
 """Ranks wait for the next command as long as a rollout takes; a dead peer is noticed by its closed connection."""
@@ -66,6 +67,9 @@ class Device(Protocol):
 
     def freed(self) -> int:
         """Bytes that are free in this process and that `release` would give back; 0 where nobody can tell, or where they must be."""
+
+    def watch(self) -> Callable[[], peak.Extra]:
+        """Begin to measure memory; the call that this gives ends it and tells the most that was taken meanwhile. One at a time."""
 
 
 class Cpu:
@@ -127,6 +131,10 @@ class Cpu:
         libc.mallinfo2.restype = _Mallinfo2
         return int(libc.mallinfo2().fordblks)
 
+    def watch(self) -> Callable[[], peak.Extra]:
+        main = peak.watch()
+        return lambda: peak.Extra(main())
+
 
 class Nvidia:
     """One CUDA device, by LOCAL_RANK."""
@@ -180,6 +188,12 @@ class Nvidia:
 
     def freed(self) -> int:
         return 0
+
+    def watch(self) -> Callable[[], peak.Extra]:
+        """Of the accelerator what tensors take, as torch's allocator counts it; what it holds free and reuses is no more of it."""
+        main, before = peak.watch(), torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return lambda: peak.Extra(main(), torch.cuda.max_memory_allocated(self.device) - before)
 
 
 def choose(kind: str, local_rank: int) -> Device:

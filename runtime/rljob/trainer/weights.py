@@ -1,6 +1,7 @@
 """Weights in and out of the model, by Hugging Face name: from a model folder, into the arena, and the canary that proves them."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rljob.api import ConfigurationError, InfrastructureError
-from rljob.checkpoint_engine.arena import NAMES, TensorFile, TensorSpec, manifest_checksum, tensor_entries
+from rljob.checkpoint_engine.arena import NAMES, TensorFile, TensorSpec, human_size, manifest_checksum, tensor_entries, thread_count
 from rljob.checkpoint_engine.draft import part_of, version_of
 from rljob.trainer.build import Replica
 from rljob.trainer.hf_map import pieces
@@ -22,6 +23,8 @@ from rljob.trainer.pipeline import relay
 from rljob.trainer.place import alone
 from rljob.trainer.ranks import Ranks
 from rljob.wire.weights import Canary, Manifest
+
+log = logging.getLogger(__name__)
 
 CANARY_LENGTH = 8
 """Tokens; fits any engine (`rljob.rollout.engine.SHORTEST`). Every weight but other tokens' embeddings has a part in the second log-prob
@@ -89,8 +92,10 @@ def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,
 def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], name: Name = str) -> dict[str, str]:
     """Write this rank's part of `tensors` (by Megatron name), if they are in the file; returns the checksums of those it holds as a whole.
 
-    Numbers go straight from the parameter into the file. On an accelerator a whole tensor that lies in groups is first put together there,
-    for one tensor per thread of `write_all`: that is the most extra memory.
+    Numbers go straight from the parameter into the file, on CPU without any other memory. From an accelerator they come tensor by tensor,
+    at most one per thread of `write_all`: what lies in groups is first put together there, and where the file has another element type, or
+    takes a part that does not lie in one piece, torch holds the part in the parameter's type in main memory (blocking copies are converted
+    on CPU, copy_kernel_cuda in aten/src/ATen/native/cuda/Copy.cu). So neither memory needs more than a `bucket` beside model and file.
     """
     own = [piece for piece in replica.pieces if piece.writes and name(piece.name) in file]
     for piece in own:
@@ -99,6 +104,12 @@ def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], nam
             target.copy_(mine)
     replica.device.synchronize()
     return file.write_all({name(piece.name): piece.view(tensors[piece.parameter]) for piece in own if piece.whole})
+
+
+def bucket(replica: Replica, tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the largest tensor this rank has a part of, as it lies in `tensors`, once per thread: the bound of what `write` takes."""
+    sizes = (piece.view(tensors[piece.parameter]).nbytes for piece in replica.pieces if piece.writes)
+    return thread_count() * max(sizes, default=0)
 
 
 class Arena:
@@ -128,14 +139,20 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
 
     `path` is this node's arena, of the same name on every node. An arena that lacks tensors which only other nodes hold is no version yet
     but a part of one (`draft.part_of`), until `checkpoint_engine.fill` has brought the rest.
+
+    Every rank logs the most memory that it took beside the arena, and the `bucket` that bounds it whatever the size of the model. On CPU
+    the canary's pass over eight tokens may run meanwhile (`_beside`) and then counts: it reads the weights where they lie and takes a few
+    rows, once also some MiB of oneDNN's own code. Elsewhere it comes afterwards and does not count.
     """
     file = arena.file(replica, ranks, path, layout(replica, dtype))
+    taken = replica.device.watch()
     masters = replica.masters()  # before the canary's pass, which puts them in the policy's place
     with _beside(replica, lambda: canary(replica, dtype)) as computed:
         with ranks.together():
             mine = write(file, replica, masters)
         homes = find_homes(replica, ranks)
         checksums = agreed(ranks, file, mine, homes.held[ranks.node])
+        log.info("exported version %d: took %s beside the arena, bucket %s", version, taken(), human_size(bucket(replica, masters)))
         proof = computed()
     entries = tensor_entries(file, checksums, homes.first(ranks.nodes if ranks.names else (node,)))
     identity = manifest_checksum(entries)
