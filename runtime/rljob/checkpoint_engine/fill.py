@@ -27,12 +27,15 @@ log = logging.getLogger(__name__)
 
 STREAMS = 4
 """Connections to each node."""
+PAUSE = 0.05
+"""Seconds until a node that did not have its part yet is asked again: all export at the same time, so it has it very soon, and every engine
+waits for this."""
 
 
 class Filler:
     """Fills the arena of a worker node."""
 
-    def __init__(self, transport: Transport, shelf: Shelf, arena: Path, node: str, patience: float, pause: float = HEARTBEAT) -> None:
+    def __init__(self, transport: Transport, shelf: Shelf, arena: Path, node: str, patience: float, pause: float = PAUSE) -> None:
         """
         Args:
             node: name of this one, as in `Shard.node`.
