@@ -140,9 +140,10 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
     `path` is this node's arena, of the same name on every node. An arena that lacks tensors which only other nodes hold is no version yet
     but a part of one (`draft.part_of`), until `checkpoint_engine.fill` has brought the rest.
 
-    Every rank logs the most memory that it took beside the arena, and the `bucket` that bounds it whatever the size of the model. On CPU
-    the canary's pass over eight tokens may run meanwhile (`_beside`) and then counts: it reads the weights where they lie and takes a few
-    rows, once also some MiB of oneDNN's own code. Elsewhere it comes afterwards and does not count.
+    Every rank logs the most memory that it took beside the arena, and the `bucket` that bounds it whatever the size of the model, but for
+    some 4 MiB of the process's own: threads, names, oneDNN's code the first time. A toy model's bucket is smaller than that. On CPU the
+    canary's pass over eight tokens may run meanwhile (`_beside`) and then counts: it reads the weights where they lie and takes a few rows.
+    Elsewhere it comes afterwards and does not count.
     """
     file = arena.file(replica, ranks, path, layout(replica, dtype))
     taken = replica.device.watch()
