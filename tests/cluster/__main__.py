@@ -1,4 +1,4 @@
-"""`python -m tests.cluster build|up|load|logs|down|reap`: the cluster of the tests, for a person."""
+"""`python -m tests.cluster build|up|load|registry|devices|down`: the cluster of the tests, for a person."""
 
 import shlex
 import subprocess

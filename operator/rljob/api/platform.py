@@ -35,7 +35,7 @@ class AcceleratorSpec(Part):
     type: Literal["cpu", "nvidia"] = "cpu"
     """Kind of accelerator."""
     per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    """Devices of a worker pod; on CPU the number of trainer processes."""
+    """Devices of a worker pod; on CPU the number of its trainer processes."""
     sharing: Literal["auto", "claim", "single", "visible"] = "auto"
     """How the two sidecars share the devices in a cluster: one DRA `claim`, one `single` container, or the owner's device list made
     `visible` to the other. `auto` takes the first that the cluster supports."""

@@ -35,7 +35,7 @@ class ScratchSource(Part):
     layers: Positive = 4
     """Number of transformer layers."""
     heads: Positive = 4
-    """Number of attention heads; `hiddenSize / heads` must be a head size that vLLM supports (32, 64, 80, 96, 128)."""
+    """Number of attention heads; `hiddenSize / heads` must be a head size that vLLM supports (32, 64, 80, 96, 112, 128)."""
     kv_heads: Positive = 2
     """Number of key/value heads."""
     context_length: Annotated[int, Field(ge=32, le=INT32)] = 256

@@ -4,7 +4,8 @@ What a change of the spec reaches: an object carries the hash of what was render
 depends on the fields that its processes read (rljob.manifests.jobfile), on what the plan makes of the spec for it (command, memory,
 devices), on its role's `templates` and on the operator's settings. So `rollout.replicas` adds or removes rollout pods and nothing else;
 `iterations`, `evaluation`, `checkpoint` and the limits reach the master alone, `reward.workers` the reward pods alone,
-`sandbox` the sandbox pods (and, where it makes or removes them, the reward pods, which are told where they are).
+`sandbox` the sandbox pods (and, where it makes or removes them, the master, whose preparation asks whether there is one, and the reward
+pods, which are told where they are).
 """
 
 import json

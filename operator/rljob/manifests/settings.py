@@ -50,8 +50,7 @@ class SandboxPods(Part):
     seccomp_profile: str = "rljob/sandbox.json"
     """Profile below the kubelet's seccomp folder of every node (charts/rljob/files/sandbox-seccomp.json); empty: none (`Unconfined`)."""
     app_armor_profile: str = ""
-    """AppArmor profile of the nodes that allows mounts and user namespaces, or `unconfined`; empty: the runtime's, or none on nodes without
-    AppArmor."""
+    """AppArmor profile of the nodes that allows mounts and user namespaces, or `unconfined`; empty: the runtime's, where there is one."""
 
 
 class LeaderElection(Part):

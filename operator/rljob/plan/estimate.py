@@ -56,7 +56,7 @@ class Estimate:
     memory: dict[str, Memory]
     """Per process: `master`, `prepare`, `checkpoint-engine`, `megatron` (the whole sidecar), `vllm`, `reward`; `sandbox` if it runs."""
     arena: int
-    """Weights in shared memory, per worker pod."""
+    """Weights in shared memory, per worker or rollout pod."""
     disk: int
     answer_tokens: int
     """Generated per iteration."""

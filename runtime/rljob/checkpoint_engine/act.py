@@ -97,7 +97,7 @@ class Parts:
     memory: gate.DeviceMemory
     new_incarnation: Callable[[], str]
     peers: Peers | None = None
-    """None at a node that makes its weights itself."""
+    """None at a node that makes its weights alone."""
     filler: Filler | None = None
     """At a worker node that makes them together with others."""
 

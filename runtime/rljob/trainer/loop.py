@@ -110,7 +110,7 @@ class Trainer:
             raise WrongState(f"cannot {name(command)} while offloaded: onload first")
 
     def fulfilled(self, command: Command) -> Message | None:
-        """The answer to a command that has nothing left to do. For rank 0, which answers without bothering the others."""
+        """The answer to a command that has nothing left to do. For a node's first rank, which answers without bothering the others."""
         match command:
             case Train(task) if self.held.version == task.version:
                 return self._result(task.version)
@@ -140,7 +140,7 @@ class Trainer:
         return manifest
 
     def execute(self, command: Command) -> Message | None:
-        """Do it, on every rank. Rank 0 gets the answer, others possibly None."""
+        """Do it, on every rank. Rank 0 gets the answer, of an export every node's first rank; others possibly None."""
         match command:
             case Load(body):
                 self._load(body.version, Path(body.path))

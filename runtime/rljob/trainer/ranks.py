@@ -14,7 +14,7 @@ from rljob.api import InfrastructureError
 
 @dataclass(frozen=True)
 class Ranks:
-    """All ranks of the trainer; rank 0 speaks for them."""
+    """All ranks of the trainer; rank 0 says what they do."""
 
     control: dist.ProcessGroup
     """A gloo group for bytes and agreement; a waiting rank uses neither accelerator nor processor."""

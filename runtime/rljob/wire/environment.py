@@ -60,7 +60,7 @@ class Environment:
         return Path(self.variables.get("RLJOB_SOURCE_DIR", "."))
 
     def socket(self, name: str) -> Path:
-        """Unix socket of a container of this pod: `agent`, `megatron-shim`, `vllm-shim`, `trainer`, `zygote`."""
+        """Unix socket of a container of this pod: `megatron-shim`, `vllm-shim`, `trainer`."""
         return self.directory("sockets") / f"{name}.sock"
 
     def url(self, service: str) -> str:

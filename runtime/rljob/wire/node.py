@@ -61,7 +61,7 @@ Step = Literal[
     "start-trainer", "load", "train", "export", "register", "checkpoint", "offload", "gate", "pull", "start-engine", "load-engine",
     "attest", "rollout", "stop-engine", "onload", "idle",
 ]  # fmt: skip
-"""What a node is doing; the cycle of DESIGN §3."""
+"""What a node is doing; the cycle of docs/design.md."""
 
 
 class Progress(Message):

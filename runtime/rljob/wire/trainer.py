@@ -1,4 +1,4 @@
-"""Between the node agent and its trainer: HTTP over the unix socket `trainer` (rank 0 listens).
+"""Between the node agent and its trainer: HTTP over the unix socket `trainer` (the node's first rank listens).
 
 | call | body | answer |
 |---|---|---|
@@ -30,7 +30,7 @@ class LoadCommand(Message):
 
 
 class ExportCommand(Message):
-    """Write the held version into the arena file, which rank 0 makes if it is missing and which is rewritten in place."""
+    """Write the held version into the arena file, which the node's first rank makes if it is missing and which is rewritten in place."""
 
     version: int
     arena: str
