@@ -106,6 +106,13 @@ def test_parallel_sizes_that_do_not_fit_are_explained() -> None:
     assert "must divide trainer.nodes × accelerator.perNode = 3; set accelerator.perNode to a multiple of 2" in problem
 
 
+@pytest.mark.parametrize(("nodes", "stages", "works"), [(2, 4, 2), (3, 4, 4), (4, 6, 3)])
+def test_ranks_for_stages_on_several_nodes_are_said_for_each_node(nodes: int, stages: int, works: int) -> None:
+    (problem,) = problems(f"  trainer: {{nodes: {nodes}, pipelineParallel: {stages}}}\n")
+    assert problem.endswith(f"set accelerator.perNode to a multiple of {works}")
+    assert parse(f"{GOOD}  accelerator: {{perNode: {works}}}\n  trainer: {{nodes: {nodes}, pipelineParallel: {stages}}}\n")
+
+
 def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
     found = problems("  iterations: 0\n  trainer:\n    nodes: none\n  seeds: 1\n")
     assert [p.partition(":")[0] for p in found] == ["line 10", "line 12", "line 13"]

@@ -12,11 +12,11 @@ POINTS = [
 KINDS: list[Kind] = ["kill", "fail", "kill-agent", "lose-arena", "master-forgets"]
 
 
-def play(*faults: tuple[int, Fault], iterations: int = 2, late: float = 0.0) -> Pair:
+def play(*faults: tuple[int, Fault], iterations: int = 2, late: float = 0.0, fill: float = 0.5) -> Pair:
     """A whole job; the nodes afterwards."""
 
     async def job() -> Pair:
-        pair = Pair(iterations, faults, late)
+        pair = Pair(iterations, faults, late, fill)
         await pair.run()
         return pair
 
@@ -87,6 +87,13 @@ def test_what_both_have_lost_is_exported_by_both() -> None:
 def test_a_fill_that_failed_goes_on_with_the_same_export(node: int) -> None:
     """It is not the trainer's failure; the other node, which is whole by then, gives what it has."""
     pair = play((node, Fault("trainer.fill", 2, "fail")))
+    check_end(pair)
+    assert [world.counts["trainer.export"] for world in pair.worlds] == [3, 3]
+    assert [world.sidecars["trainer"].starts for world in pair.worlds] == [1, 1]
+
+
+def test_a_fill_that_gets_on_may_take_longer_than_any_step() -> None:
+    pair = play(fill=70.0)
     check_end(pair)
     assert [world.counts["trainer.export"] for world in pair.worlds] == [3, 3]
     assert [world.sidecars["trainer"].starts for world in pair.worlds] == [1, 1]

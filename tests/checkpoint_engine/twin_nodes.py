@@ -246,7 +246,7 @@ class NodeWorld(World):
                     raise FillFailed("the other node's part did not come")
                 await asyncio.sleep(HEARTBEAT)
             try:
-                await self.at("trainer.fill", 0.5)
+                await self.at("trainer.fill", self.pair.fill)
             except InfrastructureError as error:
                 raise FillFailed(str(error)) from error
             if self.part != label:
@@ -329,13 +329,14 @@ class NodeMaster(MasterTwin):
 class Pair:
     """Two nodes, the trainer that they share, and a job of `iterations` training tasks. Each time both nodes have to serve."""
 
-    def __init__(self, iterations: int = 2, faults: Sequence[tuple[int, Fault]] = (), late: float = 0.0) -> None:
+    def __init__(self, iterations: int = 2, faults: Sequence[tuple[int, Fault]] = (), late: float = 0.0, fill: float = 0.5) -> None:
         """
         Args:
             faults: with the number of the node where it happens.
             late: seconds after which the second node's agent begins.
+            fill: seconds that it takes to fill an arena.
         """
-        self.iterations, self.late = iterations, late
+        self.iterations, self.late, self.fill = iterations, late, fill
         self.checkpoints: set[int] = set()
         self.group = Group()
         self.manifests: dict[int, Manifest] = {}

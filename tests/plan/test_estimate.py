@@ -181,6 +181,12 @@ def test_peers_cost_a_second_copy_of_the_weights() -> None:
     assert peers == 2 * alone
 
 
+def test_checkpoints_are_fp32_whatever_the_engine_has() -> None:
+    spec: dict[str, Any] = {"accelerator": {"type": "nvidia"}}
+    fewer, more = (estimate(job({"path": "m"}, checkpoint={"keep": n}, **spec), SMOL, TWO_CORES).disk for n in (2, 3))
+    assert more - fewer >= 4 * SMOL.parameters
+
+
 def test_a_kept_optimizer_makes_checkpoints_larger() -> None:
     fresh, kept = (estimate(job({"path": "m"}, algorithm={"resetOptimizer": reset}), SMOL, TWO_CORES).disk for reset in (True, False))
     assert kept - fresh == 3 * 12 * SMOL.parameters

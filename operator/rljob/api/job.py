@@ -1,5 +1,6 @@
 """RLJob itself: metadata, spec, and the checks that need more than one topic."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -119,7 +120,7 @@ class RLJobSpec(Part):
             raise ValueError(
                 f"trainer.tensorParallel ({t.tensor_parallel}) × pipelineParallel ({t.pipeline_parallel}) × contextParallel "
                 f"({t.context_parallel}) = {need} must divide trainer.nodes × accelerator.perNode = {self.world_size}; "
-                f"set accelerator.perNode to a multiple of {max(1, need // t.nodes)}"
+                f"set accelerator.perNode to a multiple of {need // math.gcd(need, t.nodes)}"
             )
         if t.tensor_parallel > per_node:
             raise ValueError(

@@ -134,7 +134,7 @@ def _memory(console: Console, sizes: Estimate) -> None:
     for name, memory in sizes.memory.items():
         table.add_row(name, _size(memory.total), ", ".join(f"{part} {_size(size)}" for part, size in memory.parts))
     if sizes.arena:
-        table.add_row("shared weights", _size(sizes.arena), "in /dev/shm of every worker pod")
+        table.add_row("shared weights", _size(sizes.arena), "in /dev/shm of every worker and rollout pod")
     console.print(table)
 
 

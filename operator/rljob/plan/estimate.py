@@ -227,8 +227,8 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_re
         memory=memory,
         # A second copy exists while peers still read the old version.
         arena=(2 if peers else 1) * weights,
-        # The starting model, the kept checkpoints and one in the making, the final model.
-        disk=4 * shape.parameters + (job.spec.checkpoint.keep + 1) * (weights + optimizer) + weights,
+        # The starting model, the kept checkpoints and one in the making, the final model: all fp32, whatever the engine has.
+        disk=4 * shape.parameters + (job.spec.checkpoint.keep + 1) * (4 * shape.parameters + optimizer) + 4 * shape.parameters,
         answer_tokens=base.answer_tokens,
         trained_tokens=base.trained_tokens,
         seconds=_seconds(job, shape, machine, base.answer_tokens, base.trained_tokens, held_out or 0),

@@ -12,7 +12,7 @@ from rljob.api import InfrastructureError, RLJobError
 from rljob.checkpoint_engine import gate
 from rljob.checkpoint_engine.clients import Engine, Filler, Master, Peers, Shim, Trainer, WeightSource
 from rljob.checkpoint_engine.decide import keeps_engine
-from rljob.checkpoint_engine.outcome import AttestationFailed, ChecksumMismatch, DeadlineExceeded, exit_error, telling_line
+from rljob.checkpoint_engine.outcome import AttestationFailed, ChecksumMismatch, DeadlineExceeded, FillFailed, exit_error, telling_line
 from rljob.checkpoint_engine.processes import KILL_DEADLINE
 from rljob.checkpoint_engine.state import (
     Attest,
@@ -128,9 +128,12 @@ class Actor:
         limit = self.plan.gate_deadline + self.plan.deadline if isinstance(step, Gate) else self.plan.deadline
         try:
             async with asyncio.timeout(limit):
-                return await self._act(step, seen)
+                done = await self._act(step, seen)
         except TimeoutError as error:
             raise DeadlineExceeded(f"not done after {limit:.0f} s (switch.deadlineSeconds); it is ended and started again") from error
+        if isinstance(step, Export) and self.parts.filler is not None:
+            await self._fill(self.parts.filler, _present(done.manifest, step.version))
+        return done
 
     async def _act(self, step: Step, seen: Observed) -> Known:
         known, parts = seen.known, self.parts
@@ -169,6 +172,18 @@ class Actor:
         label = (manifest.version, manifest.checksum)
         return replace(known, manifest=manifest, registered=label, arena_refused=False, unknown_to_master=None)
 
+    async def _fill(self, filler: Filler, manifest: Manifest) -> None:
+        """One that gets on may take as long as it takes, and it is not the trainer's fault if it does not."""
+        try:
+            async with asyncio.timeout(self.plan.deadline):
+                addresses = await self._workers()
+        except TimeoutError as error:
+            raise FillFailed(
+                f"not all of {self.plan.site.nodes} worker nodes have reported to the master for {self.plan.deadline:.0f} s, and "
+                f"version {manifest.version} lies on them in part"
+            ) from error
+        await filler.fill(manifest, addresses.weights, self._publish)
+
     async def _workers(self) -> NodeAddresses:
         """What all worker nodes have; a master that was started again hears of them one after the other."""
         while True:
@@ -204,9 +219,6 @@ class Actor:
                         f"the trainer exported version {manifest.version} with checksum {manifest.checksum}, the job knows version "
                         f"{version} as {checksum}: it loads its checkpoint again"
                     )
-                if self.parts.filler is not None:
-                    addresses = await self._workers()
-                    await self.parts.filler.fill(manifest, addresses.weights, self._publish)
                 return replace(known, manifest=manifest, arena_refused=False, unknown_to_master=None, nobody_has=None)
             case Onload():
                 await trainer.onload()
