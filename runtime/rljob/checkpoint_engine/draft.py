@@ -110,13 +110,13 @@ class Draft:
                 os.ftruncate(descriptor, 0)
                 reserve(path, descriptor, size)
             draft = cls(path, descriptor, manifest)
+            label = part_of(manifest)
+            if read_metadata(descriptor) == label:
+                draft.have = sum(1 << i for i in range(len(found)) if draft.checks(i))
+            draft._write_header(label)
         except BaseException:
             os.close(descriptor)
             raise
-        label = part_of(manifest)
-        if read_metadata(descriptor) == label:
-            draft.have = sum(1 << i for i in range(len(found)) if draft.checks(i))
-        draft._write_header(label)
         return draft
 
     @property

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rljob.checkpoint_engine.draft import Draft, is_laid_out_as, part_of, read_metadata, version_of
 from rljob.checkpoint_engine.outcome import FillFailed
-from rljob.checkpoint_engine.pull import HEARTBEAT, wrong_bytes
+from rljob.checkpoint_engine.pull import HEARTBEAT, coming, wrong_bytes
 from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
 from rljob.checkpoint_engine.weight_server import Shelf
 from rljob.wire.node import Progress
@@ -60,19 +60,11 @@ class Filler:
             return
         draft = await asyncio.to_thread(self._own_part, manifest)
         fill, threads = _Fill(draft, self._transport), ThreadPoolExecutor(STREAMS * max(1, len(sources)), "fill")
-        try:
-            self._transport.begin(draft.memory())
-            self._shelf.offer(draft)
+        async with coming(draft, self._transport, self._shelf, threads, fill.end):
             await self._fetch_all(fill, threads, sources, publish)
             if _metadata(self._arena) != part_of(manifest):
                 raise WeightsRefused(f"{self._arena} was written while version {manifest.version} was put together there")
             draft.complete()
-        finally:
-            fill.end()
-            self._shelf.offer(None)
-            await asyncio.to_thread(threads.shutdown)  # nobody writes into the arena any more
-            self._transport.end()
-            draft.close()
 
     def _own_part(self, manifest: Manifest) -> Draft:
         """The arena with what is right of it."""

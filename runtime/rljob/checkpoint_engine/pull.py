@@ -9,8 +9,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -148,18 +149,10 @@ class Puller:
             return None
         draft = await asyncio.to_thread(Draft.of, draft_path(self._arena), manifest)
         pull, threads = _Pull(draft), ThreadPoolExecutor(thread_name_prefix="pull")
-        try:
-            self._transport.begin(draft.memory())
-            self._shelf.offer(draft)
+        async with coming(draft, self._transport, self._shelf, threads, pull.end):
             whole = await self._fetch_all(pull, threads, publish)
             if whole:
                 draft.become(self._arena)
-        finally:
-            pull.end()
-            self._shelf.offer(None)
-            await asyncio.to_thread(threads.shutdown)  # nobody writes into the draft any more
-            self._transport.end()
-            draft.close()
         return manifest if whole else None
 
     async def _fetch_all(self, pull: _Pull, threads: ThreadPoolExecutor, publish: Callable[[Progress | None], None]) -> bool:
@@ -233,6 +226,23 @@ class Puller:
         except SourceFailed as error:
             if not pull.ended:
                 pull.refuse(source, error)
+
+
+@asynccontextmanager
+async def coming(
+    draft: Draft, transport: Transport, shelf: Shelf, threads: ThreadPoolExecutor, end: Callable[[], None]
+) -> AsyncIterator[None]:
+    """While the pieces of a draft come, in `threads`, which `end` has end; others are given what is there. Afterwards it is closed."""
+    try:
+        transport.begin(draft.memory())
+        shelf.offer(draft)
+        yield
+    finally:
+        end()
+        shelf.offer(None)
+        await asyncio.to_thread(threads.shutdown)  # nobody writes into the draft any more
+        transport.end()
+        draft.close()
 
 
 def wrong_bytes(stream: Stream, source: str, piece: int) -> SourceFailed:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -214,25 +215,38 @@ def lead(trainer: Trainer, board: Board) -> None:
     while True:
         board.show(trainer.status(error=error))
         command = board.next()
-        busy, started = name(command), time.monotonic()
-        board.show(trainer.status(busy))
-        trainer.report = lambda done, total, busy=busy: board.show(trainer.status(busy, Progress(done=done, total=total)))  # type: ignore[misc]
-        try:
-            trainer.refuse(command)
-            outcome: Message | Exception | None = trainer.fulfilled(command)
-            if outcome is None:
-                trainer.ranks.share(encode(command))
-                outcome = trainer.execute(command)
-            error = None
-        except (RLJobError, WrongState) as failure:
-            outcome, error = failure, str(failure)
-        except Exception as failure:  # the boundary of this process: a command's failure is its answer
-            log.exception("%s failed", busy)
-            outcome, error = failure, f"{type(failure).__name__}: {failure}"
-        log.info("%s: %.2f s, version %s%s", busy, time.monotonic() - started, trainer.held.version, f", {error}" if error else "")
+        outcome, error = carry_out(trainer, board.show, command, partial(_with_all, trainer, command))
         board.show(trainer.status(error=error))
-        board.answer(outcome if outcome is not None else trainer.status())
+        board.answer(outcome)
         end_if_apart(trainer.ranks, outcome)
+
+
+def _with_all(trainer: Trainer, command: Command) -> Message | None:
+    """Do it on all ranks, if there is something left to do."""
+    trainer.refuse(command)
+    done = trainer.fulfilled(command)
+    if done is not None:
+        return done
+    trainer.ranks.share(encode(command))
+    return trainer.execute(command)
+
+
+def carry_out(
+    trainer: Trainer, show: Callable[[TrainerStatus], None], command: Command, do: Callable[[], Message | None]
+) -> tuple[Message | Exception, str | None]:
+    """Have `do` do the command, and show how far it is; the answer, and the error to show if it is one."""
+    busy, started, error = name(command), time.monotonic(), None
+    show(trainer.status(busy))
+    trainer.report = lambda done, total: show(trainer.status(busy, Progress(done=done, total=total)))
+    try:
+        outcome: Message | Exception | None = do()
+    except (RLJobError, WrongState) as failure:
+        outcome, error = failure, str(failure)
+    except Exception as failure:  # the boundary of this process: a command's failure is its answer
+        log.exception("%s failed", busy)
+        outcome, error = failure, f"{type(failure).__name__}: {failure}"
+    log.info("%s: %.2f s, version %s%s", busy, time.monotonic() - started, trainer.held.version, f", {error}" if error else "")
+    return outcome if outcome is not None else trainer.status(), error
 
 
 def follow(trainer: Trainer) -> None:

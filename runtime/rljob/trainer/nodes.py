@@ -5,22 +5,16 @@ asked for the same, which that agent does once its engine has left and memory is
 nobody begins before all are ready. What one agent asks for while the others are at something else is refused: it looks again.
 """
 
-import logging
 import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
-from rljob.api import RLJobError
 from rljob.trainer.commands import Command, Train, WrongState, decode, name, version_of
-from rljob.trainer.loop import Trainer, end_if_apart
+from rljob.trainer.loop import Trainer, carry_out, end_if_apart
 from rljob.trainer.ranks import Ranks
 from rljob.trainer.server import Asked
-from rljob.wire.base import Message
-from rljob.wire.node import Progress
 from rljob.wire.trainer import TrainerStatus
-
-log = logging.getLogger(__name__)
 
 
 class NodeBoard(Protocol):
@@ -54,7 +48,7 @@ def lead_node(trainer: Trainer, board: NodeBoard) -> None:
         if asked is None or shared is None:
             continue
         if _same(asked.command, shared):
-            outcome, error = _do(trainer, board, shared)
+            outcome, error = carry_out(trainer, board.show, shared, partial(trainer.execute, shared))
             shared = None
             asked.answer.set_result(outcome)
             end_if_apart(trainer.ranks, outcome)
@@ -96,22 +90,6 @@ def _pending(trainer: Trainer, asked: Asked) -> Asked | None:
         asked.answer.set_result(done)
         return None
     return asked
-
-
-def _do(trainer: Trainer, board: NodeBoard, command: Command) -> tuple[Message | Exception, str | None]:
-    """The answer, and the error to show."""
-    busy, started = name(command), time.monotonic()
-    board.show(trainer.status(busy))
-    trainer.report = lambda done, total: board.show(trainer.status(busy, Progress(done=done, total=total)))
-    try:
-        outcome = trainer.execute(command)
-    except (RLJobError, WrongState) as failure:
-        return failure, str(failure)
-    except Exception as failure:  # the boundary of this process: a command's failure is its answer
-        log.exception("%s failed", busy)
-        return failure, f"{type(failure).__name__}: {failure}"
-    log.info("%s: %.2f s, version %s", busy, time.monotonic() - started, trainer.held.version)
-    return outcome if outcome is not None else trainer.status(), None
 
 
 def _same(one: Command, other: Command) -> bool:
