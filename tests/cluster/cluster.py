@@ -281,6 +281,9 @@ class LocalCluster(Cluster):
             "k8s.io",
             "images",
             "import",
+            # Unpacked they are there anyway, and pods need no more: half of the disk.
+            "--local",
+            "--discard-unpacked-layers",
             "--snapshotter",
             self._snapshotter(),
         )
@@ -288,6 +291,8 @@ class LocalCluster(Cluster):
 
     def load_image(self, archive: Path) -> None:
         requirements.check([archive], nodes=0)
+        # While one is loaded its layers are there twice.
+        requirements.check_disk(self.folder, archive.stat().st_size * (len(self.nodes) + 1), f"the images of {len(self.nodes)} nodes")
         for name in self.nodes:
             self._import(self._boxes[name], archive.resolve())
 

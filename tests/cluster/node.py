@@ -47,6 +47,9 @@ def prepare(box: Box, folder: Path, images: Path) -> None:
     box.run(["mount", "-t", "proc", "proc", WHOLE_PROC])
 
 
+DISK_KEPT = 0.01
+"""Share of a disk below which a kubelet starts no pod and ends those that run."""
+
 USER_NAMESPACES = "userns"
 """Handler of a RuntimeClass whose pods may have users of their own (`hostUsers: false`)."""
 
@@ -117,7 +120,7 @@ def kubelet_config(folder: Path, pki: Path, addresses: Addresses, cgroup: str) -
         "clusterDNS": [addresses.control],
         "clusterDomain": DOMAIN,
         "resolvConf": str(folder / "resolv.conf"),
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        "evictionHard": {"memory.available": "100Mi", "nodefs.available": f"{DISK_KEPT:.0%}", "imagefs.available": f"{DISK_KEPT:.0%}"},
         # Images that a test loaded cannot be pulled again.
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,

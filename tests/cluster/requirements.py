@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tests.cluster.box import ClusterError
-from tests.cluster.node import HIDDEN
+from tests.cluster.node import DISK_KEPT, HIDDEN
 
 # A command and the Debian package it comes from.
 COMMANDS = {"runc": "runc", "nft": "nftables", "ip": "iproute2", "mount": "mount", "setpriv": "util-linux", "sysctl": "procps"}
@@ -53,3 +53,14 @@ def check(folders: Iterable[Path], nodes: int) -> None:
             raise ClusterError(
                 f"{folder} is below {hidden}, which a cluster's nodes have of their own; set TMPDIR or XDG_CACHE_HOME to another folder"
             )
+
+
+def check_disk(folder: Path, size: int, what: str) -> None:
+    """Raises `ClusterError` where `size` bytes would leave less than what a kubelet wants free: it would end pods, and let none begin."""
+    disk = shutil.disk_usage(folder)
+    kept = int(disk.total * DISK_KEPT)
+    if disk.free < size + kept:
+        raise ClusterError(
+            f"{what} take up to {size / 1e9:.1f} GB below {folder}, where {disk.free / 1e9:.1f} GB are free, and a kubelet starts no pod "
+            f"with less than {kept / 1e9:.1f} GB left; free some, or set TMPDIR to a folder on a larger disk"
+        )

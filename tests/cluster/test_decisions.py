@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import json
+import shutil
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.cluster import network, provisioner, requirements, state
-from tests.cluster.box import Identity
+from tests.cluster.box import ClusterError, Identity
 from tests.cluster.build import MODULES, BuildError, binary, content_hash, flags
 from tests.cluster.existing import in_use
 from tests.cluster.handle import MADE_HERE
@@ -98,6 +99,13 @@ def test_network_plugins_are_found_only_where_all_of_them_are() -> None:
     complete = requirements.CNI_FOLDERS[1]
     assert requirements.cni_folder(lambda path: path.parent == complete or path.name == "ptp") == complete
     assert requirements.cni_folder(lambda path: path.name == "ptp") is None
+
+
+def test_images_that_would_leave_a_kubelet_too_little_disk_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    requirements.check_disk(tmp_path, 0, "the images of 0 nodes")
+    with pytest.raises(ClusterError, match=r"the images of 2 nodes take up to .* GB below .*; free some, or set TMPDIR"):
+        requirements.check_disk(tmp_path, free, "the images of 2 nodes")
 
 
 def claim(name: str, **spec: Any) -> dict[str, Any]:

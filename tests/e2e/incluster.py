@@ -41,8 +41,20 @@ def helm(cluster: Cluster, *arguments: str, timeout: float = 240) -> str:
     """What helm printed."""
     command = [str(cluster.bin("helm")), "--kubeconfig", str(cluster.kubeconfig), *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
-    assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr[-4000:]}"
+    assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr[-4000:]}\n{_looks(cluster)}"
     return done.stdout
+
+
+def _looks(cluster: Cluster) -> str:
+    """Nodes and pods of a cluster in which something did not start, and what has happened there."""
+    nodes = [
+        f"{node['metadata']['name']}: {each['type']}={each['status']} ({each.get('message', '')})"
+        for node in cluster.get("nodes")["items"]
+        for each in node["status"].get("conditions", ())
+    ]
+    pods = cluster.kubectl("get", "pods", "--all-namespaces", "--output=wide")
+    events = cluster.kubectl("get", "events", "--all-namespaces", "--sort-by=.lastTimestamp").splitlines()
+    return "\n".join([*nodes, pods, *events[-40:]])
 
 
 def install(cluster: Cluster, release: Release) -> None:
