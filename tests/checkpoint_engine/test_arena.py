@@ -9,7 +9,15 @@ import xxhash
 from safetensors.torch import load_file, save_file
 
 from rljob.api import ConfigurationError, InfrastructureError
-from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, WeightsRefused, manifest_checksum, tensor_entries, verify_manifest
+from rljob.checkpoint_engine.arena import (
+    TensorFile,
+    TensorSpec,
+    WeightsRefused,
+    converted_there,
+    manifest_checksum,
+    tensor_entries,
+    verify_manifest,
+)
 from rljob.wire.weights import Canary, Manifest, TensorEntry
 
 SPECS = (
@@ -137,6 +145,12 @@ def test_a_file_that_an_engine_holds_cannot_be_written_until_it_lets_go(tmp_path
     assert writer.metadata == {"version": "1"}
     another.close()
     writer.write("q", tensors(2)["q"])
+
+
+def test_what_comes_from_an_accelerator_is_converted_there() -> None:
+    afar, here = torch.empty(2, 3, device="meta"), torch.empty(2, 3)
+    assert (converted_there(afar, torch.bfloat16).device.type, converted_there(afar, torch.bfloat16).dtype) == ("meta", torch.bfloat16)
+    assert converted_there(here, torch.bfloat16) is here, "main memory is converted chunk by chunk"
 
 
 def test_writing_converts_the_element_type_and_refuses_another_shape(tmp_path: Path) -> None:

@@ -299,6 +299,22 @@ def test_a_deadline_ends_the_job() -> None:
     living(story)
 
 
+def test_time_before_a_pause_does_not_count_against_the_deadline() -> None:
+    async def story(world: World) -> None:
+        await started(world, activeDeadlineSeconds=100)
+        await asyncio.sleep(80)
+        world.spec(suspend=True)
+        await until(lambda: world.holds("Suspended"))
+        world.spec(suspend=False)
+        await until(lambda: world.holds("Ready"))
+        resumed = clock()
+        await until(lambda: world.holds("Failed"))
+        assert world.condition("Failed")["reason"] == "DeadlineExceeded"
+        assert clock() - resumed > 80
+
+    living(story)
+
+
 def test_a_finished_job_is_deleted_after_its_time() -> None:
     async def story(world: World) -> None:
         await started(world, ttlSecondsAfterFinished=60)

@@ -54,7 +54,7 @@ def processes(folder: Path) -> list[Process]:
 def start(job: Path, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """`rljob run` in the background; output goes to `<folder>.out`."""
     with folder.with_suffix(".out").open("ab") as out:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(RLJOB), "run", str(job), "--workdir", str(folder), *arguments],
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -62,6 +62,19 @@ def start(job: Path, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
             cwd=ROOT,
             start_new_session=True,
         )
+    _started.append(process)
+    return process
+
+
+_started: list[subprocess.Popen[bytes]] = []
+
+
+def end_all() -> None:
+    """End what `start` has started and a test has not seen the end of; its guardian ends the rest."""
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.wait()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -265,7 +265,8 @@ def _restless() -> Object:
     return manifest
 
 
-PROMPTS, SAMPLES = 48, 16
+PROMPTS, SAMPLES = 128, 16
+"""Of an iteration, which then takes longer than rollout pods need for a new version."""
 
 
 # Rollout pods must find the time to answer within an iteration.

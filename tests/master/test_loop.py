@@ -350,12 +350,6 @@ class TestFailures:
             "message": "out of memory",
         }
 
-    def test_the_job_ends_at_its_deadline(self, tmp_path: Path) -> None:
-        world = World(tmp_path, job(activeDeadlineSeconds=5), inputs())
-        with pytest.raises(JobFailed, match="activeDeadlineSeconds is 5"):
-            run(world.master())
-        assert "activeDeadlineSeconds" in world.status()["lastFailure"]["message"]
-
 
 class TestResume:
     def test_more_iterations_go_on_from_the_last(self, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 RLJobError
 ├── ConfigurationError      the user has to change something: stop, say what; exit status 2
 ├── InfrastructureError     something of ours or below us failed: retry with back-off; never a reward; exit status 1
-└── JobFailed               the job has used up its retries or its time: stop until a person looks at it; exit status 3
+└── JobFailed               the job has used up its retries: stop until a person looks at it; exit status 3
 
 What the policy (the language model) writes is never an exception: a wrong answer is a result.
 """
@@ -31,7 +31,7 @@ class InfrastructureError(RLJobError):
 
 
 class JobFailed(RLJobError):
-    """`spec.backoffLimit` or `spec.activeDeadlineSeconds` is used up; what was committed is kept."""
+    """`spec.backoffLimit` is used up; what was committed is kept."""
 
 
 def explained(error: OSError) -> str:

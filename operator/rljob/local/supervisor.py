@@ -295,7 +295,7 @@ class Supervisor:
 
     def _failure(self, fail: decide.Fail) -> Outcome:
         if fail.key is None:
-            return Outcome("failed", f"the job ran longer than spec.activeDeadlineSeconds ({self._limits.deadline:.0f} s)")
+            return Outcome("failed", f"the run took longer than spec.activeDeadlineSeconds ({self._limits.deadline:.0f} s)")
         key, state = fail.key, self.states[fail.key]
         log = self._folder.log(*key)
         lines = last_lines(log, self._log_starts[key])

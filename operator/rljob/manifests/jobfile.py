@@ -17,6 +17,7 @@ File = tuple[str, str]
 
 CLUSTER = (
     "suspend",
+    "activeDeadlineSeconds",
     "ttlSecondsAfterFinished",
     "queueName",
     "templates",
@@ -27,7 +28,7 @@ CLUSTER = (
     "checkpoint.volume",
 )
 """The operator's own: no process reads them."""
-_RUN = ("iterations", "evaluation", "backoffLimit", "activeDeadlineSeconds", "checkpoint")
+_RUN = ("iterations", "evaluation", "backoffLimit", "checkpoint")
 """How long the loop runs and what it keeps: the master's alone."""
 _SANDBOX = tuple(f"sandbox.{name}" for name in ("replicas", "slots", "memoryPerRun", "queue", "minimum", "backend"))
 """How the sandbox runs; whether there is one is what the preparation asks."""

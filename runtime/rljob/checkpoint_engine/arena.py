@@ -181,7 +181,7 @@ class TensorFile:
         if spec.shape not in (tuple(source.shape), (math.prod(source.shape[:2]), *source.shape[2:])):
             raise ValueError(f"tensor {name} has shape {list(source.shape)}, {self.path} holds {list(spec.shape)}")
         digest = xxhash.xxh3_128()
-        for block in _blocks(source.detach()):
+        for block in _blocks(converted_there(source.detach(), spec.dtype)):
             flat = block.view(-1)
             if self._on_disk:
                 self._write_out(offset, flat.to("cpu", spec.dtype), digest)
@@ -271,6 +271,12 @@ class TensorFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def converted_there(source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of an accelerator in `dtype`, converted on it, so that only as many bytes travel: left to itself, a blocking copy takes the
+    numbers as they are and converts them on CPU (copy_kernel_cuda in aten/src/ATen/native/cuda/Copy.cu). One of main memory as it is."""
+    return source if source.device.type == "cpu" else source.to(dtype)
 
 
 def thread_count() -> int:

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rljob.api import ConfigurationError, JobFailed, RLJob, RLJobError
+from rljob.api import ConfigurationError, RLJob, RLJobError
 from rljob.master.activity import Activity
 from rljob.master.decisions.identity import differences, identity
 from rljob.master.engines import Engine, EnginePool
@@ -111,7 +111,7 @@ async def run_job(parts: Parts) -> None:
 
 async def _until_done(parts: Parts, loop: Loop) -> None:
     """Run everything; the end of the loop or the first error ends the rest."""
-    beside = [parts.pool.poll(), parts.scorer.run(), parts.watch.ended(), _deadline(parts), _write_for_ever(parts)]
+    beside = [parts.pool.poll(), parts.scorer.run(), parts.watch.ended(), _write_for_ever(parts)]
     tasks = [asyncio.create_task(work) for work in (loop.run(), *beside)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -132,19 +132,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(inner, BaseExceptionGroup):
         inner = inner.exceptions[0]
     return inner
-
-
-async def _deadline(parts: Parts) -> None:
-    """End the job once it has been active for `spec.activeDeadlineSeconds`; time in which no master ran does not count."""
-    limit, database = parts.job.spec.active_deadline_seconds, parts.state.database
-    begun, before = parts.clock(), float(database.get("active_seconds") or 0.0)
-    while True:
-        active = before + parts.clock() - begun
-        with database.transaction("active"):
-            database.put("active_seconds", active)
-        if limit is not None and active >= limit:
-            raise JobFailed(f"the job has been active for {active:.0f} s, spec.activeDeadlineSeconds is {limit}: raise it to go on")
-        await asyncio.sleep(30.0 if limit is None else min(30.0, limit - active))
 
 
 async def _write_for_ever(parts: Parts) -> None:

@@ -13,7 +13,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rljob.api import ConfigurationError, InfrastructureError
-from rljob.checkpoint_engine.arena import NAMES, TensorFile, TensorSpec, human_size, manifest_checksum, tensor_entries, thread_count
+from rljob.checkpoint_engine.arena import (
+    NAMES,
+    TensorFile,
+    TensorSpec,
+    converted_there,
+    human_size,
+    manifest_checksum,
+    tensor_entries,
+    thread_count,
+)
 from rljob.checkpoint_engine.draft import part_of, version_of
 from rljob.trainer.build import Replica
 from rljob.trainer.hf_map import pieces
@@ -93,15 +102,15 @@ def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], nam
     """Write this rank's part of `tensors` (by Megatron name), if they are in the file; returns the checksums of those it holds as a whole.
 
     Numbers go straight from the parameter into the file, on CPU without any other memory. From an accelerator they come tensor by tensor,
-    at most one per thread of `write_all`: what lies in groups is first put together there, and where the file has another element type, or
-    takes a part that does not lie in one piece, torch holds the part in the parameter's type in main memory (blocking copies are converted
-    on CPU, copy_kernel_cuda in aten/src/ATen/native/cuda/Copy.cu). So neither memory needs more than a `bucket` beside model and file.
+    at most one per thread of `write_all`: there what lies in groups is put together, and converted where the file has another element type;
+    a part that does not lie in one piece in the file is held in main memory on its way (copy_kernel_cuda in
+    aten/src/ATen/native/cuda/Copy.cu). So neither memory needs more than a `bucket` beside model and file.
     """
     own = [piece for piece in replica.pieces if piece.writes and name(piece.name) in file]
     for piece in own:
         if not piece.whole:
             mine, target = piece.of(tensors[piece.parameter], file.view(name(piece.name)))
-            target.copy_(mine)
+            target.copy_(converted_there(mine, target.dtype))
     replica.device.synchronize()
     return file.write_all({name(piece.name): piece.view(tensors[piece.parameter]) for piece in own if piece.whole})
 
