@@ -106,7 +106,7 @@ class Trainer:
     def bare_seconds(self, file: TensorFile) -> dict[str, float]:
         """The best of three of each: one copy of as many bytes as the weights have, one call of the C library, warm memory on both sides;
         the same in all threads; reading them in all threads."""
-        source: Any = self.replica.ddp.buffers[0].grad_data.fill_(0.5)
+        source: Any = self.replica.chunks[0].ddp.buffers[0].grad_data.fill_(0.5)
         target = file.mapping().data_ptr() + file.data_start
         if source.nbytes < file.nbytes:
             raise RuntimeError("the gradients are fewer than the weights")

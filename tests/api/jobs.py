@@ -17,6 +17,7 @@ Path_ = tuple[str | int, ...]
 _SIZES: tuple[str, ...] = (
     "tensorParallel",
     "pipelineParallel",
+    "virtualPipelineParallel",
     "contextParallel",
     "nodes",
     "perNode",
@@ -63,6 +64,7 @@ trainer:
   nodes: 2
   tensorParallel: 2
   pipelineParallel: 2
+  virtualPipelineParallel: 2
   expertParallel: 1
   contextParallel: 1
   precision: bf16

@@ -158,6 +158,10 @@ def test_names_of_jobs_are_taken_alike(judge: Judge, name: str) -> None:
             "trainer.tensorParallel (2) × pipelineParallel (1) × contextParallel (1) = 2 must divide trainer.nodes × accelerator.perNode",
         ),
         (
+            {("trainer", "virtualPipelineParallel"): 2},
+            "trainer.virtualPipelineParallel (2) needs stages to interleave, but trainer.pipelineParallel is 1; set it to 2 or more, or",
+        ),
+        (
             {("model", "source"): {"scratch": {}}},
             "model.source.scratch starts from random weights, which earn no reward: set spec.warmStart",
         ),

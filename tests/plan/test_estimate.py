@@ -155,6 +155,25 @@ def test_a_pipeline_divides_weights_but_not_the_activations_of_its_first_stage()
     assert alone[1] == three[0][1] + 2048 * 12 * 49152
 
 
+def test_interleaved_chunks_keep_more_activations_and_wait_less() -> None:
+    def of(chunks: int) -> Any:
+        trainer = {"pipelineParallel": 3, "virtualPipelineParallel": chunks, "precision": "fp32"}
+        return job({"path": "m"}, trainer=trainer, accelerator={"perNode": 3}, rollout={"maxTokens": 64})
+
+    layer = 2048 * 576 * 68
+    assert [rank_memory(of(2), SMOL, stage)[1] for stage in range(2)] == [(2 * 2 + 1 + 3) * 5 * layer, (2 * 1 + 1 + 3) * 5 * layer]
+    assert [rank_memory(of(chunks), SMOL, 0)[0] for chunks in (1, 2, 5)] == [rank_memory(of(1), SMOL, 0)[0]] * 3
+    plain, interleaved = (estimate(of(chunks), SMOL, TWO_CORES).seconds["training"] for chunks in (1, 2))
+    assert interleaved < plain
+
+
+def test_chunks_that_do_not_divide_the_layers_are_named_with_the_nearest_sizes() -> None:
+    sizes = {"pipelineParallel": 3, "virtualPipelineParallel": 4}
+    (line,) = misfits(job({"path": "m"}, trainer=sizes, accelerator={"perNode": 3}), SMOL)
+    why = "the model has 30 layers, as many in every chunk of every stage; set it to 2 or 5"
+    assert line == f"spec.trainer.virtualPipelineParallel is 4, but {why}"
+
+
 def test_a_model_from_scratch_has_the_shape_that_was_asked_for() -> None:
     shape = of_scratch(ScratchSource())
     assert (shape.layers, shape.hidden, shape.head_size) == (4, 128, 32)

@@ -35,6 +35,8 @@ class Size:
     pipeline: int
     data: int
     expert: int = 1
+    chunks: int = 1
+    """Of each pipeline stage."""
     nodes: int = 1
     """Over which the ranks are spread; here all are on one machine, and each has arenas of its own."""
 
@@ -44,7 +46,8 @@ class Size:
 
     def __str__(self) -> str:
         experts = f"-ep{self.expert}" if self.expert > 1 else ""
-        return f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}{experts}{f'-n{self.nodes}' if self.nodes > 1 else ''}"
+        chunks = f"x{self.chunks}" if self.chunks > 1 else ""
+        return f"tp{self.tensor}-pp{self.pipeline}{chunks}-dp{self.data}{experts}{f'-n{self.nodes}' if self.nodes > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def arenas(folder: Path, node: str) -> Path:
 def job(spec: dict[str, Any], size: Size) -> RLJobSpec:
     """The spec of a job of this size."""
     sizes = {"tensorParallel": size.tensor, "pipelineParallel": size.pipeline, "expertParallel": size.expert}
+    sizes |= {"virtualPipelineParallel": size.chunks}
     return RLJobSpec.model_validate({**spec, "trainer": {**spec["trainer"], **sizes}, "accelerator": {"perNode": size.ranks}})
 
 
@@ -152,7 +156,7 @@ class _Rank:
         trainer.execute(Load(LoadCommand(version=1, path=str(self._checkpoint(case, self.before) if self.before else mine))))
         metrics.append(self._train(trainer, case, 2))
         self._export(trainer, case, 2, torch.float32)
-        held = [int(n) for n in self.ranks.collect(str(sum(p.numel() for p in trainer.replica.policy.parameters())).encode())]
+        held = [int(n) for n in self.ranks.collect(str(sum(p.numel() for _, p in trainer.replica.parameters())).encode())]
         return Seen(found, held, metrics, self.checksums, self.canaries)
 
     def _trainer(self, case: Case) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rljob.api.families import Architecture, Experts, Rope
 from rljob.trainer.hf_map import padded_vocabulary, pieces
-from rljob.trainer.place import Place, alone
+from rljob.trainer.place import Place, alone, chunks
 
 LAYERS, HEADS, KV_HEADS = 12, 12, 6
 
@@ -23,11 +23,10 @@ def architecture(tied: bool, bias: bool) -> Architecture:
     )  # fmt: skip
 
 
-def places(tensor: int, pipeline: int, data: int) -> list[Place]:
-    depth = LAYERS // pipeline
+def places(tensor: int, pipeline: int, data: int, count: int = 1) -> list[Place]:
     return [
         Place(
-            range(stage * depth, (stage + 1) * depth),
+            chunks(LAYERS, stage, pipeline, count),
             first=stage == 0,
             last=stage == pipeline - 1,
             tensor_rank=rank,
@@ -43,26 +42,45 @@ def places(tensor: int, pipeline: int, data: int) -> list[Place]:
 @settings(max_examples=25, deadline=None)
 @given(
     tensor=st.sampled_from([1, 2, 3, 6]),
-    pipeline=st.sampled_from([1, 2, 3, 4, 6, 12]),
+    stages=st.sampled_from([(1, 1), (2, 1), (3, 1), (4, 1), (6, 1), (12, 1), (2, 2), (2, 3), (2, 6), (3, 2), (3, 4), (4, 3), (6, 2)]),
     data=st.integers(1, 3),
     tied=st.booleans(),
     bias=st.booleans(),
 )
-def test_every_number_is_written_once_and_loaded_by_every_copy(tensor: int, pipeline: int, data: int, tied: bool, bias: bool) -> None:
-    a = architecture(tied, bias)
+def test_every_number_is_written_once_and_loaded_by_every_copy(
+    tensor: int, stages: tuple[int, int], data: int, tied: bool, bias: bool
+) -> None:
+    a, (pipeline, count) = architecture(tied, bias), stages
     whole = {piece.name: piece.shape for piece in pieces(a, alone(LAYERS))}
     written = {name: torch.zeros(shape, dtype=torch.long) for name, shape in whole.items()}
     loaded = {name: torch.zeros(shape, dtype=torch.long) for name, shape in whole.items()}
-    for place in places(tensor, pipeline, data):
+    for place in places(tensor, pipeline, data, count):
         for piece in pieces(a, place):
             assert piece.shape == whole[piece.name]
             loaded[piece.name][piece.region] += 1
             written[piece.name][piece.region] += piece.writes
-    assert all((count == 1).all() for count in written.values())
+    assert all((times == 1).all() for times in written.values())
     copy = tied and pipeline > 1
-    for name, count in loaded.items():
+    for name, found in loaded.items():
         times = data * (tensor if len(whole[name]) == 1 and "norm" in name else 1) * (1 + (copy and "embed" in name))
-        assert (count == times).all(), name
+        assert (found == times).all(), name
+
+
+def test_chunks_of_stages_take_turns_through_the_model() -> None:
+    assert [chunks(12, stage, 2, 3) for stage in range(2)] == [
+        (range(0, 2), range(4, 6), range(8, 10)),
+        (range(2, 4), range(6, 8), range(10, 12)),
+    ]
+
+
+def test_names_of_parameters_tell_chunks_apart() -> None:
+    first, last = ([piece.parameter for piece in pieces(architecture(True, False), place)] for place in places(1, 2, 1, 3))
+    assert [name for name in first if "embedding" in name] == ["chunk0.embedding.word_embeddings.weight"]
+    assert [name for name in last if "final_layernorm" in name or "output" in name] == [
+        "chunk2.decoder.final_layernorm.weight",
+        "chunk2.output_layer.weight",
+    ]
+    assert len({name for name in first if "linear_proj" in name}) == LAYERS // 2
 
 
 MIXTURES = {
@@ -96,7 +114,7 @@ def test_every_expert_is_written_once_and_is_on_its_ranks_only(tensor: int, pipe
     assert all((count == tensor * data // expert).all() for name, count in loaded.items() if ".experts." in name)
 
 
-@pytest.mark.parametrize("place", places(3, 4, 1), ids=lambda p: f"{p.layers.start}-{p.tensor_rank}")
+@pytest.mark.parametrize("place", places(3, 4, 1), ids=lambda p: f"{p.chunks[0].start}-{p.tensor_rank}")
 def test_the_pieces_of_a_rank_cover_its_parameters_without_overlap(place: Place) -> None:
     a = architecture(tied=False, bias=True)
     parts: dict[str, int] = Counter()

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.slow
 
 ALONE = Size(1, 1, 1)
 SPREAD = [Size(1, 2, 1, nodes=2), Size(1, 1, 2, nodes=2), Size(1, 1, 2, 2, nodes=2), Size(2, 2, 1, nodes=2), Size(1, 2, 2, 2, nodes=2)]
-"""Stages, copies, experts on two nodes; stages of two tensor parallel ranks; stages whose experts are spread within a node."""
+SPREAD += [Size(1, 2, 2, 2, chunks=2, nodes=2)]
+"""Stages, copies, experts on two nodes; stages of two tensor parallel ranks; stages whose experts are spread within a node, also of two
+chunks of layers each."""
 SIZES = [*SPREAD, Size(2, 1, 1)]
 """Each goes on from the checkpoint that the one before has written."""
 EXPORTS = ("0.float32", "0.bfloat16", "1.float32", "2.float32")
@@ -28,7 +30,7 @@ EXPORTS = ("0.float32", "0.bfloat16", "1.float32", "2.float32")
 def folder(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path], batch: Callable[..., Batch]) -> Path:
     """What all sizes have left."""
     made = tmp_path_factory.mktemp("nodes")
-    case = Case("model", str(make_model("qwen3_moe", True)), spec("fp32"))
+    case = Case("model", str(make_model("qwen3_moe", True, num_hidden_layers=4)), spec("fp32"))
     try_all(made, (ALONE, *SIZES), [case], {"rl": [batch(version=v, seed=v) for v in (1, 2)]})
     return made
 

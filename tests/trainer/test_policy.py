@@ -102,11 +102,11 @@ def test_gradients_of_packed_rows_are_those_of_separate_sequences(
     made, model = replica(folder, spec()), transformers_model(folder)
     weight = torch.linspace(-1, 1, 20)
     torch.autograd.backward((reference_logprobs(model, data) * weight).sum())
-    made.ddp.zero_grad_buffer()
+    made.chunks[0].ddp.zero_grad_buffer()
     for members in bins(needed(answers_of(data), regularised=True), 64, 1):
         packed = row(members)
-        torch.autograd.backward((per_sample(packed, made.ddp(packed)) * weight[packed.indices]).sum())
-    gradients = {name: p.main_grad for name, p in made.policy.named_parameters()}
+        torch.autograd.backward((per_sample(packed, made.chunks[0].ddp(packed)) * weight[packed.indices]).sum())
+    gradients = {name: p.main_grad for name, p in made.parameters()}
     expected = of_files(model, {name: p.grad for name, p in model.named_parameters()})
     for piece in made.pieces:
         mine, theirs = piece.of(gradients[piece.parameter], expected[piece.name])

@@ -131,7 +131,7 @@ def test_data_parallel_ranks_share_the_pairs_and_copies_count_nowhere(ranks: int
     from rljob.trainer.preferences import pairs_of, rows
 
     parts = pairs_of(pair_batch(pairs=pairs))
-    places = [SimpleNamespace(place=Place(range(2), data_rank=rank), data_size=ranks) for rank in range(ranks)]
+    places = [SimpleNamespace(place=Place((range(2),), data_rank=rank), data_size=ranks, together=1) for rank in range(ranks)]
     shared = [rows(cast(Any, place), parts, 40) for place in places]
     assert len({len(of_rank) for of_rank in shared}) == 1, "every rank has as many micro-batches"
     counted = [int(i) for of_rank in shared for row in of_rank if row.counted for i in row.indices]

@@ -34,7 +34,7 @@ def run(replica: Any, spec: RLJobSpec, batch: Batch, steps: int = 1, kind: str =
 def state(replica: Any) -> dict[str, torch.Tensor]:
     """Masters, parameters and moments."""
     found = {name: tensor.detach().clone() for name, tensor in replica.masters().items()}
-    found |= {f"parameter {name}": p.detach().clone() for name, p in replica.policy.named_parameters()}
+    found |= {f"parameter {name}": p.detach().clone() for name, p in replica.parameters()}
     return found | {f"optimizer {i}": t.clone() for i, t in enumerate(replica.optimizer.tensors())}
 
 
@@ -268,9 +268,9 @@ def test_offload_and_onload_keep_every_bit(
                 before = state(made)
                 offloader.offload()
                 # What remains lies in one file that the kernel may take out of memory: the masters.
-                assert len(storages([*made.policy.parameters(), *made.optimizer.tensors()])) == 1
+                assert len(storages([*(p for _, p in made.parameters()), *made.optimizer.tensors()])) == 1
                 assert storages(made.masters().values()) == storages(made.optimizer.tensors())
-                assert sum(b.grad_data.untyped_storage().nbytes() for b in made.ddp.buffers) == 0
+                assert sum(b.grad_data.untyped_storage().nbytes() for b in made.chunks[0].ddp.buffers) == 0
                 offloader.onload()
                 assert same(before, state(made))
         results.append(state(made))

@@ -116,6 +116,9 @@ class TrainerSpec(Part):
     """Tensor parallel size."""
     pipeline_parallel: Small = 1
     """Pipeline parallel size: stages of equally many layers, run as 1F1B; more micro-batches a step than stages keep them busy."""
+    virtual_pipeline_parallel: Small = 1
+    """Virtual pipeline size: chunks of layers that each stage has, run as interleaved 1F1B. More chunks leave stages idle for less time and
+    send more between them."""
     expert_parallel: Small = 1
     """Expert parallel size (mixture-of-experts models): the experts of a layer are spread over so many of the tensor × data parallel ranks
     that hold it."""

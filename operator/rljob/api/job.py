@@ -122,6 +122,11 @@ class RLJobSpec(Part):
                 f"({t.context_parallel}) = {need} must divide trainer.nodes × accelerator.perNode = {self.world_size}; "
                 f"set accelerator.perNode to a multiple of {need // math.gcd(need, t.nodes)}"
             )
+        if t.virtual_pipeline_parallel > 1 and t.pipeline_parallel == 1:
+            raise ValueError(
+                f"trainer.virtualPipelineParallel ({t.virtual_pipeline_parallel}) needs stages to interleave, but trainer.pipelineParallel "
+                "is 1; set it to 2 or more, or virtualPipelineParallel to 1"
+            )
         if t.tensor_parallel > per_node:
             raise ValueError(
                 f"trainer.tensorParallel ({t.tensor_parallel}) is more than accelerator.perNode ({per_node}): a tensor parallel "

@@ -88,6 +88,11 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             f"({{self.trainer.contextParallel}}) = {{{_NEED}}} must divide trainer.nodes × accelerator.perNode = {{{_WORLD}}}",
         ),
         Rule(
+            "self.trainer.virtualPipelineParallel == 1 || self.trainer.pipelineParallel > 1",
+            "trainer.virtualPipelineParallel ({self.trainer.virtualPipelineParallel}) needs stages to interleave, but "
+            "trainer.pipelineParallel is 1; set it to 2 or more, or virtualPipelineParallel to 1",
+        ),
+        Rule(
             "self.trainer.tensorParallel <= self.accelerator.perNode",
             "trainer.tensorParallel ({self.trainer.tensorParallel}) is more than accelerator.perNode ({self.accelerator.perNode}): a "
             "tensor parallel group stays within one node; lower it or raise perNode",

@@ -74,6 +74,8 @@ def show(console: Console, job: RLJob, plan: Plan, sizes: Estimate, env: bool) -
     if shape and shape.experts:
         model += f" ({shape.active / 1e6:,.1f} M a token: {shape.chosen} of {shape.experts} experts)"
     parallel = f"data {spec.data_parallel} × tensor {t.tensor_parallel} × pipeline {t.pipeline_parallel} × context {t.context_parallel}"
+    if t.virtual_pipeline_parallel > 1:
+        parallel += f", {t.virtual_pipeline_parallel} chunks in a stage"
     if t.expert_parallel > 1:
         parallel += f", expert {t.expert_parallel}"
     console.print(f"[bold]{plan.job}[/bold]  {model}  {spec.accelerator.type}, trainer: {parallel}", highlight=False)

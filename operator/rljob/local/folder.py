@@ -209,6 +209,7 @@ _MAY_CHANGE = (
         "spec.evaluation.every",
     ),
     *("spec.trainer.nodes", "spec.trainer.tensorParallel", "spec.trainer.pipelineParallel", "spec.trainer.expertParallel"),
+    "spec.trainer.virtualPipelineParallel",
     *("spec.trainer.contextParallel", "spec.trainer.microBatchTokens", "spec.trainer.recompute"),
     *("spec.reward.replicas", "spec.reward.workers", "spec.reward.timeoutSeconds"),
     *("metadata.labels", "metadata.annotations", "metadata.namespace"),

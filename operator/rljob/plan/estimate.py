@@ -104,8 +104,10 @@ def rank_memory(job: RLJob, shape: ModelShape, stage: int) -> tuple[int, int]:
     """(weights and optimizer, activations) of one rank of a pipeline stage, in bytes.
 
     The first and the last of several stages each hold an embedding, of which the last may be a copy. A stage keeps the activations of as
-    many micro-batches as there are stages from it to the end (1F1B), so the first one keeps as much as if there were no pipeline. Experts
-    are spread over expert parallel ranks; tensor parallel ones split the rest, and each sends its share of the tokens to the experts.
+    many micro-batches as there are stages from it to the end (1F1B), so the first one keeps as much as if there were no pipeline. With
+    interleaved chunks it keeps those of more passes through a chunk (schedules.py, `get_pp_rank_microbatches`, and the one in progress).
+    Experts are spread over expert parallel ranks; tensor parallel ones split the rest, and each sends its share of the tokens to the
+    experts.
     """
     t, stages = job.spec.trainer, job.spec.trainer.pipeline_parallel
     low, last = t.precision != "fp32", stage == stages - 1
@@ -116,7 +118,9 @@ def rank_memory(job: RLJob, shape: ModelShape, stage: int) -> tuple[int, int]:
     # Every expert that a token goes through has its copy of it, and what its feed-forward part keeps.
     in_experts = 4 * shape.chosen * (4 * shape.hidden + 3 * shape.ffn)
     in_layer = 2 * shape.hidden if t.recompute else 68 * shape.hidden + in_experts
-    per_token = (stages - stage) * (shape.layers // stages) * in_layer
+    chunks = t.virtual_pipeline_parallel
+    waiting = stages - stage if chunks == 1 else 2 * (stages - stage) - 1 + (chunks - 1) * stages
+    per_token = waiting * (shape.layers // (stages * chunks)) * in_layer
     activations = tokens * (per_token + (12 * shape.vocabulary if last else 0)) // t.tensor_parallel
     return (weights // t.tensor_parallel + experts) * (18 if low else 16), activations
 
@@ -183,7 +187,9 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
     micro_batches = max(steps, trained // job.spec.trainer.micro_batch_tokens)
     training = max(6 * shape.active * trained / (_TRAIN_FLOPS[kind, "bf16" if low else "fp32"] * units), 0.05 * micro_batches)
     # Stages wait at the beginning and the end of every step, for as long as one micro-batch takes each of the others.
-    training *= 1 + (job.spec.trainer.pipeline_parallel - 1) / max(1, micro_batches / steps / job.spec.data_parallel)
+    # Interleaved, that is a chunk's time.
+    stages, chunks = job.spec.trainer.pipeline_parallel, job.spec.trainer.virtual_pipeline_parallel
+    training *= 1 + (stages - 1) / chunks / max(1, micro_batches / steps / job.spec.data_parallel)
     if not job.spec.generates:
         return {"training": training}
     seconds = {"rollout": generate(answers), "training": training}

@@ -9,6 +9,7 @@ hf_map.py. The layers are the local spec (no Transformer Engine, no Apex) with t
 checkpoint and offload paths.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +25,17 @@ from rljob.api.parallel import trainer_misfits
 from rljob.trainer.device import Device, Precision
 from rljob.trainer.hf_map import Piece, padded_vocabulary, pieces
 from rljob.trainer.optimizer import Optimizer
-from rljob.trainer.place import Place
+from rljob.trainer.place import Place, chunk_prefix, chunks
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive layers of this rank."""
+
+    policy: Any
+    """Policy, bare: its parameters are in the training precision."""
+    ddp: Any
+    """Megatron's DistributedDataParallel around it: what a training step calls."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +45,8 @@ class Replica:
     architecture: Architecture
     precision: Precision
     device: Device
-    policy: Any
-    """Policy, bare: its parameters are in the training precision."""
-    ddp: Any
-    """Megatron's DistributedDataParallel around it: what a training step calls."""
+    chunks: tuple[Chunk, ...]
+    """In the order of layers; one, unless stages are interleaved (`trainer.virtualPipelineParallel`)."""
     optimizer: Optimizer
     pieces: tuple[Piece, ...]
     """What this rank holds, by Hugging Face name."""
@@ -49,12 +58,23 @@ class Replica:
 
     def masters(self) -> dict[str, Tensor]:
         """fp32 weights by Megatron name: what the optimizer changes. In fp32 they are the parameters themselves."""
-        return {name: getattr(p, "main_param", p) for name, p in self.policy.named_parameters()}
+        return {name: getattr(p, "main_param", p) for name, p in self.parameters()}
+
+    def parameters(self) -> Iterator[tuple[str, Any]]:
+        """In the training precision, by Megatron name (`place.chunk_prefix`)."""
+        for number, chunk in enumerate(self.chunks):
+            yield from chunk.policy.named_parameters(prefix=chunk_prefix(number, len(self.chunks)).rstrip("."))
+
+    @property
+    def together(self) -> int:
+        """Micro-batches of a step come in multiples of so many: Megatron's interleaved schedule takes no fewer than stages, and no rest of
+        fewer (schedules.py, `final_microbatch_group_size`)."""
+        return self.pipeline_group.size() if len(self.chunks) > 1 else 1
 
     @torch.no_grad()
     def follow_masters(self) -> None:
         """Make the parameters what the masters say, after these have been written to."""
-        for p in self.policy.parameters():
+        for _, p in self.parameters():
             if hasattr(p, "main_param"):
                 p.data.copy_(p.main_param.data)
 
@@ -76,35 +96,25 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
     """
     check(spec, architecture, torch.distributed.get_world_size())
     from megatron.core import parallel_state
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-    from megatron.core.transformer.module import Float16Module
 
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=spec.tensor_parallel,
             pipeline_model_parallel_size=spec.pipeline_parallel,
+            virtual_pipeline_model_parallel_size=_interleaved(spec),
             expert_model_parallel_size=spec.expert_parallel,
             expert_tensor_parallel_size=1,
         )
-    place = _place(architecture, names)
+    place = _place(architecture, spec, names)
     config = transformer_config(architecture, spec, precision)
-    policy = _model(architecture, config, place)
-    if device.device.type != "cpu":
-        policy.to(device.device)
-    wrapped = Float16Module(config, policy) if precision == "bf16" else policy
-    ddp = DistributedDataParallel(
-        config=config,
-        ddp_config=DistributedDataParallelConfig(use_distributed_optimizer=False, overlap_grad_reduce=False, grad_reduce_in_fp32=True),
-        module=wrapped,
-    )
+    parts = tuple(_chunk(architecture, config, place, number, device) for number in range(len(place.chunks)))
     with device.megatron():
-        optimizer = _optimizer(spec.optimizer, precision, config, ddp)
+        optimizer = _optimizer(spec.optimizer, precision, config, parts)
     return Replica(
         architecture=architecture,
         precision=precision,
         device=device,
-        policy=policy,
-        ddp=ddp,
+        chunks=parts,
         optimizer=optimizer,
         pieces=tuple(pieces(architecture, place)),
         place=place,
@@ -114,14 +124,18 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
     )
 
 
-def _place(a: Architecture, names: tuple[str, ...]) -> Place:
+def _interleaved(spec: TrainerSpec) -> int | None:
+    """Megatron's virtual pipeline size: None for the schedule without."""
+    return spec.virtual_pipeline_parallel if spec.virtual_pipeline_parallel > 1 else None
+
+
+def _place(a: Architecture, spec: TrainerSpec, names: tuple[str, ...]) -> Place:
     """This rank's place, from Megatron's groups."""
     from megatron.core import parallel_state
 
     stage, stages = parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_world_size()
-    depth = a.layers // stages
     return Place(
-        range(stage * depth, (stage + 1) * depth),
+        chunks(a.layers, stage, stages, spec.virtual_pipeline_parallel),
         first=stage == 0,
         last=stage == stages - 1,
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
@@ -164,7 +178,12 @@ def transformer_config(a: Architecture, spec: TrainerSpec, precision: Precision)
         attention_dropout=0.0,
         tensor_model_parallel_size=spec.tensor_parallel,
         pipeline_model_parallel_size=spec.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=_interleaved(spec),
         variable_seq_lengths=spec.pipeline_parallel > 1,
+        # Of two interleaved stages each is the other's next and previous one. Messages of both directions in one batch, and the shapes that
+        # go ahead of them, would be taken for each other's; one direction after the other they are not.
+        overlap_p2p_comm=spec.virtual_pipeline_parallel > 1,
+        batch_p2p_comm=spec.virtual_pipeline_parallel == 1,
         moe_token_dispatcher_type="alltoall",  # the default is refused together with the line above, also without experts
         init_model_with_meta_device=True,  # stages that share an embedding need not agree on it: it is loaded
         params_dtype=dtype,
@@ -207,7 +226,22 @@ def _experts(e: Experts | None, spec: TrainerSpec) -> dict[str, Any]:
     }
 
 
-def _model(a: Architecture, config: Any, place: Place) -> Any:
+def _chunk(a: Architecture, config: Any, place: Place, number: int, device: Device) -> Chunk:
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.transformer.module import Float16Module
+
+    policy = _model(a, config, place, number)
+    if device.device.type != "cpu":
+        policy.to(device.device)
+    ddp = DistributedDataParallel(
+        config=config,
+        ddp_config=DistributedDataParallelConfig(use_distributed_optimizer=False, overlap_grad_reduce=False, grad_reduce_in_fp32=True),
+        module=Float16Module(config, policy) if config.bf16 else policy,
+    )
+    return Chunk(policy, ddp)
+
+
+def _model(a: Architecture, config: Any, place: Place, number: int) -> Any:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     from rljob.trainer.attention import PackedAttention
@@ -219,24 +253,26 @@ def _model(a: Architecture, config: Any, place: Place) -> Any:
     layer.submodules.self_attention.submodules.core_attention = PackedAttention
     if a.experts is not None:
         layer.submodules.mlp = partial(Mixture, **layer.submodules.mlp.keywords)
+    last = place.last and number == len(place.chunks) - 1
     policy = (ValueModel if a.scored else Policy)(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=padded_vocabulary(a, config.tensor_model_parallel_size),
         max_sequence_length=0,  # positions are explicit: nothing is sized by it
-        pre_process=place.first,
-        post_process=place.last,
+        pre_process=place.first and number == 0,
+        post_process=last,
+        vp_stage=number if len(place.chunks) > 1 else None,
         position_embedding_type="none",
         share_embeddings_and_output_weights=a.tied,
     )
-    if isinstance(policy, ValueModel) and place.last:
+    if isinstance(policy, ValueModel) and last:
         policy.add_score(config)
     policy.architecture = a
     policy.frequencies = torch.tensor(a.rope.frequencies(a.head_size), dtype=torch.float32)
     return policy
 
 
-def _optimizer(spec: OptimizerSpec, precision: Precision, config: Any, ddp: Any) -> Optimizer:
+def _optimizer(spec: OptimizerSpec, precision: Precision, config: Any, chunks: Sequence[Chunk]) -> Optimizer:
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
@@ -253,7 +289,7 @@ def _optimizer(spec: OptimizerSpec, precision: Precision, config: Any, ddp: Any)
             params_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
             use_distributed_optimizer=False,
         ),
-        [ddp],
+        [chunk.ddp for chunk in chunks],
     )
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss

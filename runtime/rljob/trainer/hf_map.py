@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from rljob.api.families import Architecture, Experts, FeedForward, Mixture, families
-from rljob.trainer.place import Place
+from rljob.trainer.place import Place, chunk_prefix
 
 View = Callable[[Tensor], Tensor]
 Region = tuple[slice, ...]
@@ -53,18 +53,21 @@ def pieces(a: Architecture, place: Place) -> Iterator[Piece]:
     If the output layer is the embedding, the last of several stages holds a copy of it, which it reads but never writes.
     """
     embedding = ("model.embed_tokens.weight", (a.vocabulary, a.hidden))
+    count = len(place.chunks)
+    first, last = chunk_prefix(0, count), chunk_prefix(count - 1, count)
     if place.first:
-        yield _rows(*embedding, "embedding.word_embeddings.weight", place)
-    for number, i in enumerate(place.layers):
-        yield from _layer(a, place, f"model.layers.{i}.", f"decoder.layers.{number}.")
+        yield _rows(*embedding, f"{first}embedding.word_embeddings.weight", place)
+    for chunk, layers in enumerate(place.chunks):
+        for number, i in enumerate(layers):
+            yield from _layer(a, place, f"model.layers.{i}.", f"{chunk_prefix(chunk, count)}decoder.layers.{number}.")
     if place.last:
-        yield _same("model.norm.weight", (a.hidden,), "decoder.final_layernorm.weight", place)
+        yield _same("model.norm.weight", (a.hidden,), f"{last}decoder.final_layernorm.weight", place)
     if place.last and a.scored:
-        yield _same("score.weight", (1, a.hidden), "score.weight", place)
+        yield _same("score.weight", (1, a.hidden), f"{last}score.weight", place)
     if place.last and not a.tied:
-        yield _rows("lm_head.weight", (a.vocabulary, a.hidden), "output_layer.weight", place)
+        yield _rows("lm_head.weight", (a.vocabulary, a.hidden), f"{last}output_layer.weight", place)
     if place.last and a.tied and not place.first:
-        yield replace(_rows(*embedding, "output_layer.weight", place), writes=False)
+        yield replace(_rows(*embedding, f"{last}output_layer.weight", place), writes=False)
 
 
 def padded_vocabulary(a: Architecture, size: int) -> int:

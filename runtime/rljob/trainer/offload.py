@@ -60,8 +60,8 @@ class Offloader:
         if replica.device.unified:
             self._settle()
         self._kept = {key: place for key, place in _storages(replica.optimizer.tensors()).items() if key != self._home_key}
-        gradients = [b.grad_data for b in [*replica.ddp.buffers, *replica.ddp.expert_parallel_buffers]]
-        dropped = _storages([*replica.policy.parameters(), *gradients])
+        gradients = [b.grad_data for chunk in replica.chunks for b in [*chunk.ddp.buffers, *chunk.ddp.expert_parallel_buffers]]
+        dropped = _storages([*(parameter for _, parameter in replica.parameters()), *gradients])
         self._dropped = {key: place for key, place in dropped.items() if key not in self._kept and key != self._home_key}
         total = max((place.start + place.size for place in self._kept.values()), default=0)
         if self._buffer.numel() < total:

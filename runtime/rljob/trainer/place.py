@@ -7,12 +7,13 @@ from dataclasses import dataclass
 class Place:
     """A rank's coordinates. Groups of ranks are Megatron's; this is what the name map needs to know of them, and it is plain data."""
 
-    layers: range
-    """Decoder layers of this pipeline stage, numbered through the whole model. Megatron numbers each stage's layers from 0."""
+    chunks: tuple[range, ...]
+    """Decoder layers of each model chunk of this pipeline stage, numbered through the whole model; several if stages are interleaved.
+    Megatron numbers each chunk's layers from 0."""
     first: bool = True
-    """The first stage: it holds the embedding."""
+    """The first stage: its first chunk holds the embedding."""
     last: bool = True
-    """The last stage: it holds the final norm and the output layer."""
+    """The last stage: its last chunk holds the final norm and the output layer."""
     tensor_rank: int = 0
     tensor_size: int = 1
     expert_rank: int = 0
@@ -32,4 +33,15 @@ class Place:
 
 def alone(layers: int) -> Place:
     """The place of a rank that holds a whole model of so many layers."""
-    return Place(range(layers))
+    return Place((range(layers),))
+
+
+def chunks(layers: int, stage: int, stages: int, count: int) -> tuple[range, ...]:
+    """The layers of a stage's chunks: a row goes through the first chunk of every stage, then through their second ones, and so on."""
+    depth = layers // (stages * count)
+    return tuple(range((i * stages + stage) * depth, (i * stages + stage + 1) * depth) for i in range(count))
+
+
+def chunk_prefix(number: int, count: int) -> str:
+    """What stands before Megatron's parameter names in a chunk, of which each has its own layer 0; nothing if there is one chunk."""
+    return f"chunk{number}." if count > 1 else ""

@@ -125,7 +125,7 @@ def rows(replica: Replica, parts: Sequence[Part], budget: int) -> list[Row]:
     """This rank's micro-batches. A copy that only keeps ranks in step has signs of 0."""
     if not parts:
         return []
-    shared = share(whole_bins(parts, budget, replica.data_size), replica.place.data_rank, replica.data_size)
+    shared = share(whole_bins(parts, budget, replica.data_size * replica.together), replica.place.data_rank, replica.data_size)
     return [row if row.counted else replace(row, advantages=np.zeros_like(row.advantages)) for row in shared]
 
 

@@ -129,7 +129,7 @@ def plan_steps(replica: Replica, spec: RLJobSpec, task: TrainTask, batch: Batch)
 
 
 def _rows(replica: Replica, parts: list[Part], spec: RLJobSpec) -> list[Row]:
-    filled = bins(parts, spec.trainer.micro_batch_tokens, replica.data_size) if parts else []
+    filled = bins(parts, spec.trainer.micro_batch_tokens, replica.data_size * replica.together) if parts else []
     return share(filled, replica.place.data_rank, replica.data_size)
 
 
@@ -164,7 +164,8 @@ def run_step(
         report(count)
 
     with replica.device.megatron():
-        replica.ddp.zero_grad_buffer()
+        for chunk in replica.chunks:
+            chunk.ddp.zero_grad_buffer()
         replica.optimizer.megatron.zero_grad()
         forward_backward(replica, step.rows, contribute, begun)
         norm = replica.optimizer.step(step.learning_rate)

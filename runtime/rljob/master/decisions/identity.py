@@ -9,6 +9,7 @@ FREE = (
     "iterations", "suspend", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "queueName", "templates", "checkpoint",
     "files", "credentials", "switch", "accelerator", "sandbox", "rollout.replicas", "rollout.tensorParallel", "rollout.engine",
     "rollout.weights", "evaluation.every", "trainer.nodes", "trainer.tensorParallel", "trainer.pipelineParallel", "trainer.expertParallel",
+    "trainer.virtualPipelineParallel",
     "trainer.contextParallel", "trainer.microBatchTokens", "trainer.recompute", "reward.replicas", "reward.workers",
     "reward.timeoutSeconds",
 )  # fmt: skip
