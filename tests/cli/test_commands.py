@@ -99,24 +99,6 @@ def test_the_plan_says_what_has_no_effect_here(job_file: Path) -> None:
     assert json.loads(rljob("plan", job_file, "--set", "spec.reward.replicas=2", "-o", "json").stdout)["here"] != []
 
 
-def test_what_nothing_can_do_yet_is_valid_with_a_warning_noted_in_the_plan_and_refused_before_anything_starts(
-    job_file: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "train.jsonl").write_text("{}\n")
-    line = (
-        "spec.trainer.contextParallel is 2, but only 1 is supported so far; set it to 1: Megatron-core splits sequences in Transformer "
-        "Engine's attention only; let them fit with trainer.recompute or a larger trainer.tensorParallel"
-    )
-    job_file.write_text(JOB + "  trainer: {contextParallel: 2}\n  accelerator: {perNode: 2}\n")
-    done = rljob("validate", job_file)
-    assert (done.returncode, done.stdout) == (0, f"{job_file}: tiny is valid\n")
-    assert done.stderr == f"warning: {job_file}: {line}\n"
-    assert line in json.loads(rljob("plan", job_file, "-o", "json").stdout)["plan"]["notes"]
-    done = rljob("run", job_file, "--workdir", tmp_path / "job")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
-    assert not (tmp_path / "job").exists()
-
-
 def test_a_model_that_does_not_divide_as_asked_is_refused_by_the_plan_with_the_nearest_sizes(job_file: Path) -> None:
     line = "spec.trainer.pipelineParallel is 3, but the model has 4 layers, as many in every stage; set it to 2 or 4"
     job_file.write_text(JOB + "  trainer: {pipelineParallel: 3}\n  accelerator: {perNode: 3}\n")

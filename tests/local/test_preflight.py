@@ -62,13 +62,6 @@ def test_the_machine_is_looked_at(tmp_path: Path) -> None:
     assert facts.libraries_missing == ()
 
 
-def test_a_size_that_the_trainer_does_not_have_is_refused() -> None:
-    data = JOB.model_dump(by_alias=True, exclude_none=True)
-    sizes = {"trainer": {"contextParallel": 2}, "accelerator": {"perNode": 2}}
-    (problem,) = problems(RLJob.model_validate(data | {"spec": data["spec"] | sizes}), SIZES, FINE)
-    assert problem.startswith("spec.trainer.contextParallel is 2, but only 1 is supported so far; set it to 1: ")
-
-
 def test_a_model_that_does_not_divide_as_asked_is_refused_with_the_nearest_sizes() -> None:
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     sizes = {"trainer": {"tensorParallel": 2, "pipelineParallel": 4}, "accelerator": {"perNode": 8}, "rollout": {"tensorParallel": 2}}

@@ -78,7 +78,9 @@ def test_experts_that_cannot_be_spread_like_this_are_named_with_the_nearest_size
     shape = of_config(MOE)
     assert of(shape, expertParallel=4) == of(shape, expertParallel=2, tensorParallel=4, pipelineParallel=2) == []
     (line,) = of(shape, expertParallel=8)
-    assert line.startswith("spec.trainer.expertParallel is 8, but the model has 60 experts in a layer, for 8 ranks (tensor × data parallel")
+    assert line.startswith(
+        "spec.trainer.expertParallel is 8, but the model has 60 experts in a layer, for 8 ranks (tensor × context × data"
+    )
     assert line.endswith("; set it to 4")
     (line,) = of(shape, expertParallel=4, pipelineParallel=4)
     assert "60 experts in a layer, for 2 ranks" in line
@@ -165,6 +167,22 @@ def test_interleaved_chunks_keep_more_activations_and_wait_less() -> None:
     assert [rank_memory(of(chunks), SMOL, 0)[0] for chunks in (1, 2, 5)] == [rank_memory(of(1), SMOL, 0)[0]] * 3
     plain, interleaved = (estimate(of(chunks), SMOL, TWO_CORES).seconds["training"] for chunks in (1, 2))
     assert interleaved < plain
+
+
+def test_context_parallel_ranks_share_activations_and_hold_the_same_weights() -> None:
+    trainer = {"contextParallel": 3, "precision": "fp32"}
+    shared = rank_memory(job({"path": "m"}, trainer=trainer, accelerator={"perNode": 3}, rollout={"maxTokens": 64}), SMOL, 0)
+    alone = rank_memory(job({"path": "m"}, trainer={"precision": "fp32"}, rollout={"maxTokens": 64}), SMOL, 0)
+    assert shared[0] == alone[0]
+    assert shared[1] == pytest.approx(alone[1] / 3, rel=1e-2)
+
+
+def test_heads_that_context_parallel_ranks_cannot_share_are_named_with_the_nearest_sizes() -> None:
+    (line,) = misfits(job({"path": "m"}, trainer={"contextParallel": 2}, accelerator={"perNode": 2}), SMOL)
+    why = "9 attention heads, 3 key/value heads, of which a tensor parallel rank has 9 and 3, both of which must be multiples of it"
+    assert line == f"spec.trainer.contextParallel is 2, but the model has {why}; set it to 1 or 3"
+    (line,) = misfits(job({"path": "m"}, trainer={"tensorParallel": 3, "contextParallel": 3}, accelerator={"perNode": 9}), SMOL)
+    assert line.endswith("has 3 and 1, both of which must be multiples of it; set it to 1")
 
 
 def test_chunks_that_do_not_divide_the_layers_are_named_with_the_nearest_sizes() -> None:

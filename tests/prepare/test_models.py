@@ -159,14 +159,6 @@ def test_what_experts_do_not_allow_is_refused(
         place.prepare(**{"model": {"source": {"path": str(folder)}}, "accelerator": {"perNode": 6}, "warmStart": None} | job)
 
 
-def test_a_parallel_size_that_the_trainer_does_not_have_is_refused_before_anything_is_read(place: Place) -> None:
-    """In a cluster, where `rljob run` has not looked at the job, this is the first place."""
-    sizes = {"trainer": {"contextParallel": 2}, "accelerator": {"perNode": 2}}
-    with pytest.raises(ConfigurationError, match=r"^spec.trainer.contextParallel is 2, but only 1 is supported so far; set it to 1: "):
-        place.prepare(model={"source": {"path": "nowhere"}}, warmStart=None, **sizes)
-    assert place.said == []
-
-
 def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"copying x needs 10 MiB in .*, 3 MiB are free; free some space"):
         require_space(tmp_path, 10 << 20, "copying x", free=lambda folder: 3 << 20)

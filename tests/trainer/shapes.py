@@ -37,17 +37,19 @@ class Size:
     expert: int = 1
     chunks: int = 1
     """Of each pipeline stage."""
+    context: int = 1
     nodes: int = 1
     """Over which the ranks are spread; here all are on one machine, and each has arenas of its own."""
 
     @property
     def ranks(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.context * self.pipeline * self.data
 
     def __str__(self) -> str:
         experts = f"-ep{self.expert}" if self.expert > 1 else ""
         chunks = f"x{self.chunks}" if self.chunks > 1 else ""
-        return f"tp{self.tensor}-pp{self.pipeline}{chunks}-dp{self.data}{experts}{f'-n{self.nodes}' if self.nodes > 1 else ''}"
+        context = f"-cp{self.context}" if self.context > 1 else ""
+        return f"tp{self.tensor}{context}-pp{self.pipeline}{chunks}-dp{self.data}{experts}{f'-n{self.nodes}' if self.nodes > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def arenas(folder: Path, node: str) -> Path:
 def job(spec: dict[str, Any], size: Size) -> RLJobSpec:
     """The spec of a job of this size."""
     sizes = {"tensorParallel": size.tensor, "pipelineParallel": size.pipeline, "expertParallel": size.expert}
-    sizes |= {"virtualPipelineParallel": size.chunks}
+    sizes |= {"virtualPipelineParallel": size.chunks, "contextParallel": size.context}
     return RLJobSpec.model_validate({**spec, "trainer": {**spec["trainer"], **sizes}, "accelerator": {"perNode": size.ranks}})
 
 

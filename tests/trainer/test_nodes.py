@@ -18,9 +18,9 @@ pytestmark = pytest.mark.slow
 
 ALONE = Size(1, 1, 1)
 SPREAD = [Size(1, 2, 1, nodes=2), Size(1, 1, 2, nodes=2), Size(1, 1, 2, 2, nodes=2), Size(2, 2, 1, nodes=2), Size(1, 2, 2, 2, nodes=2)]
-SPREAD += [Size(1, 2, 2, 2, chunks=2, nodes=2)]
+SPREAD += [Size(1, 2, 2, 2, chunks=2, nodes=2), Size(2, 1, 1, 2, context=2, nodes=2)]
 """Stages, copies, experts on two nodes; stages of two tensor parallel ranks; stages whose experts are spread within a node, also of two
-chunks of layers each."""
+chunks of layers each; rows shared by two nodes, each with two tensor parallel ranks."""
 SIZES = [*SPREAD, Size(2, 1, 1)]
 """Each goes on from the checkpoint that the one before has written."""
 EXPORTS = ("0.float32", "0.bfloat16", "1.float32", "2.float32")
@@ -30,7 +30,7 @@ EXPORTS = ("0.float32", "0.bfloat16", "1.float32", "2.float32")
 def folder(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path], batch: Callable[..., Batch]) -> Path:
     """What all sizes have left."""
     made = tmp_path_factory.mktemp("nodes")
-    case = Case("model", str(make_model("qwen3_moe", True, num_hidden_layers=4)), spec("fp32"))
+    case = Case("model", str(make_model("qwen3_moe", True, num_hidden_layers=4, num_key_value_heads=4)), spec("fp32"))
     try_all(made, (ALONE, *SIZES), [case], {"rl": [batch(version=v, seed=v) for v in (1, 2)]})
     return made
 
@@ -60,7 +60,7 @@ def test_all_nodes_return_one_manifest_that_says_who_has_what(size: Size, folder
     texts = [(arenas(folder, node) / f"{size}.model.1.float32.manifest").read_text() for node in ("worker-0", "worker-1")]
     assert texts[0] == texts[1]
     homes = {t.name: t.shards[0].node for t in Manifest.model_validate_json(texts[0]).tensors}
-    copies = size.pipeline == 1 and size.expert == 1
+    copies = size.pipeline == 1 and size.expert <= size.tensor
     assert set(homes.values()) == ({"worker-0"} if copies else {"worker-0", "worker-1"})
     last = max(name for name in homes if ".experts.3." in name)
     assert homes["model.embed_tokens.weight"] == "worker-0"

@@ -5,7 +5,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rljob.trainer.packing import SMALL, WASTE, Part, Row, answers_of, bins, needed, rl_steps, row, sft_steps, share, similar
+from rljob.trainer.packing import (
+    SMALL,
+    WASTE,
+    Part,
+    Row,
+    answers_of,
+    bins,
+    needed,
+    padded,
+    rl_steps,
+    row,
+    sequence_row,
+    sft_steps,
+    share,
+    similar,
+)
 from rljob.wire.batch import Batch, Group, Sample
 
 
@@ -74,6 +89,16 @@ def test_fewer_samples_than_ranks_are_made_up_by_uncounted_copies() -> None:
     filled = bins(parts((3, [4])), 64, 2)
     first, second = share(filled, 0, 2), share(filled, 1, 2)
     assert [r.counted for r in first + second] == [True, False]
+
+
+def test_a_row_is_filled_up_with_a_sequence_that_nothing_sees() -> None:
+    whole = sequence_row([5, 6, 7, 8, 9])
+    assert padded(whole, 4) is whole
+    filled = padded(whole, 3)
+    assert len(filled.tokens) == len(filled.positions) == 6
+    assert filled.spans == (*whole.spans, (4, 2, 6, 0))
+    assert filled.tokens[:4].tolist() == whole.tokens.tolist()
+    assert filled.predictors.tolist() == whole.predictors.tolist(), "and that predicts nothing"
 
 
 def test_groups_with_a_gradient_are_dealt_evenly_to_steps() -> None:

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 
 ALONE = Size(1, 1, 1)
 INTERLEAVED = [Size(2, 2, 1, chunks=2), Size(1, 4, 1, chunks=2)]
-SIZES = [Size(2, 1, 1), Size(1, 2, 1), Size(2, 2, 1), Size(1, 2, 2), Size(1, 4, 1), *INTERLEAVED]
+SHARED_ROWS = [Size(1, 2, 1, context=2), Size(1, 1, 2, context=2)]
+SIZES = [Size(2, 1, 1), Size(1, 2, 1), Size(2, 2, 1), Size(1, 2, 2), Size(1, 4, 1), *INTERLEAVED, *SHARED_ROWS]
 """Each goes on from the checkpoint that the one before has written."""
 FAMILIES = {"llama-tied": ("llama", True), "llama-untied": ("llama", False), "qwen2-tied": ("qwen2", True)}
 """(family, the output layer is the embedding)"""
@@ -116,7 +117,7 @@ def test_a_rank_holds_its_part_and_no_more(size: Size, made: Made) -> None:
     (whole,), held = made.seen(ALONE, "llama-untied").held, made.seen(size, "llama-untied").held
     replicated = 128 * 17  # the norms, which tensor parallel ranks all hold
     padding = 128 * 2  # 103 tokens on two ranks
-    assert whole <= sum(held) / size.data <= whole + (size.tensor - 1) * (replicated + padding)
+    assert whole <= sum(held) / (size.data * size.context) <= whole + (size.tensor - 1) * (replicated + padding)
     assert max(held) < 1.1 * whole / (size.tensor * size.pipeline)
 
 

@@ -120,14 +120,15 @@ class TrainerSpec(Part):
     """Virtual pipeline size: chunks of layers that each stage has, run as interleaved 1F1B. More chunks leave stages idle for less time and
     send more between them."""
     expert_parallel: Small = 1
-    """Expert parallel size (mixture-of-experts models): the experts of a layer are spread over so many of the tensor × data parallel ranks
-    that hold it."""
+    """Expert parallel size (mixture-of-experts models): the experts of a layer are spread over so many of the tensor × context × data
+    parallel ranks that hold it."""
     context_parallel: Small = 1
-    """Context parallel size (long sequences). Only 1 is supported so far."""
+    """Context parallel size (long sequences): ranks that share every row, each with a part of its tokens, and in attention with a part of
+    its heads (as DeepSpeed-Ulysses)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of training; master weights are always fp32. `auto`: bf16 where the hardware has it (on CPU: AVX512-BF16 or AMX)."""
     micro_batch_tokens: Annotated[int, Field(ge=64, le=INT32)] = 2048
-    """Tokens a micro-batch holds at most (one longer group makes its own); bounds activation memory."""
+    """Tokens a micro-batch holds at most (one longer group makes its own); bounds activation memory. Context parallel ranks share them."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     optimizer: OptimizerSpec = OptimizerSpec()

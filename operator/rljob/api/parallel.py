@@ -34,8 +34,16 @@ def trainer_misfits(model: Divisible, spec: TrainerSpec, ranks: int) -> list[str
         *_misfit("trainer.tensorParallel", spec.tensor_parallel, tensor, f"{shared}, all of which must be multiples of it"),
         *_misfit("trainer.pipelineParallel", spec.pipeline_parallel, stages, f"{model.layers} layers, as many in every stage"),
         *(_chunk_misfits(model, spec, chunks) if chunks else ()),
+        *(_context_misfits(model, spec) if spec.tensor_parallel in tensor else ()),
         *_expert_misfits(model, spec, ranks // spec.pipeline_parallel),
     ]
+
+
+def _context_misfits(model: Divisible, spec: TrainerSpec) -> list[str]:
+    heads, kv_heads = (count // spec.tensor_parallel for count in (model.heads, model.kv_heads))
+    works = [n for n in range(1, kv_heads + 1) if not (heads % n or kv_heads % n)]
+    why = f"{_heads(model)}, of which a tensor parallel rank has {heads} and {kv_heads}, both of which must be multiples of it"
+    return _misfit("trainer.contextParallel", spec.context_parallel, works, why)
 
 
 def _chunk_misfits(model: Divisible, spec: TrainerSpec, works: Iterable[int]) -> list[str]:
@@ -48,7 +56,8 @@ def _expert_misfits(model: Divisible, spec: TrainerSpec, ranks: int) -> list[str
     if not model.experts:
         return _misfit("trainer.expertParallel", spec.expert_parallel, [1], "no experts")
     works = [n for n in range(1, ranks + 1) if not (model.experts % n or ranks % n)]
-    why = f"{model.experts} experts in a layer, for {ranks} ranks (tensor × data parallel size), both of which must be multiples of it"
+    shared = f"{ranks} ranks (tensor × context × data parallel size)"
+    why = f"{model.experts} experts in a layer, for {shared}, both of which must be multiples of it"
     return _misfit("trainer.expertParallel", spec.expert_parallel, works, why)
 
 

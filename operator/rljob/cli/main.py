@@ -19,7 +19,6 @@ from rljob.api.errors import EXIT_CONFIGURATION, explained
 from rljob.api.explain import explain
 from rljob.api.load import load
 from rljob.api.notes import inert
-from rljob.api.unsupported import unsupported
 from rljob.cli import cluster, data, reward, sandbox
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
 from rljob.cli.output import Output
@@ -70,7 +69,7 @@ def validate_command(
             print(f"{file}: {job.metadata.name} is valid")
             for note in inert(job.spec):
                 print(f"note: {note}")
-            for line in (*unsupported(job.spec), *_against_model(job, file.absolute().parent)):
+            for line in _against_model(job, file.absolute().parent):
                 print(f"warning: {file}: {line}", file=sys.stderr)
     if failed:
         raise typer.Exit(EXIT_CONFIGURATION)
@@ -153,7 +152,7 @@ def _show_plan(job: RLJob, folder: Path | None, output: Output, env: bool) -> No
     if lines := misfits(job, shape):
         raise ConfigurationError("; also ".join(lines))
     sizes = estimate(job, shape, this_machine(), count_held_out(job, here), count_scorers(job, here))
-    planned = replace(plan(job, shape), notes=(*unsupported(job.spec), *sizes.notes))
+    planned = replace(plan(job, shape), notes=sizes.notes)
     local = inert(job.spec) + (without_effect(job) if folder else [])
     match output:
         case Output.table:

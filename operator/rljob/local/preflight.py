@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rljob.api import RLJob
 from rljob.api.sources import DataSource
-from rljob.api.unsupported import unsupported
 from rljob.plan import Estimate, misfits
 from rljob.plan.shape import locate
 
@@ -93,7 +92,7 @@ def _loads(library: str) -> bool:
 
 def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
     """Everything that keeps the job from running here; each one line with the remedy."""
-    found = [*unsupported(job.spec), *misfits(job, sizes.shape)]
+    found = [*misfits(job, sizes.shape)]
     if facts.libraries_missing:
         packages = " ".join(LIBRARIES[name] for name in facts.libraries_missing)
         found.append(f"vLLM needs {', '.join(facts.libraries_missing)}; install with: apt-get install {packages}")

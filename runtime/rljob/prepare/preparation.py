@@ -12,7 +12,6 @@ from huggingface_hub import constants
 
 from rljob.api import ConfigurationError, RLJobSpec
 from rljob.api.sources import DataSource, ModelSource
-from rljob.api.unsupported import unsupported
 from rljob.prepare import scratch
 from rljob.prepare.data_sources import load
 from rljob.prepare.files import clear_folder, explained, filled_folder, require_space, write_atomically
@@ -45,10 +44,8 @@ def prepare(spec: RLJobSpec, folders: Folders, say: Say) -> Prepared:
     """Make the model folder and the prompts; what is already there for the same job stays.
 
     Raises:
-        ConfigurationError: model or data cannot be used as they are, or the job asks for what nothing can do yet.
+        ConfigurationError: model or data cannot be used as they are.
     """
-    if lines := unsupported(spec):
-        raise ConfigurationError("; also ".join(lines))
     with explained("preparing the job"):
         model = prepare_model(spec, folders, say)
         return prepare_data(spec, folders, model, say)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from rljob.trainer.context import heads_for_tokens, tokens_for_heads
 from rljob.trainer.packing import Ints, Row, similar
 
 Bools = npt.NDArray[np.bool_]
@@ -134,9 +135,10 @@ class _MoveBack(torch.autograd.Function):
 class PackedAttention(torch.nn.Module):
     """Core attention for rows; `packed_seq_params` is the row's Plan. No dropout, causal within what a sequence may see."""
 
-    def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
+    def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, pg_collection: Any = None, **_: Any) -> None:
         super().__init__()
         self.scale = softmax_scale or config.kv_channels**-0.5
+        self.context_group = pg_collection.cp
 
     def forward(
         self,
@@ -149,9 +151,19 @@ class PackedAttention(torch.nn.Module):
         packed_seq_params: PackedSeqParams | None = None,
         **_: Any,
     ) -> Tensor:
-        """query [T, 1, heads, D], key and value [T, 1, kv heads, D] -> [T, 1, heads * D]."""
-        todo = cast(Plan, packed_seq_params)
-        tokens, _one, heads, size = query.shape
+        """query [T, 1, heads, D], key and value [T, 1, kv heads, D] -> [T, 1, heads * D]; of T tokens that this rank has of the row."""
+        todo, group = cast(Plan, packed_seq_params), self.context_group
+        q, k, v = query[:, 0], key[:, 0], value[:, 0]
+        if group.size() > 1:
+            q, k, v = (heads_for_tokens(x, group) for x in (q, k, v))
+        found = self._of_row(q, k, v, todo)
+        if group.size() > 1:
+            found = tokens_for_heads(found, group)
+        return found.flatten(1)[:, None]
+
+    def _of_row(self, query: Tensor, key: Tensor, value: Tensor, todo: Plan) -> Tensor:
+        """query [T, heads, D], key and value [T, kv heads, D] -> [T, heads, D]; of all tokens of the row."""
+        tokens, heads, size = query.shape
         queries, keys, values = query.reshape(-1, size), key.reshape(-1, size), value.reshape(-1, size)
         taken = _Move.apply(queries, todo.queries, todo.back)
         results = []
@@ -170,7 +182,7 @@ class PackedAttention(torch.nn.Module):
             at += b * g * r * q
         flat = results[0] if len(results) == 1 else torch.cat(results)
         out = _MoveBack.apply(flat, todo.back, todo.queries, todo.real)
-        return cast(Tensor, out).view(tokens, 1, heads * size)
+        return cast(Tensor, out).view(tokens, heads, size)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scale: float) -> Tensor:

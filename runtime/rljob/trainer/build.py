@@ -81,10 +81,6 @@ class Replica:
 
 def check(spec: TrainerSpec, architecture: Architecture, ranks: int) -> None:
     """Raises ConfigurationError for what so many ranks cannot do."""
-    if spec.context_parallel != 1:
-        raise ConfigurationError(
-            f"spec.trainer.contextParallel is {spec.context_parallel}; the trainer supports 1, use tensor, pipeline and data parallelism"
-        )
     if lines := trainer_misfits(architecture.divisible, spec, ranks):
         raise ConfigurationError("; also ".join(lines))
 
@@ -102,6 +98,7 @@ def build(architecture: Architecture, spec: TrainerSpec, precision: Precision, d
             tensor_model_parallel_size=spec.tensor_parallel,
             pipeline_model_parallel_size=spec.pipeline_parallel,
             virtual_pipeline_model_parallel_size=_interleaved(spec),
+            context_parallel_size=spec.context_parallel,
             expert_model_parallel_size=spec.expert_parallel,
             expert_tensor_parallel_size=1,
         )
@@ -140,10 +137,11 @@ def _place(a: Architecture, spec: TrainerSpec, names: tuple[str, ...]) -> Place:
         last=stage == stages - 1,
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        context_size=parallel_state.get_context_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
         expert_rank=parallel_state.get_expert_model_parallel_rank(),
         expert_size=parallel_state.get_expert_model_parallel_world_size(),
-        copy=_copy(parallel_state.get_data_parallel_group(), names),
+        copy=_copy(parallel_state.get_data_parallel_group(with_context_parallel=True), names),
         expert_copy=_copy(parallel_state.get_expert_data_parallel_group(), names),
     )
 
@@ -179,6 +177,7 @@ def transformer_config(a: Architecture, spec: TrainerSpec, precision: Precision)
         tensor_model_parallel_size=spec.tensor_parallel,
         pipeline_model_parallel_size=spec.pipeline_parallel,
         virtual_pipeline_model_parallel_size=_interleaved(spec),
+        context_parallel_size=spec.context_parallel,
         variable_seq_lengths=spec.pipeline_parallel > 1,
         # Of two interleaved stages each is the other's next and previous one. Messages of both directions in one batch, and the shapes that
         # go ahead of them, would be taken for each other's; one direction after the other they are not.

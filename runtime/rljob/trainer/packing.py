@@ -224,6 +224,20 @@ def sequence_row(tokens: Sequence[int]) -> Row:
     return row([Part(ids[:1], (answer,))])
 
 
+def padded(row: Row, multiple: int) -> Row:
+    """With so many tokens that the ranks of a context parallel group get equal shares: what is added is a sequence of its own, which no
+    other sees and nothing predicts."""
+    length, missing = len(row.tokens), -len(row.tokens) % multiple
+    if not missing:
+        return row
+    return replace(
+        row,
+        tokens=np.concatenate([row.tokens, np.zeros(missing, np.int64)]),
+        positions=np.concatenate([row.positions, np.arange(missing)]),
+        spans=(*row.spans, (length, missing, length + missing, 0)),
+    )
+
+
 def similar(lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Sort sequences of (query, key) lengths and cut them into blocks that waste little."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i][1] == lengths[i][0], lengths[i][1], lengths[i][0], i))

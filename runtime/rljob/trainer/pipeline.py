@@ -73,10 +73,11 @@ def relay(replica: Replica, row: Row, weights: Mapping[str, Tensor] | None = Non
     """
     group, device = replica.pipeline_group, replica.device.device
     dtype = next(iter((weights or dict(replica.parameters())).values())).dtype
+    tokens = -(-len(row.tokens) // replica.place.context_size)
     found = torch.empty(0)
     for number, chunk in enumerate(replica.chunks):
         if not (replica.place.first and number == 0):
-            hidden = torch.empty((len(row.tokens), 1, replica.architecture.hidden), dtype=dtype, device=device)
+            hidden = torch.empty((tokens, 1, replica.architecture.hidden), dtype=dtype, device=device)
             dist.recv(hidden, group=group, group_src=(group.rank() - 1) % group.size())
             chunk.policy.set_input_tensor(hidden)
         if weights:

@@ -16,6 +16,8 @@ class Place:
     """The last stage: its last chunk holds the final norm and the output layer."""
     tensor_rank: int = 0
     tensor_size: int = 1
+    context_size: int = 1
+    """Ranks that share every row."""
     expert_rank: int = 0
     expert_size: int = 1
     data_rank: int = 0
@@ -28,7 +30,7 @@ class Place:
     @property
     def whole(self) -> bool:
         """This rank computes the model without others."""
-        return self.first and self.last and self.tensor_size == self.expert_size == 1
+        return self.first and self.last and self.tensor_size == self.context_size == self.expert_size == 1
 
 
 def alone(layers: int) -> Place:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from rljob.trainer.packing import Row
 from rljob.trainer.policy import Policy
 
 
@@ -26,6 +25,6 @@ class ValueModel(Policy):
         """Make the row, on the last pipeline stage; its values are loaded."""
         self.score = torch.nn.Linear(config.hidden_size, 1, bias=False, dtype=config.params_dtype)
 
-    def outputs(self, hidden: Tensor, row: Row) -> Tensor:
+    def outputs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """In fp32 also where training is not: scores are compared with each other, and bf16 tells few apart."""
         return F.linear(hidden.float(), self.score.weight.float())[:, 0]
