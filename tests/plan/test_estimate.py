@@ -179,10 +179,11 @@ def test_context_parallel_ranks_share_activations_and_hold_the_same_weights() ->
 
 def test_heads_that_context_parallel_ranks_cannot_share_are_named_with_the_nearest_sizes() -> None:
     (line,) = misfits(job({"path": "m"}, trainer={"contextParallel": 2}, accelerator={"perNode": 2}), SMOL)
-    why = "9 attention heads, 3 key/value heads, of which a tensor parallel rank has 9 and 3, both of which must be multiples of it"
+    why = "9 attention heads, 3 key/value heads, of which a tensor parallel rank has 9 and 3, to be shared out evenly"
     assert line == f"spec.trainer.contextParallel is 2, but the model has {why}; set it to 1 or 3"
-    (line,) = misfits(job({"path": "m"}, trainer={"tensorParallel": 3, "contextParallel": 3}, accelerator={"perNode": 9}), SMOL)
-    assert line.endswith("has 3 and 1, both of which must be multiples of it; set it to 1")
+    (line,) = misfits(job({"path": "m"}, trainer={"tensorParallel": 3, "contextParallel": 2}, accelerator={"perNode": 6}), SMOL)
+    assert line.endswith("has 3 and 1, to be shared out evenly; set it to 1 or 3")
+    assert misfits(job({"path": "m"}, trainer={"contextParallel": 9}, accelerator={"perNode": 9}), SMOL) == []
 
 
 def test_chunks_that_do_not_divide_the_layers_are_named_with_the_nearest_sizes() -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 ALONE = Size(1, 1, 1)
 INTERLEAVED = [Size(2, 2, 1, chunks=2), Size(1, 4, 1, chunks=2)]
-SHARED_ROWS = [Size(1, 2, 1, context=2), Size(1, 1, 2, context=2)]
+SHARED_ROWS = [Size(1, 2, 1, context=2), Size(1, 1, 2, context=2), Size(1, 1, 1, context=4)]
 SIZES = [Size(2, 1, 1), Size(1, 2, 1), Size(2, 2, 1), Size(1, 2, 2), Size(1, 4, 1), *INTERLEAVED, *SHARED_ROWS]
 """Each goes on from the checkpoint that the one before has written."""
 FAMILIES = {"llama-tied": ("llama", True), "llama-untied": ("llama", False), "qwen2-tied": ("qwen2", True)}

@@ -41,8 +41,8 @@ def trainer_misfits(model: Divisible, spec: TrainerSpec, ranks: int) -> list[str
 
 def _context_misfits(model: Divisible, spec: TrainerSpec) -> list[str]:
     heads, kv_heads = (count // spec.tensor_parallel for count in (model.heads, model.kv_heads))
-    works = [n for n in range(1, kv_heads + 1) if not (heads % n or kv_heads % n)]
-    why = f"{_heads(model)}, of which a tensor parallel rank has {heads} and {kv_heads}, both of which must be multiples of it"
+    works = [n for n in range(1, heads + 1) if not (heads % n or (kv_heads % n and n % kv_heads))]
+    why = f"{_heads(model)}, of which a tensor parallel rank has {heads} and {kv_heads}, to be shared out evenly"
     return _misfit("trainer.contextParallel", spec.context_parallel, works, why)
 
 

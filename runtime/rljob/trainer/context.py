@@ -21,7 +21,12 @@ def share(length: int, group: dist.ProcessGroup) -> slice:
 
 
 def heads_for_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[T/c, heads, D] -> [T, heads/c, D]: give away the other ranks' heads, get their tokens."""
+    """[T/c, heads, D] -> [T, heads/c, D]: give away the other ranks' heads, get their tokens.
+
+    Of fewer heads than ranks, as there may be of keys and values, each goes to several ranks: [T, 1, D].
+    """
+    if x.shape[1] < group.size():
+        x = x.repeat_interleave(group.size() // x.shape[1], dim=1)
     tokens, heads, size = x.shape
     parts = x.view(tokens, group.size(), heads // group.size(), size).transpose(0, 1)
     return cast(Tensor, all_to_all(group, parts)).reshape(-1, heads // group.size(), size)

@@ -65,4 +65,4 @@ class Policy(GPTModel):
 
     def _heads(self, count: int) -> int:
         """Of which attention on this rank computes so many."""
-        return count // (self.pg_collection.tp.size() * self.pg_collection.cp.size())
+        return max(1, count // (self.pg_collection.tp.size() * self.pg_collection.cp.size()))
