@@ -322,6 +322,19 @@ class TestHealth:
         assert state.last is not None
         assert (state.last.pod, state.last.message) == ("rollout-0", "no room in /dev/shm")
 
+    def test_a_worker_that_finds_nobody_to_pull_from_waits_for_the_worker_that_is_away(self) -> None:
+        def pulling(failures: int, configuration: bool = False) -> NodeReport:
+            failure = Failure(stage="pull", reason="PullFailed", message="nobody is left who has them", configuration=configuration)
+            return self.report(failures).model_copy(update={"failure": failure})
+
+        state = health.reported(health.Health(), pulling(9), workers_away=True)
+        assert health.end_of(state, 0) is None
+        assert state.last is not None
+        state = health.reported(state, pulling(10), workers_away=False)
+        assert isinstance(health.end_of(state, 0), JobFailed), "who is there and gives nothing is no excuse"
+        assert isinstance(health.end_of(health.reported(state, pulling(11, True), workers_away=True), 6), ConfigurationError)
+        assert health.reported(health.Health(), self.report(2), workers_away=True).failures == 2, "only pulls need another worker"
+
     def test_progress_ends_the_row(self) -> None:
         state = health.progressed(health.reported(health.Health(), self.report(3)))
         assert state.failures == 0

@@ -84,7 +84,7 @@ def assemble(job: RLJob, folders: Folders, inputs: Inputs, decode: Decode, datab
         outside.connect, watch, clock, spec.rollout.engine.max_sequences, spec.switch.deadline_seconds, f"{job.metadata.name}-{starts}"
     )
     scorer = Scorer(outside.reward, watch, clock, spec.reward.replicas, spec.switch.deadline_seconds, spec.backoff_limit)
-    nodes.observers += [watch.reported, pool.observe]
+    nodes.observers += [lambda report: watch.reported(report, nodes.workers_away()), pool.observe]
     exchange = Exchange(nodes, clock)
     return Parts(job, folders, inputs, decode, state, nodes, exchange, pool, scorer, watch, Stopwatch(clock), Activity(clock), clock)
 

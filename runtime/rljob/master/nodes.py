@@ -11,7 +11,7 @@ from rljob.master.timing import Clock, News
 from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, TrainTask
 
 SILENCE = 60.0
-"""Seconds after which a rollout node that neither polls nor reports is taken as gone; worker nodes are waited for."""
+"""Seconds after which a node that neither polls nor reports is away: a rollout node is taken as gone, a worker node is waited for."""
 LONGEST_POLL = 30.0
 """Longest wait of one sync, in seconds."""
 
@@ -110,8 +110,14 @@ class Nodes:
 
     def _gone(self, report: NodeReport) -> bool:
         patience = 0.0 if report.engine is not None and report.engine.leaving else SILENCE
-        silent = not self._polling.get(report.node) and self._clock() - self._heard[report.node] > patience
-        return silent and report.kind == "rollout"
+        return report.kind == "rollout" and self._silent(report, patience)
+
+    def _silent(self, report: NodeReport, patience: float = SILENCE) -> bool:
+        return not self._polling.get(report.node) and self._clock() - self._heard[report.node] > patience
+
+    def workers_away(self) -> bool:
+        """A worker node that has been there is away: its pod is lost, and the next one waits for a place, say."""
+        return any(self._silent(report) for report in self.workers())
 
     def workers(self) -> list[NodeReport]:
         """Newest reports of the worker nodes."""

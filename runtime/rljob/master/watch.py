@@ -31,9 +31,9 @@ class Watch:
         """True once the failures have ended the job."""
         return self._ended.done()
 
-    def reported(self, report: NodeReport) -> None:
-        """A node has reported."""
-        self._now(health.reported(self._health, report))
+    def reported(self, report: NodeReport, workers_away: bool) -> None:
+        """A node has reported; `workers_away`: another one that trains has not, for a while."""
+        self._now(health.reported(self._health, report, workers_away))
 
     def failed(self, pod: str, stage: str, reason: str, message: str, configuration: bool = False) -> None:
         """The master itself saw something fail."""

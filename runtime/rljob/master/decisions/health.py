@@ -23,8 +23,12 @@ class Health:
     """Per node: its incarnation and how many of its failures have been counted."""
 
 
-def reported(health: Health, report: NodeReport) -> Health:
-    """After a node's report: failures that it had not told of before count."""
+def reported(health: Health, report: NodeReport, workers_away: bool = False) -> Health:
+    """After a node's report: failures that it had not told of before count.
+
+    Not those of a worker that finds nobody to pull from while another worker is away (`workers_away`): the job waits for that one, as it
+    does when nobody has to pull.
+    """
     incarnation, counted = health.counted.get(report.node, ("", 0))
     known = counted if incarnation == report.incarnation and counted <= report.failures else 0
     health = replace(health, counted={**health.counted, report.node: (report.incarnation, report.failures)})
@@ -35,6 +39,8 @@ def reported(health: Health, report: NodeReport) -> Health:
     if report.kind == "rollout" and report.failure.stage == "pull":
         # It gets no weights (no room in its shared memory, say) and serves nothing; the job does well without it.
         return _failed(health, report.node, report.failure.model_copy(update={"configuration": False}), 0)
+    if workers_away and report.failure.stage == "pull" and not report.failure.configuration:
+        return _failed(health, report.node, report.failure, 0)
     return _failed(health, report.node, report.failure, max(1, report.failures - known))
 
 
