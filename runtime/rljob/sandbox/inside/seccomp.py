@@ -19,7 +19,7 @@ _NEW: Final = 424
 """The first number that all architectures share: calls that old C libraries do not know."""
 
 _KILL, _EPERM, _ENOSYS, _ENOTTY, _ALLOW = 0x80000000, 0x00050001, 0x00050026, 0x00050019, 0x7FFF0000
-_LOAD, _AND, _EQUAL, _GREATER_EQUAL, _JUMP, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x05, 0x06
+_LOAD, _AND, _EQUAL, _GREATER_EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _NOT_IN_CLONE = 0x7E020000 | 0x8000
 """Flags: new namespaces, and CLONE_PARENT, by which a program gives its children to the runner, which would wait for them for ever."""
 
@@ -83,8 +83,10 @@ CONDITIONAL: Final = {
 }
 """Calls that are allowed with some arguments."""
 
-_Instruction = tuple[int, int, int, int]
-"""Operation, jump if true, jump if false, value."""
+_Label = tuple[str, int]
+_Step = tuple[int, int, _Label, _Label]
+"""Operation, value, where to go on if it holds and if not (only of comparisons)."""
+_NEXT: Final[_Label] = ("next", 0)
 
 
 def supported() -> bool:
@@ -93,14 +95,25 @@ def supported() -> bool:
 
 
 def program() -> bytes:
-    """The filter. Its search is binary: the kernel runs it over all numbers at each installation."""
+    """The filter. Short, as the kernel translates it at each installation, and binary in its search, as it also runs it over all numbers.
+
+    The search comes first, then the conditions, then what all of them return: every jump is forward and reaches 255 instructions.
+    """
     conditions = {condition.number: condition for condition in CONDITIONAL.values()}
-    instructions: list[_Instruction] = [
-        (_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _AUDIT_ARCH), (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0), (_GREATER_EQUAL, 0, 1, _X32), (_RETURN, 0, 0, _KILL),
-        *_tree(_ranges(set(ALLOWED.values()), conditions), conditions),
+    search, start = _tree(_ranges(set(ALLOWED.values()), conditions))
+    labelled: list[tuple[_Label | None, _Step]] = [
+        (None, (_LOAD, 4, _NEXT, _NEXT)), (None, (_EQUAL, _AUDIT_ARCH, _NEXT, ("return", _KILL))),
+        (None, (_LOAD, 0, _NEXT, _NEXT)), (None, (_GREATER_EQUAL, _X32, ("return", _KILL), start)),
+        *search,
+        *(step for condition in conditions.values() for step in _check(condition)),
+        *((("return", value), (_RETURN, value, _NEXT, _NEXT)) for value in (_ALLOW, _EPERM, _ENOSYS, _ENOTTY, _KILL)),
     ]  # fmt: skip
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+    places = {label: place for place, (label, _) in enumerate(labelled) if label}
+
+    def packed(place: int, operation: int, value: int, *targets: _Label) -> bytes:
+        return struct.pack("HBBI", operation, *(0 if target == _NEXT else places[target] - place - 1 for target in targets), value)
+
+    return b"".join(packed(place, *step) for place, (_, step) in enumerate(labelled))
 
 
 def _ranges(allowed: set[int], conditions: dict[int, Condition]) -> list[tuple[int, int | Condition]]:
@@ -114,19 +127,20 @@ def _ranges(allowed: set[int], conditions: dict[int, Condition]) -> list[tuple[i
     return ranges
 
 
-def _tree(ranges: list[tuple[int, int | Condition]], conditions: dict[int, Condition]) -> list[_Instruction]:
+def _tree(ranges: list[tuple[int, int | Condition]]) -> tuple[list[tuple[_Label | None, _Step]], _Label]:
+    """Comparisons that lead from a number to what becomes of it, and where they begin."""
     if len(ranges) == 1:
         outcome = ranges[0][1]
-        return _check(outcome) if isinstance(outcome, Condition) else [(_RETURN, 0, 0, outcome)]
+        return [], ("check", outcome.number) if isinstance(outcome, Condition) else ("return", outcome)
     middle = len(ranges) // 2
-    below, above = _tree(ranges[:middle], conditions), _tree(ranges[middle:], conditions)
-    # A conditional jump reaches 255 instructions, a plain one any number.
-    return [(_GREATER_EQUAL, 0, 1, ranges[middle][0]), (_JUMP, 0, 0, len(below)), *below, *above]
+    (below, if_below), (above, if_above) = _tree(ranges[:middle]), _tree(ranges[middle:])
+    here = ("from", ranges[middle][0])
+    return [(here, (_GREATER_EQUAL, ranges[middle][0], if_above, if_below)), *below, *above], here
 
 
-def _check(condition: Condition) -> list[_Instruction]:
+def _check(condition: Condition) -> list[tuple[_Label | None, _Step]]:
     argument = 16 + 8 * condition.index  # the lower half; the kernel takes these arguments as 32 bits
-    tests: list[_Instruction] = []
-    for position, value in enumerate(condition.values):
-        tests.append((_EQUAL, len(condition.values) - position, 0, value))
-    return [(_LOAD, 0, 0, argument), (_AND, 0, 0, condition.mask), *tests, (_RETURN, 0, 0, condition.otherwise), (_RETURN, 0, 0, _ALLOW)]
+    steps: list[_Step] = [(_LOAD, argument, _NEXT, _NEXT), (_AND, condition.mask, _NEXT, _NEXT)]
+    steps += [(_EQUAL, value, ("return", _ALLOW), _NEXT) for value in condition.values[:-1]]
+    steps.append((_EQUAL, condition.values[-1], ("return", _ALLOW), ("return", condition.otherwise)))
+    return [(("check", condition.number), steps[0]), *((None, step) for step in steps[1:])]
