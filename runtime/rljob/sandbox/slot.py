@@ -35,6 +35,7 @@ _KEPT = ("RLJOB_CONTAINER",)
 """By this `rljob run` finds what belongs to a container; runs do not see it."""
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # no more seals, no shrinking, no growing, no writing
 _F_ADD_SEALS = 1033
+_PLAIN = 2  # version of marshal without interned strings, each of which a run would write into a table that it shares until then
 _READS = 32
 """Of 64 KiB, more than a pipe holds."""
 
@@ -226,7 +227,8 @@ class NamespaceSlot:
         with ExitStack() as stack:
             streams, theirs = self._outputs(job, stack)
             fetched = self._memory_file(stack, b"", seal=False) if job.payload["fetch"] else None
-            descriptors = [self._memory_file(stack, job.stdin), *theirs, self._memory_file(stack, marshal.dumps(dict(job.payload)))]
+            payload = marshal.dumps(dict(job.payload), _PLAIN)
+            descriptors = [self._memory_file(stack, job.stdin), *theirs, self._memory_file(stack, payload)]
             descriptors += [self._memory_file(stack, job.artefact)] if job.artefact is not None else []
             descriptors += [fetched] if fetched is not None else []
             try:
