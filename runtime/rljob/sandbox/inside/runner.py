@@ -387,6 +387,7 @@ def be_runner(control: socket.socket, config: Mapping[str, Any], protections: Ma
     sharing.warm(config["modules"])
     wipe_command_line()
     child.prepare_python(config["environment"])
+    child.rehearse()
     sharing.keep()
     control.send(json.dumps({"ready": dict(protections)}).encode())
     runner.serve()
