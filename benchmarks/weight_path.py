@@ -10,8 +10,8 @@ verifies every byte and takes the weights where they lie), *attest* (version, ch
 forward pass). `share_of_memcpy` is the time of one memcpy(3) of all the weights, in one thread into the warm arena in the same round,
 divided by the sum; both are the median round's.
 
-`export_load_share` is the same without register and attest: one memcpy's time divided by that of export, the canary's pass included, and
-load together.
+`export_load_share` is the same for the bytes alone: one memcpy's time divided by that of *write* and load together. *write* is what export
+does but for the canary's pass, which is half of the proof; it is done once more by itself in the same round.
 
 `share_of_floor` holds the way against what its passes over the bytes would take if each did nothing else, in the same round: one copy
 (memcpy in all threads) and `READS` readings (a sum of the arena's words in all threads): the trainer's canary, the engine's checksums, the
@@ -103,6 +103,12 @@ class Trainer:
             raise RuntimeError("unreachable: this is the leading rank")
         return manifest
 
+    def write(self) -> None:
+        """What export does with the bytes: copy, regroup, checksums."""
+        layout = self._weights.layout(self.replica, torch.float32)
+        file = self._arena.file(self.replica, self.ranks, self.path, layout)
+        self._weights.write(file, self.replica, self.replica.masters())
+
     def bare_seconds(self, file: TensorFile) -> dict[str, float]:
         """The best of three of each: one copy of as many bytes as the weights have, one call of the C library, warm memory on both sides;
         the same in all threads; reading them in all threads."""
@@ -168,6 +174,7 @@ async def measure(rounds: int, shape: Shape, folder: Path, arena: Path) -> tuple
                     await engine.release_weights()
                     with TensorFile.open(arena, writable=True) as file:
                         bare, total = trainer.bare_seconds(file), file.nbytes
+                    bare["write"] = seconds(trainer.write)
                 stages = await one_round(engine, trainer, version)
                 if version:
                     found.append(bare | stages)
@@ -192,8 +199,8 @@ def report(rounds: list[dict[str, float]], total: int, console: Console) -> dict
     console.print(table)
     best = rounds[middle]["memcpy"] / floors[middle]
     console.print(f"share of the floor: {floors[middle] / sums[middle]:.2f}; at the floor the share of memcpy would be {best:.2f}")
-    export_load = statistics.median_low(r["memcpy"] / (r["export"] + r["load"]) for r in rounds)
-    console.print(f"share of memcpy by export and load alone: {export_load:.2f}")
+    export_load = statistics.median_low(r["memcpy"] / (r["write"] + r["load"]) for r in rounds)
+    console.print(f"share of memcpy by the bytes alone, written and loaded: {export_load:.2f} (at least 0.5 is wanted)")
     console.print(f"share of memcpy: {shares[middle]:.2f} (at least 0.5 is wanted; rounds {', '.join(f'{s:.2f}' for s in shares)})")
     return {
         "share_of_memcpy": round(shares[middle], 3),
@@ -202,7 +209,7 @@ def report(rounds: list[dict[str, float]], total: int, console: Console) -> dict
         "share_of_floor": round(floors[middle] / sums[middle], 3),
         "mebibytes": round(total / 2**20, 1),
         "floor_s": round(floors[middle], 4),
-        **{f"{name}_s": round(rounds[middle][name], 4) for name in ["memcpy", *STAGES]},
+        **{f"{name}_s": round(rounds[middle][name], 4) for name in ["memcpy", "write", *STAGES]},
     }
 
 

@@ -33,8 +33,8 @@ __all__ = [
     "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "human_size", "manifest_checksum", "tensor_entries",
     "thread_count", "verify_manifest",
 ]  # fmt: skip
-CHUNK = 1 << 20
-"""Bytes that are copied before they are hashed: small enough that the hash still finds them in a cache."""
+CHUNK = 1 << 19
+"""Bytes that are copied before they are hashed: few enough that the hash still finds them in a core's own cache (1 MiB or more)."""
 
 
 class TensorFile:
