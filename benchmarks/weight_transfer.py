@@ -57,11 +57,12 @@ MiB = 1 << 20
 HERE, THERE = "10.231.77.1", "10.231.77.2"
 
 
-def make_version(arena: Path, mib: int) -> Manifest:
-    """Random weights of that size, in tensors of 8 MiB."""
-    specs = [TensorSpec(f"layer.{i}.weight", torch.bfloat16, (4096, 1024)) for i in range(mib // 8)]
+def make_version(arena: Path, mib: int, tensor_mib: int = 8) -> Manifest:
+    """Random weights of that size, in tensors of `tensor_mib`."""
+    shape = (512 * tensor_mib, 1024)
+    specs = [TensorSpec(f"layer.{i}.weight", torch.bfloat16, shape) for i in range(mib // tensor_mib)]
     with TensorFile.create(arena, specs, {}) as file:
-        block = torch.randint(-30000, 30000, (4096, 1024), dtype=torch.int16).view(torch.bfloat16)
+        block = torch.randint(-30000, 30000, shape, dtype=torch.int16).view(torch.bfloat16)
         entries = tensor_entries(file, file.write_all({spec.name: block.roll(i) for i, spec in enumerate(specs)}), "worker-0")
         checksum = manifest_checksum(entries)
         file.set_metadata({"version": "1", "checksum": checksum})

@@ -1,0 +1,253 @@
+"""One version of the weights to 1, 2, 4, 8 rollout nodes at once, over links that are slower than this machine's processor.
+
+    python benchmarks/weight_fanout.py [--replicas 1,2,4,8] [--mib 256] [--mbit 200] [--json]
+
+As root: every node is a process in a network namespace of its own, and they meet on a bridge. Each one's link is shaped in both directions
+by the kernel's token bucket (`tc ... tbf`). Everything that moves weights is the product's own: weight server, puller, HTTP transport, and
+the planning code (`master.exchange`), which nodes ask over a connection of their own. All start at the same moment, with empty arenas.
+
+Reported: seconds until every node has the version, verified; against one node's, and against the time that the bytes take through one link;
+how often the source sent the version, and the most that any other node sent, from the counters of their links. Both ends of every link are
+on this machine, so with many nodes its processor becomes the limit: lower `--mbit` then.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from _engine import processor
+from rich.console import Console
+from rich.table import Table
+
+from rljob.checkpoint_engine.pull import Puller
+from rljob.checkpoint_engine.transport import HttpTransport
+from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
+from rljob.wire.pieces import PullPlan, PullReport
+from rljob.wire.weights import Manifest
+
+MiB = 1 << 20
+WIDTH = 10
+"""Of the longest bar."""
+
+
+# --- a node, a process of its own ------------------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """The master, over a connection: a line with a report, a line with a plan."""
+
+    def __init__(self, manifest: Manifest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._manifest, self._reader, self._writer = manifest, reader, writer
+
+    async def manifest(self, version: int) -> Manifest | None:
+        return self._manifest
+
+    async def pull(self, version: int, report: PullReport) -> PullPlan:
+        self._writer.write(report.model_dump_json().encode() + b"\n")
+        return PullPlan.model_validate_json(await self._reader.readline())
+
+
+def be_node(name: str, host: str, arena: Path, manifest: Path | None, master: str) -> None:
+    """Give the arena, and with a manifest pull it first, when a line comes; until standard input ends."""
+    shelf = Shelf(arena)
+    url = f"http://{host}:{WeightServer(shelf, host).port}"
+    print(url, flush=True)
+    if manifest is not None and sys.stdin.readline():
+        print(asyncio.run(_pull(name, url, shelf, arena, Manifest.model_validate_json(manifest.read_text()), master)), flush=True)
+    sys.stdin.read()
+
+
+async def _pull(name: str, url: str, shelf: Shelf, arena: Path, manifest: Manifest, master: str) -> float:
+    address, port = master.split(":")
+    reader, writer = await asyncio.open_connection(address, int(port))
+    puller = Puller(Asked(manifest, reader, writer), HttpTransport(), shelf, arena, name, url, patience=300)
+    began = time.monotonic()
+    if await puller.pull(manifest.version, manifest.checksum, lambda progress: None) is None:
+        raise RuntimeError("the version was not wanted")
+    writer.close()
+    return time.monotonic() - began
+
+
+# --- the network -----------------------------------------------------------------------------------------------------------------------
+
+
+class Network:
+    """A bridge, and namespaces with shaped links to it."""
+
+    def __init__(self, mbit: int) -> None:
+        self._name, self._mbit = f"rl{secrets.token_hex(3)}", mbit
+        self._net = f"10.232.{secrets.randbelow(250) + 1}"
+        self.master = f"{self._net}.254"
+        self._nodes: list[str] = []
+        _run("ip", "link", "add", self._name, "type", "bridge")
+        _run("ip", "addr", "add", f"{self.master}/24", "dev", self._name)
+        _run("ip", "link", "set", self._name, "up")
+
+    def add(self) -> tuple[str, list[str]]:
+        """Address of one more node, and what its command begins with."""
+        number = len(self._nodes)
+        space, address = f"{self._name}n{number}", f"{self._net}.{number + 1}"
+        self._nodes.append(space)
+        _run("ip", "netns", "add", space)
+        _run("ip", "link", "add", self.link(number), "type", "veth", "peer", "name", "eth0", "netns", space)
+        _run("ip", "link", "set", self.link(number), "master", self._name, "up")
+        _run("ip", "-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            _run("ip", "-n", space, "link", "set", device, "up")
+        shape = ("root", "tbf", "rate", f"{self._mbit}mbit", "burst", "256kb", "latency", "50ms")
+        _run("tc", "qdisc", "add", "dev", self.link(number), *shape)
+        _run("tc", "-n", space, "qdisc", "add", "dev", "eth0", *shape)
+        return address, ["ip", "netns", "exec", space]
+
+    def link(self, number: int) -> str:
+        """This machine's end of a node's link."""
+        return f"{self._name}l{number}"
+
+    def sent(self, number: int) -> int:
+        """Bytes that a node has sent."""
+        return int(Path("/sys/class/net", self.link(number), "statistics", "rx_bytes").read_text())
+
+    def close(self) -> None:
+        for space in self._nodes:
+            subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", self._name], check=False, capture_output=True)
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
+
+
+@contextmanager
+def network(mbit: int) -> Iterator[Network]:
+    """Gone afterwards, whatever happens."""
+    made = Network(mbit)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+# --- the measurement -------------------------------------------------------------------------------------------------------------------
+
+
+async def fan_out(folder: Path, manifest: Manifest, replicas: int, mbit: int) -> dict[str, float]:
+    """Seconds until all have it, and what was sent, in multiples of the version."""
+    from weight_transfer import Local
+
+    described = folder / "manifest.json"
+    described.write_text(manifest.model_dump_json())
+    with ExitStack() as stack:
+        net = stack.enter_context(network(mbit))
+
+        def start(name: str, arena: Path, what: str) -> subprocess.Popen[str]:
+            address, prefix = net.add()
+            command = [*prefix, sys.executable, __file__, "--node", name, address, str(arena), what, f"{net.master}:{port}"]
+            process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            return process
+
+        masters: list[Local] = []
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while line := await reader.readline():
+                plan = await masters[0].pull(manifest.version, PullReport.model_validate_json(line))
+                writer.write(plan.model_dump_json().encode() + b"\n")
+            writer.close()
+
+        server = await asyncio.start_server(answer, net.master, 0)
+        port = int(server.sockets[0].getsockname()[1])
+        source = start("worker-0", folder / "source" / "w", "")
+        masters.append(Local(manifest, await _line(source), streams=4))
+        await masters[0].begin()
+        nodes = [start(f"rollout-{i}", _fresh(folder / f"node-{i}") / "w", str(described)) for i in range(replicas)]
+        for node in nodes:
+            await _line(node)
+        before = [net.sent(number) for number in range(replicas + 1)]
+        began = time.monotonic()
+        for node in nodes:
+            if node.stdin is not None:
+                node.stdin.write("go\n")
+                node.stdin.flush()
+        await asyncio.gather(*(_line(node) for node in nodes))
+        seconds = time.monotonic() - began
+        size = sum(shard.bytes for tensor in manifest.tensors for shard in tensor.shards)
+        sent = [(net.sent(number) - before[number]) / size for number in range(replicas + 1)]
+        server.close()
+        return {"seconds": seconds, "ideal": size * 8 / (mbit * 1e6), "source_sent": sent[0], "most_sent": max(sent[1:])}
+
+
+async def _line(process: subprocess.Popen[str]) -> str:
+    line = await asyncio.to_thread(process.stdout.readline) if process.stdout is not None else ""
+    if not line:
+        raise RuntimeError("a node ended; its message stands above")
+    return line.strip()
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def measure(counts: Sequence[int], mib: int, mbit: int) -> dict[int, dict[str, float]]:
+    """By number of replicas."""
+    from weight_transfer import make_version
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        folder = Path(place)
+        (folder / "source").mkdir()
+        manifest = make_version(folder / "source" / "w", mib, tensor_mib=1)  # as many pieces as a large model has
+        return {count: asyncio.run(fan_out(folder, manifest, count, mbit)) for count in counts}
+
+
+def show(found: dict[int, dict[str, float]], mib: int, mbit: int) -> None:
+    """A table, with the times as bars."""
+    first = next(iter(found.values()))["seconds"]
+    longest = max(row["seconds"] for row in found.values())
+    table = Table(title=f"{mib} MiB to all of them, links of {mbit} Mbit/s ({processor()})")
+    for column in ("replicas", "seconds", "× the first", "× one link", "source sent", "most by another", ""):
+        table.add_column(column, justify="right" if column else "left")
+    for count, row in found.items():
+        bar = "█" * round(WIDTH * row["seconds"] / longest)
+        figures = (row["seconds"], row["seconds"] / first, row["seconds"] / row["ideal"], row["source_sent"], row["most_sent"])
+        table.add_row(str(count), *(f"{figure:.2f}" for figure in figures), bar)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--replicas", default="1,2,4,8")
+    parser.add_argument("--mib", type=int, default=256)
+    parser.add_argument("--mbit", type=int, default=200)
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--node", nargs=5, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.node:
+        name, host, arena, manifest, master = chosen.node
+        be_node(name, host, Path(arena), Path(manifest) if manifest else None, master)
+        return
+    if os.geteuid() != 0 or shutil.which("tc") is None:
+        sys.exit("shaped links need root and the commands ip and tc (apt-get install iproute2)")
+    found = measure([int(count) for count in chosen.replicas.split(",")], chosen.mib, chosen.mbit)
+    show(found, chosen.mib, chosen.mbit)
+    if chosen.json:
+        rows: dict[str, Any] = {str(count): {name: round(value, 3) for name, value in row.items()} for count, row in found.items()}
+        print(json.dumps({"mib": chosen.mib, "mbit": chosen.mbit, "replicas": rows}))
+
+
+if __name__ == "__main__":
+    main()
