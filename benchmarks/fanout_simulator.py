@@ -28,6 +28,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from _bars import add_bar_column, bars
 from rich.console import Console
 from rich.table import Table
 
@@ -277,10 +278,10 @@ def main() -> None:
     heads = ("nodes", "ideal s", "half s", "99 % s", "all s", "slow s", "source sent ×", "others at most ×", "asked/s", "decision ms")
     for head in heads:
         table.add_column(head, justify="right")
-    for row in rows:
-        values = list(row.values())
-        table.add_row(f"{values[0]:.0f}", *(f"{value:.1f}" for value in values[1:6]), *(f"{value:.2f}" for value in values[6:]))
-    Console(width=140).print(table)
+    add_bar_column(table, "all s")
+    for values, bar in zip((list(row.values()) for row in rows), bars([list(row.values())[4] for row in rows]), strict=True):
+        table.add_row(f"{values[0]:.0f}", *(f"{value:.1f}" for value in values[1:6]), *(f"{value:.2f}" for value in values[6:]), bar)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

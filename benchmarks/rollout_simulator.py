@@ -30,6 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from _bars import add_bar_column, bars
 from rich.console import Console
 from rich.table import Table
 from tests.master.virtual import clock, run
@@ -222,9 +223,10 @@ def main() -> None:
         return
     head = f"{len(lengths)} answers, {sum(lengths):,} tokens, the longest {max(lengths):,}"
     table = Table("engines", "replicas", "seconds", "bound", "times the bound", "idle", "written twice", title=head)
-    for row in found:
-        table.add_row(*row.cells())
-    Console().print(table)
+    add_bar_column(table, "seconds")
+    for row, bar in zip(found, bars([row.seconds for row in found]), strict=True):
+        table.add_row(*row.cells(), bar)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from _bars import add_bar_column, bars
 from _engine import processor
 from rich.console import Console
 from rich.table import Table
@@ -37,8 +38,6 @@ from rljob.wire.pieces import PullPlan, PullReport
 from rljob.wire.weights import Manifest
 
 MiB = 1 << 20
-WIDTH = 10
-"""Of the longest bar."""
 
 
 # --- a node, a process of its own ------------------------------------------------------------------------------------------------------
@@ -216,15 +215,14 @@ def measure(counts: Sequence[int], mib: int, mbit: int) -> dict[int, dict[str, f
 def show(found: dict[int, dict[str, float]], mib: int, mbit: int) -> None:
     """A table, with the times as bars."""
     first = next(iter(found.values()))["seconds"]
-    longest = max(row["seconds"] for row in found.values())
     table = Table(title=f"{mib} MiB to all of them, links of {mbit} Mbit/s ({processor()})")
-    for column in ("replicas", "seconds", "× the first", "× one link", "source sent", "most by another", ""):
-        table.add_column(column, justify="right" if column else "left")
-    for count, row in found.items():
-        bar = "█" * round(WIDTH * row["seconds"] / longest)
+    for column in ("replicas", "seconds", "× the first", "× one link", "source sent", "most by another"):
+        table.add_column(column, justify="right")
+    add_bar_column(table, "seconds")
+    for (count, row), bar in zip(found.items(), bars([row["seconds"] for row in found.values()]), strict=True):
         figures = (row["seconds"], row["seconds"] / first, row["seconds"] / row["ideal"], row["source_sent"], row["most_sent"])
         table.add_row(str(count), *(f"{figure:.2f}" for figure in figures), bar)
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _bars import add_bar_column, bars
 from _engine import processor
 from rich.console import Console
 from rich.table import Table
@@ -284,9 +285,11 @@ def main() -> None:
     table = Table(title=f"{chosen.mib} MiB over {found['link']}, {chosen.streams} streams, median of {chosen.rounds} ({processor()})")
     for column in ("way", "seconds", "GB/s", "share of a socket"):
         table.add_column(column, justify="left" if column == "way" else "right")
-    for name, row in result["ways"].items():
-        table.add_row(name, f"{row['seconds']:.3f}", f"{row['gb_per_s']:.2f}", f"{row['share']:.2f}")
-    Console().print(table)
+    add_bar_column(table, "GB/s")
+    rows = result["ways"]
+    for (name, row), bar in zip(rows.items(), bars([row["gb_per_s"] for row in rows.values()]), strict=True):
+        table.add_row(name, f"{row['seconds']:.3f}", f"{row['gb_per_s']:.2f}", f"{row['share']:.2f}", bar)
+    Console(width=110).print(table)
     if "mooncake" not in median:
         print("mooncake is not installed here (mooncake-transfer-engine-non-cuda, libibverbs1): it was left out")
 
