@@ -30,6 +30,7 @@ from _bars import add_bar_column, bars
 from _engine import processor
 from rich.console import Console
 from rich.table import Table
+from weight_transfer import Local, make_version
 
 from rljob.checkpoint_engine.pull import Puller
 from rljob.checkpoint_engine.transport import HttpTransport
@@ -144,8 +145,6 @@ def network(mbit: int) -> Iterator[Network]:
 
 async def fan_out(folder: Path, manifest: Manifest, replicas: int, mbit: int) -> dict[str, float]:
     """Seconds until all have it, and what was sent, in multiples of the version."""
-    from weight_transfer import Local
-
     described = folder / "manifest.json"
     described.write_text(manifest.model_dump_json())
     with ExitStack() as stack:
@@ -203,8 +202,6 @@ def _fresh(folder: Path) -> Path:
 
 def measure(counts: Sequence[int], mib: int, mbit: int) -> dict[int, dict[str, float]]:
     """By number of replicas."""
-    from weight_transfer import make_version
-
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
         folder = Path(place)
         (folder / "source").mkdir()

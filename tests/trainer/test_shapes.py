@@ -21,6 +21,8 @@ from rljob.wire.weights import Manifest
 pytestmark = pytest.mark.slow
 
 ALONE = Size(1, 1, 1)
+# Between them: with tensor and data parallel ranks, two stages (each the other's next and previous one) and four, and more context parallel
+# ranks than key/value heads.
 INTERLEAVED = [Size(2, 2, 1, chunks=2), Size(1, 4, 1, chunks=2)]
 SHARED_ROWS = [Size(1, 2, 1, context=2), Size(1, 1, 2, context=2), Size(1, 1, 1, context=4)]
 SIZES = [Size(2, 1, 1), Size(1, 2, 1), Size(2, 2, 1), Size(1, 2, 2), Size(1, 4, 1), *INTERLEAVED, *SHARED_ROWS]

@@ -29,11 +29,10 @@ def trainer_misfits(model: Divisible, spec: TrainerSpec, ranks: int) -> list[str
     shared = _heads(model) + (f" and a feed-forward size of {model.ffn}" if model.ffn else "")
     tensor = [n for n in range(1, model.kv_heads + 1) if not (model.heads % n or model.kv_heads % n or model.ffn % n)]
     stages = [n for n in range(1, model.layers + 1) if not model.layers % n]
-    chunks = [n for n in range(1, model.layers + 1) if not model.layers % (n * spec.pipeline_parallel)]
     return [
         *_misfit("trainer.tensorParallel", spec.tensor_parallel, tensor, f"{shared}, all of which must be multiples of it"),
         *_misfit("trainer.pipelineParallel", spec.pipeline_parallel, stages, f"{model.layers} layers, as many in every stage"),
-        *(_chunk_misfits(model, spec, chunks) if chunks else ()),
+        *(_chunk_misfits(model, spec) if spec.pipeline_parallel in stages else ()),
         *(_context_misfits(model, spec) if spec.tensor_parallel in tensor else ()),
         *_expert_misfits(model, spec, ranks // spec.pipeline_parallel),
     ]
@@ -46,7 +45,8 @@ def _context_misfits(model: Divisible, spec: TrainerSpec) -> list[str]:
     return _misfit("trainer.contextParallel", spec.context_parallel, works, why)
 
 
-def _chunk_misfits(model: Divisible, spec: TrainerSpec, works: Iterable[int]) -> list[str]:
+def _chunk_misfits(model: Divisible, spec: TrainerSpec) -> list[str]:
+    works = [n for n in range(1, model.layers + 1) if not model.layers % (n * spec.pipeline_parallel)]
     why = f"{model.layers} layers, as many in every chunk of every stage"
     return _misfit("trainer.virtualPipelineParallel", spec.virtual_pipeline_parallel, works, why)
 

@@ -92,7 +92,7 @@ def _loads(library: str) -> bool:
 
 def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
     """Everything that keeps the job from running here; each one line with the remedy."""
-    found = [*misfits(job, sizes.shape)]
+    found = list(misfits(job, sizes.shape))
     if facts.libraries_missing:
         packages = " ".join(LIBRARIES[name] for name in facts.libraries_missing)
         found.append(f"vLLM needs {', '.join(facts.libraries_missing)}; install with: apt-get install {packages}")

@@ -295,7 +295,8 @@ class Supervisor:
 
     def _failure(self, fail: decide.Fail) -> Outcome:
         if fail.key is None:
-            return Outcome("failed", f"the run took longer than spec.activeDeadlineSeconds ({self._limits.deadline:.0f} s)")
+            limit = f"spec.activeDeadlineSeconds ({self._limits.deadline:.0f} s)"
+            return Outcome("failed", f"the run took longer than {limit}, which counts anew when it is resumed")
         key, state = fail.key, self.states[fail.key]
         log = self._folder.log(*key)
         lines = last_lines(log, self._log_starts[key])

@@ -30,8 +30,8 @@ from rljob.checkpoint_engine.space import human_size
 from rljob.wire.weights import Manifest, Shard, TensorEntry, WeightsRefused
 
 __all__ = [
-    "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "human_size", "manifest_checksum", "tensor_entries",
-    "thread_count", "verify_manifest",
+    "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "converted_there", "human_size", "manifest_checksum",
+    "tensor_entries", "thread_count", "verify_manifest",
 ]  # fmt: skip
 CHUNK = 1 << 19
 """Bytes that are copied before they are hashed: few enough that the hash still finds them in a core's own cache (1 MiB or more)."""
