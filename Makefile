@@ -3,14 +3,14 @@
 EXAMPLE ?= smollm2
 ARGS ?=
 BIN := .venv/bin
-# Tests at a time (tests/workers.py): with 2, what a cluster's tests wait for goes on beside what computes.
-WORKERS ?=
+# Tests at a time (tests/workers.py): what a cluster's tests wait for goes on beside what computes. Chosen tests run one after another.
+WORKERS ?= $(if $(ARGS),1,2)
 
 .PHONY: help setup run test lint bench lock crd docs chart clean cluster cluster-down cluster-programs images gpu-check
 
 help:
 	@echo "make run [EXAMPLE=smollm2|arithmetic|code|reward-model|tiny] [ARGS=--fresh]   train an example on this machine"
-	@echo "make test [ARGS=\"tests/trainer -k gap\"]                     lint, types, import contracts, all tests; or these (WORKERS=2: two at a time)"
+	@echo "make test [ARGS=\"tests/trainer -k gap\"]                     lint, types, import contracts, all tests, two at a time; or these"
 	@echo "make setup                                                  make .venv, so that .venv/bin/rljob works"
 	@echo "make bench                                                  run every benchmark"
 	@echo "make images [ARGS=\"--only master\"]                          build the container images"
@@ -34,7 +34,7 @@ lint: setup
 
 test: lint
 	@sh scripts/system.sh
-	$(BIN)/pytest $(ARGS) $(if $(WORKERS),--numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder)
+	$(BIN)/pytest $(ARGS) $(if $(filter-out 1,$(WORKERS)),--numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder)
 
 bench: setup
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -1,4 +1,4 @@
-"""How the suite is shared out among pytest-xdist's workers (`make test WORKERS=2`): by groups that stay together.
+"""How the suite is shared out among pytest-xdist's workers (`make test`): by groups that stay together.
 
 All that needs a Kubernetes is one group: its clusters are made once, and tests that count what clusters leave behind see no others.
 It mostly waits, so it goes first, beside what computes. Of everything else a file is a group. A test marked `alone` has the machine for

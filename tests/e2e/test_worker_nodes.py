@@ -1,4 +1,4 @@
-"""The trainer's ranks on two worker nodes: each node has its own arena, agent and engine."""
+"""The trainer's ranks on several worker nodes: each node has its own arena, agent and engine."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.e2e.jobfolder import EXAMPLE, assert_complete, live_status, metrics, processes, small_job, start, wait, watch
+from tests.e2e.jobfolder import assert_complete, live_status, metrics, processes, small_job, start, wait, watch
 
 ITERATIONS = 4
 
@@ -27,11 +27,14 @@ def agent(folder: Path, pod: str) -> int:
 
 
 @contextmanager
-def running(tmp_path: Path, **trainer: int) -> Iterator[Callable[[], None]]:
-    """A job on two worker nodes, after its first iteration; call what it gives to wait for a good end."""
+def running(tmp_path: Path, *, layers: int = 2, per_node: int = 1, replicas: int = 0, **trainer: int) -> Iterator[Callable[[], None]]:
+    """A job on several worker nodes, after its first iteration; call what it gives to wait for a good end."""
     file, folder = small_job(tmp_path, ITERATIONS), tmp_path / "job"
     job = yaml.safe_load(file.read_text())
-    job["spec"]["trainer"] |= {"nodes": 2, **trainer}
+    job["spec"]["model"]["source"]["scratch"]["layers"] = layers
+    job["spec"]["accelerator"] = {"type": "cpu", "perNode": per_node}
+    job["spec"]["rollout"] |= {"replicas": replicas}
+    job["spec"]["trainer"] |= trainer
     file.write_text(yaml.safe_dump(job))
     process = start(file, folder)
 
@@ -40,7 +43,7 @@ def running(tmp_path: Path, **trainer: int) -> Iterator[Callable[[], None]]:
         assert process.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
         assert [path for path in made if path.exists()] == []
         assert_complete(folder, ITERATIONS)
-        assert max(line["logprob_gap"] for line in metrics(folder)) < 1e-3, "engines of both nodes agree with the trainer"
+        assert max(line["logprob_gap"] for line in metrics(folder)) < 1e-3, "every node's engine agrees with the trainer"
 
     try:
         wait(lambda: live_status(folder).get("iteration", 0) >= 2, "the end of the first iteration", timeout=240, every=0.5)
@@ -51,37 +54,36 @@ def running(tmp_path: Path, **trainer: int) -> Iterator[Callable[[], None]]:
             process.wait(timeout=60)
 
 
-def test_two_nodes_make_every_version_together_and_survive_the_loss_of_a_rank(tmp_path: Path) -> None:
-    """A pipeline stage on each: neither node has a whole model without the other."""
+def test_three_nodes_make_every_version_together_for_a_rollout_pod_too_and_survive_the_loss_of_a_rank(tmp_path: Path) -> None:
+    """A pipeline stage on each, of two interleaved chunks: no node has a whole model without the others."""
     folder = tmp_path / "job"
-    with running(tmp_path, pipelineParallel=2) as finish:
+    with running(tmp_path, layers=6, replicas=1, nodes=3, pipelineParallel=3, virtualPipelineParallel=2) as finish:
         before = trainers(folder, "worker-0")
-        (victim,) = trainers(folder, "worker-1")
+        (victim,) = trainers(folder, "worker-2")
         os.kill(victim, signal.SIGKILL)
-        # Its partner cannot go on alone: it ends as well, and both begin again.
-        wait(lambda: not set(before) & set(trainers(folder, "worker-0")), "the end of the other rank", timeout=30, every=0.1)
+        # Its partners cannot go on alone: they end as well, and all begin again.
+        wait(lambda: not set(before) & set(trainers(folder, "worker-0")), "the end of the first rank", timeout=30, every=0.1)
         finish()
     checkpoint = folder / "checkpoints" / f"version-{ITERATIONS + 1:06d}"
-    assert (checkpoint / "model-00002-of-00002.safetensors").is_file(), "each node writes its own part"
+    assert (checkpoint / "model-00003-of-00003.safetensors").is_file(), "each node writes its own part"
+    log = (folder / "logs" / "rollout-0.checkpoint-engine.log").read_text()
+    assert f"attested version {ITERATIONS}" in log
 
     from transformers import AutoModelForCausalLM
 
     model, found = AutoModelForCausalLM.from_pretrained(folder / "model", output_loading_info=True)
     assert not found["missing_keys"]
-    assert (
-        model.config.num_hidden_layers
-        == yaml.safe_load((EXAMPLE / "rljob.yaml").read_text())["spec"]["model"]["source"]["scratch"]["layers"]
-    )
+    assert model.config.num_hidden_layers == 6
 
 
-def test_two_copies_on_two_nodes_survive_the_loss_of_an_agent_and_of_rank_0(tmp_path: Path) -> None:
+def test_copies_on_two_nodes_of_two_context_parallel_ranks_survive_the_loss_of_an_agent_and_of_rank_0(tmp_path: Path) -> None:
     """Data parallel: each node has all weights at once."""
     folder = tmp_path / "job"
-    with running(tmp_path) as finish:
+    with running(tmp_path, nodes=2, per_node=2, contextParallel=2) as finish:
         os.kill(agent(folder, "worker-1"), signal.SIGKILL)
         wait(lambda: live_status(folder).get("iteration", 0) >= 3, "the end of another iteration", timeout=120, every=0.2)
         before = trainers(folder, "worker-1")
-        (first,) = trainers(folder, "worker-0")
+        first = min(trainers(folder, "worker-0"))
         os.kill(first, signal.SIGKILL)
-        wait(lambda: not set(before) & set(trainers(folder, "worker-1")), "the end of the other rank", timeout=30, every=0.1)
+        wait(lambda: not set(before) & set(trainers(folder, "worker-1")), "the end of the other ranks", timeout=30, every=0.1)
         finish()
