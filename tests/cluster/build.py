@@ -60,6 +60,7 @@ MODULES = (
     Module("kubeconform", ("github.com/yannh/kubeconform/cmd/kubeconform",), ("kubeconform",)),
     Module("kwok", ("sigs.k8s.io/kwok/cmd/kwok",), ("kwok",)),
     Module("helm", ("helm.sh/helm/v4/cmd/helm",), ("helm",)),
+    Module("kube-router", ("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",), ("kube-router",)),
 )
 RUNC = Module(
     "runc", ("github.com/opencontainers/runc",), ("runc",), linker="-X main.version=1.5.2", c="gcc pkg-config libseccomp-dev libc6-dev"

@@ -9,6 +9,7 @@ import signal
 import ssl
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -320,6 +321,30 @@ class LocalCluster(Cluster):
             self._define(f"{name}/dra", name, node.driver(self.folder / name, index, count))
             self._start(f"{name}/dra")
             self._alive_until(partial(self._published, name), f"{name} publishes no devices", 30)
+
+    @contextlib.contextmanager
+    def network_policies(self) -> Iterator[bool]:
+        for name in self.nodes:
+            index = int(name.removeprefix("node-"))
+            self._kubeconfig("kube-router", self.folder / name / "kube-router.conf")
+            self._define(f"{name}/kube-router", name, node.router(self.folder / name, self.addresses, index))
+            self._start(f"{name}/kube-router")
+        for name in self.nodes:
+            self._alive_until(partial(self._enforces, name), f"{name} enforces no NetworkPolicies", 60)
+        try:
+            yield True
+        finally:
+            for name in self.nodes:
+                self._servers[f"{name}/kube-router"].stop()
+                # Its rules outlive it. Without these, nothing leads to the others.
+                for chain in node.ROUTER_CHAINS:
+                    self._boxes[name].run(["iptables", "--wait", "--flush", chain])
+
+    def _enforces(self, name: str) -> bool:
+        try:
+            return all("-j" in self._boxes[name].run(["iptables", "--wait", "--list-rules", chain]) for chain in node.ROUTER_CHAINS)
+        except ClusterError:
+            return False
 
     def _published(self, name: str) -> bool:
         slices = self.get("resourceslices", f"--field-selector=spec.nodeName={name},spec.driver={DEVICE_CLASS}")["items"]

@@ -17,6 +17,7 @@ USERS = {
     "kube-scheduler": "system:kube-scheduler",
     "kube-proxy": "system:kube-proxy",
     "coredns": "system:coredns/system:masters",
+    "kube-router": "kube-router/system:masters",
 }
 # How the API server shows itself to kubelets.
 KUBELET_CLIENT = "apiserver-kubelet-client"

@@ -53,6 +53,10 @@ class ExistingCluster(Cluster):
     def devices(self, count: int = 8) -> None:
         raise self._unable("fake devices")
 
+    @contextmanager
+    def network_policies(self) -> Iterator[bool]:
+        yield False  # its network plugin enforces them always, or never
+
     def fake_nodes(self, count: int) -> None:
         raise self._unable("fake nodes")
 

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,10 @@ class Cluster(ABC):
     @abstractmethod
     def devices(self, count: int = 8) -> None:
         """Publishes `count` fake devices on every node (device class `fake.rljob.dev`), if they are not there."""
+
+    @abstractmethod
+    def network_policies(self) -> AbstractContextManager[bool]:
+        """Inside of it NetworkPolicies are enforced; false where that is not known."""
 
     @abstractmethod
     def fake_nodes(self, count: int) -> None:

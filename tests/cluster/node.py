@@ -50,6 +50,9 @@ def prepare(box: Box, folder: Path, images: Path) -> None:
 DISK_KEPT = 0.01
 """Share of a disk below which a kubelet starts no pod and ends those that run."""
 
+ROUTER_CHAINS = ("KUBE-ROUTER-INPUT", "KUBE-ROUTER-FORWARD", "KUBE-ROUTER-OUTPUT")
+"""Of iptables, where all that kube-router refuses begins."""
+
 USER_NAMESPACES = "userns"
 """Handler of a RuntimeClass whose pods may have users of their own (`hostUsers: false`)."""
 
@@ -165,6 +168,21 @@ def proxy_config(folder: Path, addresses: Addresses, index: int) -> str:
 
 def proxy(folder: Path) -> tuple[str, ...]:
     return ("kube-proxy", f"--config={folder}/proxy.yaml")
+
+
+def router(folder: Path, addresses: Addresses, index: int) -> tuple[str, ...]:
+    """Of kube-router only what enforces NetworkPolicies: the addresses of pods are the CNI's, those of services kube-proxy's."""
+    return (
+        "kube-router",
+        f"--kubeconfig={folder}/kube-router.conf",
+        f"--hostname-override=node-{index}",
+        f"--service-cluster-ip-range={addresses.services}",
+        "--run-firewall=true",
+        "--run-router=false",
+        "--run-service-proxy=false",
+        "--enable-cni=false",
+        "--health-port=0",
+    )
 
 
 def containerd(folder: Path) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from tests.cluster.handle import Cluster
 
 EXISTING = "RLJOB_TEST_KUBECONFIG"
 _SERVERS = frozenset({"probe", "kube"})
-_NODES = _SERVERS | {"containerd", "coredns", "dra", "registry"}
+_NODES = _SERVERS | {"containerd", "coredns", "dra", "kube-router", "registry"}
 # The Go modules that a test may need, by fixture.
 _MODULES = {
     "api_server": _SERVERS,

@@ -9,7 +9,16 @@ from tests.cluster.box import ClusterError
 from tests.cluster.node import DISK_KEPT, HIDDEN
 
 # A command and the Debian package it comes from.
-COMMANDS = {"runc": "runc", "nft": "nftables", "ip": "iproute2", "mount": "mount", "setpriv": "util-linux", "sysctl": "procps"}
+COMMANDS = {
+    "runc": "runc",
+    "nft": "nftables",
+    "iptables": "iptables",
+    "ipset": "ipset",
+    "ip": "iproute2",
+    "mount": "mount",
+    "setpriv": "util-linux",
+    "sysctl": "procps",
+}
 CNI_PACKAGE = "containernetworking-plugins"
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 CNI_PLUGINS = ("ptp", "host-local", "loopback")
@@ -44,7 +53,7 @@ def check(folders: Iterable[Path], nodes: int) -> None:
         )
     packages = missing_packages(lambda command: shutil.which(command, path=search_path()), cni_folder())
     if not nodes:
-        packages = [package for package in packages if package not in ("runc", "nftables", CNI_PACKAGE)]
+        packages = [package for package in packages if package not in ("runc", "nftables", "iptables", "ipset", CNI_PACKAGE)]
     if packages:
         raise ClusterError(f"a test cluster needs packages of the system: apt-get install --yes {' '.join(packages)}")
     for folder in folders:

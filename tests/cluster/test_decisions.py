@@ -90,9 +90,9 @@ def test_a_record_is_read_as_it_was_written() -> None:
 
 
 def test_missing_commands_are_named_by_their_packages() -> None:
-    have = {"ip", "mount", "setpriv", "sysctl", "nft"}
+    have = {"ip", "ipset", "mount", "setpriv", "sysctl", "nft"}
     missing = requirements.missing_packages(lambda name: name if name in have else None, None)
-    assert missing == ["containernetworking-plugins", "runc"]
+    assert missing == ["containernetworking-plugins", "iptables", "runc"]
 
 
 def test_network_plugins_are_found_only_where_all_of_them_are() -> None:

@@ -43,6 +43,30 @@ def test_a_native_sidecar_and_a_container_share_memory(cluster: Cluster) -> None
         assert cluster.kubectl("logs", "shared", "--container=reader", f"--namespace={namespace}") == "from the first\n"
 
 
+@pytest.mark.own_cluster
+def test_network_policies_are_enforced_as_long_as_a_test_wants(cluster: Cluster) -> None:
+    allowed = {"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}], "ports": [{"protocol": "TCP", "port": 8080}]}
+    policy = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "friends-only"},
+        "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"], "ingress": [allowed]},
+    }
+    with cluster.namespace() as namespace:
+        cluster.apply([pod("server", [container(cluster, "server", "serve", ":8080", "fine")]), policy], namespace)
+        cluster.wait("pod/server", "condition=Ready", namespace)
+        address = cluster.get("pod/server", namespace=namespace)["status"]["podIP"]
+        asks = [container(cluster, "asks", "get", f"http://{address}:8080")]
+        with cluster.network_policies() as enforced:
+            assert enforced
+            cluster.apply(pod("stranger", asks, restartPolicy="Never"), namespace)
+            cluster.wait("pod/stranger", "condition=Ready", namespace)
+            cluster.apply(pod("friend", asks, restartPolicy="Never"), namespace)
+            succeeded(cluster, "friend", namespace)
+            assert cluster.get("pod/stranger", namespace=namespace)["status"]["phase"] == "Running"
+        succeeded(cluster, "stranger", namespace)
+
+
 def test_a_deployment_is_found_by_its_service_name(cluster: Cluster) -> None:
     labels = {"app": "web"}
     deployment = {
