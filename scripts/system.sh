@@ -7,8 +7,8 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 # command=package; network plugins are no commands.
 missing=
-for pair in runc=runc crun=crun nft=nftables iptables=iptables ipset=ipset ip=iproute2 mount=mount setpriv=util-linux sysctl=procps buildah=buildah debootstrap=debootstrap \
-    gcc=gcc pkg-config=pkg-config; do
+for pair in runc=runc crun=crun nft=nftables iptables=iptables ipset=ipset ip=iproute2 mount=mount setpriv=util-linux sysctl=procps \
+    buildah=buildah debootstrap=debootstrap gcc=gcc pkg-config=pkg-config; do
     command -v "${pair%%=*}" > /dev/null || missing="$missing ${pair##*=}"
 done
 [ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || [ -x /usr/libexec/cni/ptp ] || missing="$missing containernetworking-plugins"
