@@ -105,6 +105,20 @@ def test_sigterm_hands_back_what_the_engine_writes_once_the_master_sends_nothing
     assert world.removed
 
 
+def test_a_master_that_is_slow_gets_the_time_to_hear_that_a_node_leaves() -> None:
+    async def job() -> RolloutWorld:
+        world = RolloutWorld(iterations=0)
+        node = world.make_node()
+        agent = asyncio.create_task(node.run())
+        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        world.master.pause = 7
+        node.end()
+        await agent
+        return world
+
+    assert run(job()).counts["engine.hand-back"] == 1
+
+
 def test_a_master_that_is_away_does_not_keep_a_node_that_has_to_go() -> None:
     async def job() -> float:
         world = RolloutWorld(iterations=0)

@@ -277,6 +277,8 @@ class MasterTwin:
         self.changed = asyncio.Condition()
         self.refuses: InfrastructureError | None = None
         """What every call comes to."""
+        self.pause = 0.0
+        """Seconds that an answer takes at least."""
         self.served_since: float | None = None
         self.serving: str | None = None
         self.want_rollout()
@@ -296,6 +298,7 @@ class MasterTwin:
         self._check(report)
         self.reports.append(report)
         self._advance(report)
+        await asyncio.sleep(self.pause)
         if self.desired.revision == report.seen_revision:
             try:
                 async with asyncio.timeout(wait):

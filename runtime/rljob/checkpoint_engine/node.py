@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 LOOK = 1.0
 """Seconds between two looks at the world while there is nothing to do."""
 LONG_POLL = 20.0
-FAREWELL = 3.0
-"""Seconds that the master gets to hear that this node leaves."""
+FAREWELL, FAREWELLS = 10.0, 3
+"""Seconds that the master gets to hear that this node leaves, and how often it is tried when it cannot be reached."""
 
 
 class Node:
@@ -48,7 +48,7 @@ class Node:
         self._ending = asyncio.Event()
         self._leaving = False
         self._heard = asyncio.Event()
-        """Set when the master has answered a report that says that the engine is leaving."""
+        """Set when the master has answered a report that says that the engine is leaving, or cannot be told."""
 
     def end(self) -> None:
         """Leave as if the master had said `stop`."""
@@ -164,6 +164,7 @@ class Node:
     async def _talk(self) -> None:
         """Report whatever changes, and hear what is wanted; a master that is away is asked again."""
         away = False
+        untold = 0
         while True:
             self._told.clear()
             self._reported = report = self.report()
@@ -173,6 +174,9 @@ class Node:
                 if not away:
                     log.warning("%s; asking again every second", error)
                 away = True
+                untold += self._leaving
+                if untold == FAREWELLS:
+                    self._heard.set()
                 if isinstance(error, IdentityTaken):
                     self._desired = None  # another does what was wanted of this one
                 await asyncio.sleep(outcome.MASTER_PAUSE)
