@@ -188,6 +188,42 @@ class Watched:
         return "\n".join(said)
 
 
+class Onlooker:
+    """A pod that is no job's."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.name = "onlooker"
+        container = {
+            "name": "onlooker",
+            "image": "rljob/master:latest",
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["sleep", "infinity"],
+        }
+        spec = {"terminationGracePeriodSeconds": 0, "containers": [container]}
+        cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": self.name}, "spec": spec}, namespace)
+        cluster.wait(f"pod/{self.name}", "condition=Ready", namespace, timeout=270)
+
+
+_CONNECTS = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close()
+except OSError as error:
+    sys.exit(f"OSError: {error}")
+"""
+
+
+def connects(cluster: Cluster, namespace: str, pod: str, address: str, port: int) -> bool:
+    """Whether a pod gets through to an address."""
+    try:
+        cluster.kubectl("exec", pod, "--namespace", namespace, "--", "python", "-c", _CONNECTS, address, str(port))
+    except KubectlError as error:
+        if "OSError: " not in error.stderr:
+            raise
+        return False
+    return True
+
+
 class Volume:
     """A job's volume, looked at through a pod that has it mounted."""
 

@@ -16,11 +16,13 @@ from tests.e2e.incluster import (
     IMAGES,
     KINDS,
     ROOT,
+    Onlooker,
     Release,
     Volume,
     Watched,
     build_images,
     condition,
+    connects,
     install,
     job,
     names,
@@ -31,7 +33,7 @@ from tests.e2e.jobfolder import assert_every_prompt_is_accounted_for, database, 
 from tests.e2e.operators import Operators
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400), pytest.mark.images(*IMAGES)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.images(*IMAGES)]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,8 @@ class Done:
     phases: list[str]
     iterations: list[int]
     pods: list[str]
+    connected: dict[tuple[str, str], bool]
+    """Who reached whom while NetworkPolicies were enforced, in the middle of the job; empty where nobody is known to enforce them."""
     status: Object
 
 
@@ -77,6 +81,7 @@ def undisturbed(cluster: Cluster, operator: Release) -> Iterator[Done]:
         phases: list[str] = []
         iterations: list[int] = []
         pods: set[str] = set()
+        connected: dict[tuple[str, str], bool] = {}
 
         def look(status: Object) -> bool:
             phase, iteration = status.get("phase", ""), status.get("iteration", 0)
@@ -85,10 +90,50 @@ def undisturbed(cluster: Cluster, operator: Release) -> Iterator[Done]:
             if iteration and iterations[-1:] != [iteration]:
                 iterations.append(iteration)
             pods.update(names(watched.pods()))
+            if enforced and status.get("policyVersion", 0) >= 1 and not connected:
+                connected.update(_connections(cluster, namespace, watched))
             return condition(status, "Succeeded") == "True"
 
-        status = watched.until(look, 900, "the tiny example")
-        yield Done(watched, namespace, phases, iterations, sorted(pods), status)
+        with cluster.network_policies() as enforced:
+            status = watched.until(look, 2700, "the tiny example")
+        yield Done(watched, namespace, phases, iterations, sorted(pods), connected, status)
+
+
+def _connections(cluster: Cluster, namespace: str, watched: Watched) -> dict[tuple[str, str], bool]:
+    """Who reaches whom in a job that runs; nothing if the worker's engine, which comes and goes, was not there all the time."""
+    onlooker = Onlooker(cluster, namespace)
+    pods = {pod["metadata"]["labels"]["rljob.dev/role"]: pod for pod in watched.pods()}
+    name = {role: pod["metadata"]["name"] for role, pod in pods.items()} | {"onlooker": onlooker.name}
+    reward = cluster.get("service/tiny-reward", namespace=namespace)["spec"]
+    place = {
+        "master": (pods["master"]["status"]["podIP"], 8080),
+        "reward": (reward["clusterIP"], reward["ports"][0]["port"]),
+        "worker": (pods["worker"]["status"]["podIP"], 8000),
+        "API server": (cluster.get("service/kubernetes", namespace="default")["spec"]["clusterIP"], 443),
+    }
+
+    def reaches(one: str, other: str) -> bool:
+        return connects(cluster, namespace, name[one], *place[other])
+
+    engine = [pair for pair in FORBIDDEN if pair[1] == "worker"]
+    there = reaches("master", "worker")
+    found = {pair: reaches(*pair) for pair in engine}
+    if not (there and reaches("master", "worker")):
+        return {}
+    rest = [pair for pair in (*ALLOWED, *FORBIDDEN) if pair[1] != "worker"]
+    return found | {("master", "worker"): True} | {pair: reaches(*pair) for pair in rest}
+
+
+ALLOWED = (("master", "reward"), ("master", "worker"), ("worker", "master"), ("onlooker", "API server"))
+FORBIDDEN = (
+    *(("onlooker", role) for role in ("worker", "master", "reward")), *(("worker", other) for other in ("reward", "API server")),
+    *(("reward", other) for other in ("worker", "master", "API server")),
+)  # fmt: skip
+
+
+@pytest.mark.own_cluster
+def test_pods_reach_those_they_need_and_nobody_else_reaches_any(undisturbed: Done) -> None:
+    assert undisturbed.connected == dict.fromkeys(ALLOWED, True) | dict.fromkeys(FORBIDDEN, False)
 
 
 def test_the_job_goes_through_real_iterations_and_succeeds(undisturbed: Done) -> None:
@@ -207,12 +252,12 @@ class Trial:
         self.job.cluster.kubectl("scale", f"rljob/{self.job.name}", "-n", self.job.namespace, f"--replicas={count}")
         self.rollouts = max(self.rollouts, count)
 
-    def serve(self, count: int, seconds: float = 240) -> None:
+    def serve(self, count: int, seconds: float = 720) -> None:
         """Waits until so many rollout pods have proven the weights that are wanted and are asked, all at once; then there are no more."""
         self.job.soon(lambda: len(_serving(self.job.live())) == count, seconds, f"{count} rollout pods answer")
         self.rollouts = count
 
-    def write(self, node: str, seconds: float = 120) -> None:
+    def write(self, node: str, seconds: float = 360) -> None:
         """Waits until a rollout pod is in the middle of an answer."""
         self.job.soon(lambda: self.job.generating(node) > 0, seconds, f"{node} generates")
 
@@ -229,7 +274,7 @@ class Trial:
     def apply_again(self, manifest: Object) -> None:
         """In the middle of an iteration: nothing changes, and nothing is told."""
         self.operators.acting(besides=self.killed)
-        self.job.until(_in_an_iteration, 600, "the middle of an iteration")
+        self.job.until(_in_an_iteration, 1800, "the middle of an iteration")
         before = self.job.object["metadata"]["generation"], self.job.children(), names(self.job.events())
         self.job.cluster.apply(manifest, self.job.namespace)
         time.sleep(5)
@@ -271,7 +316,7 @@ PROMPTS, SAMPLES = 128, 16
 
 # Rollout pods must find the time to answer within an iteration.
 @pytest.mark.alone
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(9000)
 def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operators: Operators, tmp_path: Path) -> None:
     """The operator killed 20 times, each kind of pod deleted once, rollout pods scaled 0 -> 3 -> 1 -> 0 and killed where it hurts,
     suspended and resumed, told to do less; no iteration is lost or done twice. Then deleted, and nothing is left."""
@@ -287,18 +332,18 @@ def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operator
         for victim in ("rough-worker-0", "rough-master", "reward"):
             trial.lose(victim)
             trial.kill(3)
-            trial.go_on(420, f"an iteration after the end of {victim}")
+            trial.go_on(1260, f"an iteration after the end of {victim}")
         trial.serve(3)
         _lose_rollout_pods(trial)
         trial.say(suspend=True)
-        rough.until(lambda s: condition(s, "Suspended") == "True" and not rough.pods(), 180, "suspended")
+        rough.until(lambda s: condition(s, "Suspended") == "True" and not rough.pods(), 540, "suspended")
         trial.kill(1)
         trial.say(suspend=False)
         trial.kill(1)
-        rough.until(_in_an_iteration, 300, "an iteration after the pause")
+        rough.until(_in_an_iteration, 900, "an iteration after the pause")
         last = rough.status["iteration"] + 2
         trial.say(iterations=last)
-        status = rough.until(lambda s: condition(s, "Succeeded") == "True", 600, "the end")
+        status = rough.until(lambda s: condition(s, "Succeeded") == "True", 1800, "the end")
         assert (status["iteration"], len(status["rewards"])) == (last, last)
         assert len(trial.killed) == TURNS
         _assert_each_iteration_once(Volume(cluster, namespace, "rough-work"), tmp_path, last)
@@ -315,7 +360,7 @@ def _lose_rollout_pods(trial: Trial) -> None:
     before = rough.status.get("lastFailure")
     trial.write("rollout-2")
     trial.scale(1)
-    rough.until(lambda s: s["rollout"] | {"selector": ""} == {"replicas": 1, "readyReplicas": 1, "selector": ""}, 60, "one rollout pod")
+    rough.until(lambda s: s["rollout"] | {"selector": ""} == {"replicas": 1, "readyReplicas": 1, "selector": ""}, 180, "one rollout pod")
     assert trial.columns()["ROLLOUTS"] == "1"
     after = rough.status.get("lastFailure")
     assert after == before or (after and after["pod"] not in ("rollout-1", "rollout-2")), f"who leaves has not failed: {after}"
@@ -325,12 +370,12 @@ def _lose_rollout_pods(trial: Trial) -> None:
     # A source that is stopped makes a pull last, whatever the machine.
     cluster, where = rough.cluster, (rough.namespace, "rough-worker-0", "checkpoint-engine")
     if cluster.signal_container(*where, "SIGSTOP"):
-        rough.soon(lambda: _step(rough.live(), "rollout-0") == "pull", 120, "a pull that gets nothing")
+        rough.soon(lambda: _step(rough.live(), "rollout-0") == "pull", 360, "a pull that gets nothing")
         trial.lose("rollout-0", *now)
         cluster.signal_container(*where, "SIGCONT")
     trial.kill(1)
     trial.serve(1)
-    trial.go_on(120, "an iteration with the rollout pod that came back")
+    trial.go_on(360, "an iteration with the rollout pod that came back")
     trial.scale(0)
 
 
@@ -360,7 +405,7 @@ def test_two_jobs_of_one_name_in_two_namespaces_do_not_see_each_other(cluster: C
     with cluster.namespace("other") as namespace:
         cluster.apply([prompts(), small], namespace)
         other = Watched(cluster, namespace, "tiny")
-        assert other.until(lambda s: condition(s, "Succeeded") == "True", 400, "the other job's end")["iteration"] == 1
+        assert other.until(lambda s: condition(s, "Succeeded") == "True", 1200, "the other job's end")["iteration"] == 1
         others = Volume(cluster, namespace, "tiny-work").digests()
         assert all(path in others and others[path] != digest for path, digest in model.items())
         cluster.kubectl("delete", "rljob", "tiny", "-n", namespace)
@@ -393,7 +438,7 @@ def test_a_pod_that_can_never_start_is_told_within_thirty_seconds(
     with cluster.namespace("stuck") as namespace:
         cluster.apply([prompts(), manifest], namespace)
         broken = Watched(cluster, namespace, "broken")
-        status = broken.until(lambda s: words in json.dumps(s.get("conditions")), 90, f"{words} is told")
+        status = broken.until(lambda s: words in json.dumps(s.get("conditions")), 270, f"{words} is told")
         assert condition(status, "Ready") == "False"
         assert _told_after(broken, words) <= 30
 

@@ -1,4 +1,5 @@
-"""A trainer whose ranks are on two nodes of a real Kubernetes: they find each other, and survive the loss of one of their pods."""
+"""A trainer whose ranks are on two nodes of a real Kubernetes: they find each other
+through enforced NetworkPolicies, and survive the loss of one of their pods."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from tests.e2e.jobfolder import metrics
 
 ITERATIONS = 6
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.images(*IMAGES), pytest.mark.own_cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.images(*IMAGES), pytest.mark.own_cluster]
 
 
 def _apart(name: str) -> Object:
@@ -41,17 +42,17 @@ def test_ranks_on_two_nodes_make_every_version_and_survive_the_loss_of_a_pod(
     build_images(tmp_path / "images.tar")
     cluster.load_image(tmp_path / "images.tar")
     (tmp_path / "images.tar").unlink()
-    with cluster.namespace("operator") as namespace:
+    with cluster.namespace("operator") as namespace, cluster.network_policies():
         install(cluster, Release(namespace, namespace))
         cluster.apply([prompts(), _apart("apart")], "default")
         apart = Watched(cluster, "default", "apart")
-        apart.until(lambda status: status.get("iteration", 0) >= 2, 480, "the end of the first iteration")
+        apart.until(lambda status: status.get("iteration", 0) >= 2, 1440, "the end of the first iteration")
         before = _workers(apart)
         assert {pod["spec"]["nodeName"] for pod in before.values()} == {"node-0", "node-1"}
         cluster.kubectl("delete", "pod", "apart-worker-1", "-n", "default", "--wait=false", "--force", "--grace-period=0")
-        lost = before["apart-worker-1"]["metadata"]["uid"]
-        apart.soon(lambda: _workers(apart).get("apart-worker-1", {"metadata": {"uid": lost}})["metadata"]["uid"] != lost, 60, "another pod")
-        status = apart.until(lambda status: condition(status, "Succeeded") == "True", 480, "the end")
+        lost = before["apart-worker-1"]
+        apart.soon(lambda: _workers(apart).get("apart-worker-1", lost)["metadata"]["uid"] != lost["metadata"]["uid"], 180, "another pod")
+        status = apart.until(lambda status: condition(status, "Succeeded") == "True", 1440, "the end")
         assert status["iteration"] == ITERATIONS
         volume = Volume(cluster, "default", "apart-work")
         volume.copy("metrics.jsonl", tmp_path)
