@@ -59,7 +59,7 @@ def nodes(transport: str, *folders: Path) -> Iterator[list[Node]]:
             node.process.communicate()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("transport", ["http", "mooncake"])
 def test_another_source_takes_over_and_the_next_try_succeeds(tmp_path: Path, transport: str, fault: str) -> None:

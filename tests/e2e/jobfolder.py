@@ -127,7 +127,7 @@ def database(folder: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{folder}/state/master.sqlite?mode=ro", uri=True)
 
 
-def wait(condition: Callable[[], bool], what: str, timeout: float = 240, every: float = 0.03) -> None:
+def wait(condition: Callable[[], bool], what: str, timeout: float = 720, every: float = 0.03) -> None:
     """Poll the outside world until `condition` holds.
 
     Raises:

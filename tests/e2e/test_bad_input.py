@@ -203,7 +203,7 @@ def test_model_or_data_that_cannot_be_used(tmp_path: Path, case: Callable[[Begun
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_disk_that_fills_up_ends_the_job_and_freed_space_lets_it_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "disk" / "job"
     folder.parent.mkdir()

@@ -11,7 +11,7 @@ from tests.e2e.jobfolder import database, metrics, processes, start, status, wat
 ITERATIONS, PROMPTS, SAMPLES = 2, 16, 8
 NUMBERS, HELD_OUT = range(11, 90), range(90, 100)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def program(number: int) -> str:
@@ -54,7 +54,7 @@ def job(folder: Path) -> Path:
 def test_programs_are_run_in_the_sandbox_and_what_passes_earns_the_reward(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     process = start(job(tmp_path), folder)
-    made = watch(process, folder, timeout=300)
+    made = watch(process, folder, timeout=900)
     assert process.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
     assert processes(folder) == []
     assert [path for path in made if path.exists()] == []

@@ -26,7 +26,7 @@ from rljob.reward.outside import Outside
 
 ITERATIONS, PROMPTS, SAMPLES, SCALE, SHARE = 2, 2, 4, 10, 0.75
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_job_is_trained_by_what_a_language_model_says_of_its_answers(engine: S
         wait(lambda: process.poll() is not None or (log.exists() and "does not answer" in log.read_text()), "a question to nobody")
         engine.wait()
         judge.open()
-        made = watch(process, folder, timeout=240)
+        made = watch(process, folder, timeout=720)
     assert process.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
     assert processes(folder) == []
     assert [path for path in made if path.exists()] == []

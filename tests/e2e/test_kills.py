@@ -20,7 +20,7 @@ ITERATIONS = 26
 SETTLED = 0.1
 """Seconds in which everybody has heard what there is to hear of processes that are stopped."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 BEGINS = {
     "stop-engine": "wanted: train,",
@@ -204,7 +204,7 @@ def _meets(planned: Kill, moment: Moment, victims: list[int], workers: list[int]
         return stopped and moment.comes(workers) and _signal(victims, signal.SIGKILL)
 
 
-def _strike(planned: Kill, folder: Path, supervisor: subprocess.Popen[bytes], timeout: float = 240) -> set[Path]:
+def _strike(planned: Kill, folder: Path, supervisor: subprocess.Popen[bytes], timeout: float = 720) -> set[Path]:
     """Wait for the moment and kill; what the run had made outside the job folder by then."""
     # In the iterations there is something to lose.
     wait(lambda: supervisor.poll() is not None or live_status(folder).get("iteration", 0) > 0, "the first iteration")
@@ -229,11 +229,11 @@ def test_every_process_may_be_killed(tmp_path: Path) -> None:
     try:
         for planned in SCHEDULE:
             made |= _strike(planned, folder, supervisor)
-        made |= watch(supervisor, folder, timeout=600)
+        made |= watch(supervisor, folder, timeout=1800)
     finally:
         if supervisor.poll() is None:
             supervisor.terminate()
-            supervisor.wait(timeout=60)
+            supervisor.wait(timeout=180)
     assert supervisor.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
     assert_complete(folder, ITERATIONS)
     assert made
@@ -248,10 +248,10 @@ def test_a_killed_supervisor_leaves_nothing_behind_and_the_job_goes_on(tmp_path:
     try:
         for step in ("rollout", "train", "checkpoint", "export"):
             made = _strike(Kill("supervisor", step), folder, supervisor)
-            supervisor.wait(timeout=10)
-            wait(lambda made=made: processes(folder) == [] and not any(p.exists() for p in made), "the end of everything", timeout=30)  # type: ignore[misc]
+            supervisor.wait(timeout=30)
+            wait(lambda made=made: processes(folder) == [] and not any(p.exists() for p in made), "the end of everything", timeout=90)  # type: ignore[misc]
             supervisor = start(job, folder, "--resume")
-        watch(supervisor, folder, timeout=300)
+        watch(supervisor, folder, timeout=900)
     finally:
         if supervisor.poll() is None:
             supervisor.kill()

@@ -21,7 +21,7 @@ ITERATIONS = 4
 SAMPLES = 4
 """Answers to a prompt. Few, as an iteration in which no prompt has all of its answers goes on with the same policy."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def mixed(folder: Path) -> set[tuple[int, int]]:
@@ -52,11 +52,11 @@ def test_answers_that_several_versions_wrote_are_trained_on_and_trainer_and_engi
         return process.poll() is not None
 
     try:
-        wait(ended, "the end of the job", timeout=300)
+        wait(ended, "the end of the job", timeout=900)
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(timeout=60)
+            process.wait(timeout=180)
     assert process.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
     assert processes(folder) == []
     lines = metrics(folder)

@@ -17,7 +17,7 @@ from rljob.reward.scorers import Scorers
 
 EXAMPLE = ROOT / "examples" / "reward-model"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def held_out() -> list[tuple[str, str, str]]:
@@ -53,7 +53,7 @@ async def verifier_scores(folder: Path, pairs: list[tuple[str, str, str]]) -> li
 def test_a_job_trains_a_reward_model_that_gives_the_reported_scores(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     process = start(EXAMPLE / "rljob.yaml", folder, "--set", "spec.iterations=2", "--set", "spec.rewardModel.stepsPerIteration=12")
-    made = watch(process, folder, timeout=240)
+    made = watch(process, folder, timeout=720)
     output = folder.with_suffix(".out").read_text()
     assert process.returncode == 0, output[-3000:]
     assert processes(folder) == []

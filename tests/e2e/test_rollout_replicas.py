@@ -28,7 +28,7 @@ ITERATIONS = 8
 SAMPLES = 96
 """Answers to a prompt: enough that an iteration takes longer than a rollout pod's way to its first answer."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def scale(folder: Path, replicas: int) -> None:
@@ -79,13 +79,13 @@ def test_a_rollout_pod_answers_with_every_version_and_its_death_costs_no_prompt(
         return process.poll() is not None
 
     try:
-        wait(lambda: bool(live_status(folder)), "the master", timeout=120)
+        wait(lambda: bool(live_status(folder)), "the master", timeout=360)
         scale(folder, 1)
-        wait(ended, "the end of the job", timeout=300)
+        wait(ended, "the end of the job", timeout=900)
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(timeout=60)
+            process.wait(timeout=180)
     assert process.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
     assert processes(folder) == []
     assert killed

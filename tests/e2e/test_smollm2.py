@@ -12,7 +12,7 @@ EXAMPLE = ROOT / "examples" / "smollm2" / "rljob.yaml"
 ITERATIONS, HELD_OUT = 2, 64
 SHORTER = (f"spec.iterations={ITERATIONS}", f"spec.evaluation.data.limit={HELD_OUT}")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 def documented() -> set[str]:
@@ -25,7 +25,7 @@ def test_the_released_model_starts_where_it_should_and_is_trained(tmp_path: Path
     """Weights that were converted or tokenized wrongly follow no instruction at all: the accuracy at the start would be near 0."""
     folder = tmp_path / "job"
     process = start(EXAMPLE, folder, *(word for change in SHORTER for word in ("--set", change)))
-    made = watch(process, folder, timeout=900)
+    made = watch(process, folder, timeout=2700)
     assert process.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
     assert processes(folder) == []
     assert [path for path in made if path.exists()] == []

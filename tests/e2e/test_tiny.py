@@ -22,7 +22,7 @@ from rljob.rollout.engine import zygote_environment
 
 EXAMPLE = ROOT / "examples" / "tiny" / "rljob.yaml"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Finished:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("tiny") / "job"
     process = start(EXAMPLE, folder)
-    made = watch(process, folder, timeout=800)
+    made = watch(process, folder, timeout=2400)
     output = folder.with_suffix(".out").read_text()
     assert process.returncode == 0, output[-4000:]
     assert processes(folder) == []

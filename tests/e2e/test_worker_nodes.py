@@ -12,7 +12,7 @@ from tests.e2e.jobfolder import assert_complete, live_status, metrics, processes
 
 ITERATIONS = 4
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def trainers(folder: Path, pod: str) -> list[int]:
@@ -39,19 +39,19 @@ def running(tmp_path: Path, *, layers: int = 2, per_node: int = 1, replicas: int
     process = start(file, folder)
 
     def finish() -> None:
-        made = watch(process, folder, timeout=300)
+        made = watch(process, folder, timeout=900)
         assert process.returncode == 0, folder.with_suffix(".out").read_text()[-3000:]
         assert [path for path in made if path.exists()] == []
         assert_complete(folder, ITERATIONS)
         assert max(line["logprob_gap"] for line in metrics(folder)) < 1e-3, "every node's engine agrees with the trainer"
 
     try:
-        wait(lambda: live_status(folder).get("iteration", 0) >= 2, "the end of the first iteration", timeout=240, every=0.5)
+        wait(lambda: live_status(folder).get("iteration", 0) >= 2, "the end of the first iteration", timeout=720, every=0.5)
         yield finish
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(timeout=60)
+            process.wait(timeout=180)
 
 
 def test_three_nodes_make_every_version_together_for_a_rollout_pod_too_and_survive_the_loss_of_a_rank(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_three_nodes_make_every_version_together_for_a_rollout_pod_too_and_survi
         (victim,) = trainers(folder, "worker-2")
         os.kill(victim, signal.SIGKILL)
         # Its partners cannot go on alone: they end as well, and all begin again.
-        wait(lambda: not set(before) & set(trainers(folder, "worker-0")), "the end of the first rank", timeout=30, every=0.1)
+        wait(lambda: not set(before) & set(trainers(folder, "worker-0")), "the end of the first rank", timeout=90, every=0.1)
         finish()
     checkpoint = folder / "checkpoints" / f"version-{ITERATIONS + 1:06d}"
     assert (checkpoint / "model-00003-of-00003.safetensors").is_file(), "each node writes its own part"
@@ -81,9 +81,9 @@ def test_copies_on_two_nodes_of_two_context_parallel_ranks_survive_the_loss_of_a
     folder = tmp_path / "job"
     with running(tmp_path, nodes=2, per_node=2, contextParallel=2) as finish:
         os.kill(agent(folder, "worker-1"), signal.SIGKILL)
-        wait(lambda: live_status(folder).get("iteration", 0) >= 3, "the end of another iteration", timeout=120, every=0.2)
+        wait(lambda: live_status(folder).get("iteration", 0) >= 3, "the end of another iteration", timeout=360, every=0.2)
         before = trainers(folder, "worker-1")
         first = min(trainers(folder, "worker-0"))
         os.kill(first, signal.SIGKILL)
-        wait(lambda: not set(before) & set(trainers(folder, "worker-1")), "the end of the other ranks", timeout=30, every=0.1)
+        wait(lambda: not set(before) & set(trainers(folder, "worker-1")), "the end of the other ranks", timeout=90, every=0.1)
         finish()

@@ -26,7 +26,7 @@ from rljob.rollout.client import NO_WEIGHTS, EngineClient, SamplingParams, weigh
 from rljob.rollout.zygote import session_members
 from rljob.wire.weights import Canary, Manifest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(720)]
 SHAPE = {
     "vocab_size": 192, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 2048, "eos_token_id": 2, "pad_token_id": 2, "bos_token_id": 1,

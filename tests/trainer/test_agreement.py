@@ -18,7 +18,7 @@ from rljob.rollout.zygote import session_members
 from rljob.wire.batch import Batch
 from rljob.wire.node import TrainTask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(720)]
 
 
 @pytest.fixture(scope="module")
