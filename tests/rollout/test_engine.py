@@ -22,14 +22,14 @@ from rljob.checkpoint_engine.act import attest
 from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_checksum, tensor_entries
 from rljob.checkpoint_engine.clients import HttpEngine
 from rljob.checkpoint_engine.outcome import AttestationFailed
-from rljob.rollout.client import NO_WEIGHTS, EngineClient, SamplingParams, weight_label
+from rljob.rollout.client import NO_WEIGHTS, EngineClient, EngineMetrics, SamplingParams, weight_label
 from rljob.rollout.zygote import session_members
 from rljob.wire.weights import Canary, Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(720)]
 SHAPE = {
     "vocab_size": 192, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 2048, "eos_token_id": 2, "pad_token_id": 2, "bos_token_id": 1,
+    "num_key_value_heads": 1, "max_position_embeddings": 2048, "eos_token_id": None, "pad_token_id": 2, "bos_token_id": 1,
 }  # fmt: skip
 LLAMA = LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=False)
 QWEN_TIED = Qwen2ForCausalLM, Qwen2Config(**SHAPE, tie_word_embeddings=True)
@@ -315,11 +315,15 @@ def test_an_aborted_answer_comes_back_with_what_there_is(engine: str, policy: Po
     async def scenario(client: EngineClient) -> tuple[Any, Any, Any]:
         params = SamplingParams(max_tokens=900)
         first, second = (asyncio.create_task(client.generate(name, PROMPT, params)) for name in ("first", "second"))
-        while (await client.metrics()).running < 2:
-            continue
+
+        async def until(done: Callable[[EngineMetrics], bool]) -> None:
+            while not done(await client.metrics()):
+                for task in (first, second):
+                    assert not task.done(), f"ended early: {task.exception() or task.result()}"
+
+        await until(lambda seen: seen.running == 2)
         start = (await client.metrics()).generation_tokens
-        while (await client.metrics()).generation_tokens < start + 8:
-            continue
+        await until(lambda seen: seen.generation_tokens >= start + 8)
         await client.abort([])
         await client.abort(["first"])
         aborted = await first
