@@ -1,6 +1,7 @@
 """Real vLLM engines, forked from one zygote and fed from an arena, against transformers (fp32, tiny models made on the spot)."""
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -37,6 +39,8 @@ MOE = (
     Qwen3MoeForCausalLM,
     Qwen3MoeConfig(**SHAPE, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, tie_word_embeddings=False),
 )
+VLLM_KEEPS = 5
+"""Seconds after which vLLM closes idle connections if it is not told otherwise."""
 PROMPT = [1, 17, 33, 65, 3, 99, 120, 5, 44, 44, 8, 150] * 4
 
 
@@ -339,6 +343,19 @@ def test_an_aborted_answer_comes_back_with_what_there_is(engine: str, policy: Po
     assert frozen == (1, False)
     expected = policy.logprobs(PROMPT + list(second.tokens))[len(PROMPT) - 1 :]
     assert second.logprobs == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_engine_does_not_close_a_connection_that_a_master_which_is_late_may_use(engine: str) -> None:
+    address = urlsplit(engine)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port)
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+    sock = connection.sock
+    assert select.select([sock], [], [], 2 * VLLM_KEEPS)[0] == [], "closed"
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+    assert connection.sock is sock
+    connection.close()
 
 
 def test_log_probs_are_the_policys_own_at_any_temperature_and_stop_tokens_stop(engine: str, policy: Policy) -> None:

@@ -44,6 +44,7 @@ class SpreadTransport(httpx.AsyncBaseTransport):
 def _pools(count: int) -> list[httpx.AsyncBaseTransport]:
     # One context for all: making one reads every certificate of the machine.
     context = ssl.create_default_context()
-    # Our servers (uvicorn) close a connection that was idle for 5 s; one that is reused just then answers with a ReadError.
+    # Our servers (uvicorn) close a connection that was idle for 5 s, engines for longer (`rljob.rollout.engine.KEEP_ALIVE`); one that is
+    # reused just then answers with a ReadError.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
     return [httpx.AsyncHTTPTransport(verify=context, limits=limits) for _ in range(count)]
