@@ -21,6 +21,10 @@ class ClusterError(Exception):
     """Something in the test cluster did not do what it should; the message says what, and what its log says."""
 
 
+class ContainerGone(ClusterError):
+    """The container does not run any more: it ended, and may have been started again since its pod's status was written."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """A process for good: its id can be used again by another, id and start time (clock ticks since boot) not."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 from tests.cluster import control, images, network, node, provisioner, requirements, state
-from tests.cluster.box import Box, ClusterError, Identity
+from tests.cluster.box import Box, ClusterError, ContainerGone, Identity
 from tests.cluster.build import RUNC, binary, built
 from tests.cluster.handle import Cluster, Object, Server
 
@@ -374,7 +374,12 @@ class LocalCluster(Cluster):
         found = self.get(f"pod/{pod}", namespace=namespace)
         (identity,) = [each["containerID"] for each in found["status"]["containerStatuses"] if each["name"] == container]
         words = ("--address", node.CONTAINERD, "--namespace", "k8s.io", "tasks", "kill", "--all", "--signal", signal)
-        self._boxes[found["spec"]["nodeName"]].run([binary("ctr"), *words, identity.removeprefix("containerd://")])
+        try:
+            self._boxes[found["spec"]["nodeName"]].run([binary("ctr"), *words, identity.removeprefix("containerd://")])
+        except ClusterError as error:
+            if "no running task found" in str(error):
+                raise ContainerGone(f"container {container} of {namespace}/{pod} has ended: {error}") from error
+            raise
         return True
 
     def process(self, name: str) -> Server:

@@ -144,7 +144,7 @@ class Cluster(ABC):
     def signal_container(self, namespace: str, pod: str, container: str, signal: str) -> bool:
         """Sends a signal, such as `SIGSTOP`, to all processes of a container, from outside of it.
 
-        False, and nothing was done, where they are out of reach.
+        False, and nothing was done, where they are out of reach. Raises `ContainerGone`.
         """
 
     def kill_container(self, namespace: str, pod: str, container: str) -> bool:

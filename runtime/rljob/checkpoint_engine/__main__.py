@@ -25,6 +25,7 @@ from rljob.checkpoint_engine.transport import HttpTransport, Transport
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.rollout.client import EngineClient
 from rljob.rollout.engine import GPU_UTILIZATION, engine_argv, engine_dtype, engine_environment, kv_cache_bytes
+from rljob.wire.connections import pool
 from rljob.wire.data import Prepared
 from rljob.wire.environment import Environment
 
@@ -56,13 +57,12 @@ async def run(environment: Environment) -> None:
         ConfigurationError: the environment or the prepared model cannot be used.
     """
     job = environment.job
-    limits = httpx.Limits(max_connections=20)
     async with (
         socket_client(environment.socket("megatron-shim")) as trainer_shim,
         socket_client(environment.socket("vllm-shim")) as engine_shim,
         socket_client(environment.socket("trainer")) as trainer,
-        httpx.AsyncClient(base_url=environment.url("master")) as master,
-        httpx.AsyncClient(limits=limits) as engine,
+        httpx.AsyncClient(transport=pool(), base_url=environment.url("master")) as master,
+        httpx.AsyncClient(transport=pool(20)) as engine,
     ):
         shims: dict[Owner, Shim] = {"trainer": HttpShim(trainer_shim, "megatron shim"), "engine": HttpShim(engine_shim, "vllm shim")}
         memory = device_memory(job, shims)

@@ -15,6 +15,7 @@ from rljob.checkpoint_engine.outcome import ChecksumMismatch, IdentityTaken, Mas
 from rljob.checkpoint_engine.state import EngineState
 from rljob.rollout.client import EngineClient
 from rljob.wire.base import Message
+from rljob.wire.connections import pool
 from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, Progress, TrainMetrics, TrainTask
 from rljob.wire.pieces import PullPlan, PullReport
 from rljob.wire.shim import ShimStatus, StartRequest, StopRequest
@@ -121,7 +122,7 @@ class Filler(Protocol):
 
 def socket_client(path: Path) -> httpx.AsyncClient:
     """A client of a server on a unix socket."""
-    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://socket", timeout=None)
+    return httpx.AsyncClient(transport=pool(uds=path), base_url="http://socket", timeout=None)
 
 
 class HttpShim:

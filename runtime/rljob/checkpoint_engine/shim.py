@@ -26,6 +26,7 @@ from rljob.checkpoint_engine.container import complete
 from rljob.checkpoint_engine.payloads import Payload, Tail, payload_of
 from rljob.checkpoint_engine.processes import adopt_orphans, anonymous_memory, end_all, payload_processes, reap_orphans
 from rljob.wire.base import Message
+from rljob.wire.connections import IDLE_SECONDS
 from rljob.wire.environment import Environment
 from rljob.wire.shim import INCARNATION, ShimError, ShimStatus, StartRequest, StopRequest
 
@@ -196,6 +197,7 @@ async def serve(kind: str, path: Path, payload_factory: Callable[[str, Tail], Pa
         access_log=False,
         loop="asyncio",
         lifespan="off",
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=1,
     )
     care = asyncio.create_task(payload.care())

@@ -14,8 +14,10 @@ from rljob.api.errors import exit_status, explained
 from rljob.compare.page import comparison_page
 from rljob.compare.records import read
 from rljob.compare.run import HEADS, PAIR_HEADS, World, compare, pair_rows, pairs, record, rows, table, write
+from rljob.reward.app import CONNECTIONS
 from rljob.reward.pool import WorkerPool
 from rljob.reward.scorers import Scorers
+from rljob.wire.connections import SpreadTransport
 from rljob.wire.environment import Environment
 
 
@@ -29,8 +31,10 @@ async def main(spec: Comparison, out: Path) -> None:
     async with AsyncExitStack() as stack:
         pool = WorkerPool(os.cpu_count() or 1, dict(os.environ))
         stack.push_async_callback(pool.stop)
-        # As the reward service does it: time limits are those of each call; a proxy of the environment is for downloads.
-        http = await stack.enter_async_context(httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=256), trust_env=False))
+        # As the reward service does it.
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(timeout=None, transport=SpreadTransport(most=CONNECTIONS), trust_env=False)
+        )
         scorers = Scorers(os.environ, Path(spec.data).parent)
         stack.push_async_callback(scorers.stop)
         world = World(pool, http, Environment.current().sandbox, os.environ, scorers)

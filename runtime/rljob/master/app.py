@@ -30,9 +30,9 @@ from rljob.master.service import Service
 from rljob.master.state import Buffer, Database, History, Versions
 from rljob.master.status import job_status, replace_file, write_metrics, write_status
 from rljob.master.timing import Clock, Stopwatch
-from rljob.master.transport import SpreadTransport
 from rljob.master.watch import Watch
 from rljob.rollout.client import EngineClient
+from rljob.wire.connections import IDLE_SECONDS, SpreadTransport
 from rljob.wire.environment import Environment
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,10 @@ async def main(environment: Environment, clock: Clock) -> None:
                 parts = assemble(job, folders, inputs, decode, database, outside)
                 async with asyncio.TaskGroup() as tasks:
                     application = _quiet(Service(parts).application())
-                    server = _Server(uvicorn.Config(application, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
+                    config = uvicorn.Config(
+                        application, log_level="warning", lifespan="off", timeout_keep_alive=IDLE_SECONDS, timeout_graceful_shutdown=1
+                    )
+                    server = _Server(config)
                     serving = tasks.create_task(server.serve(sockets=[listener]))
                     try:
                         await run_job(parts)

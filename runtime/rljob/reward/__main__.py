@@ -14,6 +14,7 @@ from rljob.reward.outside import NoAnswerError
 from rljob.reward.pool import WorkerPool
 from rljob.reward.scorers import Scorers
 from rljob.reward.verifiers.language_model import api_key
+from rljob.wire.connections import IDLE_SECONDS
 from rljob.wire.environment import Environment
 
 
@@ -41,7 +42,15 @@ async def serve(environment: Environment) -> bool:
         raise
     targets = frozenset(named(reward.verifier, reward.options))
     app = create_app(pool, reward.timeout_seconds, warm=False, sandbox=environment.sandbox, named=targets, scorers=scorers)
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=5,
+    )
     server = uvicorn.Server(config)
     await server.serve()
     return server.started

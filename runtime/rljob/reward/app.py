@@ -20,11 +20,11 @@ from rljob.reward.outside import Outside
 from rljob.reward.pool import WorkerPool
 from rljob.reward.registry import VERIFIERS
 from rljob.reward.scorers import Scorers
+from rljob.wire.connections import SpreadTransport
 from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
 
-# Few idle ones: for each that is idle, httpcore's pool (1.0) looks at all others whenever a request begins or ends; a hundred programs that
-# are judged side by side would cost a second of processor time. Idle for less time than after which our servers close them.
-CONNECTIONS = httpx.Limits(max_connections=256, max_keepalive_connections=8, keepalive_expiry=2.0)
+CONNECTIONS = 256
+"""To the sandbox and to judges, at a time."""
 
 
 def create_app(
@@ -45,8 +45,8 @@ def create_app(
         named: code and addresses that the job names; nobody can use others (`rljob.api.verifiers.named`).
         scorers: reward models in folders; stopped with the service.
     """
-    # Time limits are those of each call; a proxy of the environment is for downloads.
-    http = httpx.AsyncClient(timeout=None, limits=CONNECTIONS, trust_env=False)
+    # Time limits are those of each call.
+    http = httpx.AsyncClient(timeout=None, transport=SpreadTransport(most=CONNECTIONS), trust_env=False)
     outside = Outside(http, sandbox, environment=pool.environment, scorers=scorers)
     judge = standard_judge(pool, seconds, outside, named)
     metrics = _Metrics(outside.tokens)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rljob.api import ConfigurationError, RLJob
+from rljob.wire.connections import IDLE_SECONDS
 from rljob.wire.data import Prepared
 
 SHORTEST = 16
@@ -93,17 +94,11 @@ def kv_cache_bytes(job: RLJob, prepared: Prepared, model_dir: Path) -> int:
     return block * blocks
 
 
-KEEP_ALIVE = 600
-"""Seconds that an engine keeps a connection on which nothing is asked. The master closes those that it does not need after 2 s by its own
-clock (`rljob.master.transport`), which begins when it reads the answer. With vLLM's 5 s, a master that is late by 3 s asks on a connection
-that the engine is closing, which looks like an engine that failed."""
-
-
 def engine_environment(job: RLJob) -> dict[str, str]:
     """What an engine needs in its environment beyond the zygote's (a forked process reads these when it starts)."""
     return {
         "VLLM_SERVER_DEV_MODE": "1",  # weight transfer, pause, sleep
-        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE),
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(IDLE_SECONDS),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",

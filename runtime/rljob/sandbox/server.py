@@ -10,6 +10,7 @@ import uvicorn
 from rljob.sandbox.app import create_app
 from rljob.sandbox.isolation import Isolation
 from rljob.sandbox.service import Service
+from rljob.wire.connections import IDLE_SECONDS
 
 DRAIN_SECONDS = 30
 """What runs when the service is told to stop has so long to end."""
@@ -38,6 +39,7 @@ async def serve(pool: Isolation, host: str, port: int, capacity: int) -> int:
         log_level="warning",
         access_log=False,
         lifespan="off",
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = _Server(config)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from rljob.api import ConfigurationError
 from rljob.trainer.commands import KINDS, Command, WrongState, parse
 from rljob.wire.base import Message
+from rljob.wire.connections import IDLE_SECONDS
 from rljob.wire.trainer import TASK_HEADER, TrainerError, TrainerStatus
 
 
@@ -94,7 +95,8 @@ def serve(board: HttpBoard, path: Path) -> None:
     listener.bind(str(path))
     path.chmod(0o600)
     listener.listen(16)
-    server = uvicorn.Server(uvicorn.Config(application(board), log_level="warning", access_log=False, lifespan="off"))
+    config = uvicorn.Config(application(board), log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=IDLE_SECONDS)
+    server = uvicorn.Server(config)
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True).start()
 
 

@@ -13,6 +13,7 @@ from rljob.api.testcases import TestCaseGeneration
 from rljob.curate.testcases.programs import Programs
 from rljob.curate.testcases.run import Progress, generate, shown
 from rljob.reward.outside import Outside
+from rljob.wire.connections import SpreadTransport
 
 
 async def main(spec: TestCaseGeneration) -> None:
@@ -22,7 +23,7 @@ async def main(spec: TestCaseGeneration) -> None:
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         progress = Progress(lambda programs: bar.update(task, total=programs), lambda programs: bar.advance(task, programs))
-        async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None), trust_env=False) as http:
+        async with httpx.AsyncClient(timeout=None, transport=SpreadTransport(), trust_env=False) as http:
             programs = Programs(Outside(http), spec, lambda: bar.advance(task))
             found = await generate(spec, programs, progress)
     for line in shown(found):
