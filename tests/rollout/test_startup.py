@@ -1,5 +1,8 @@
 """What makes an engine's start cheap does not change what it gets; that engines work with it is tested in test_engine.py."""
 
+import subprocess
+import sys
+
 import torch
 
 from rljob.rollout.startup import FRESH, LazyZeros, fresh_zeros
@@ -27,3 +30,18 @@ def test_only_large_flat_zeros_on_cpu_are_fresh_and_all_else_is_torch() -> None:
         found = lazy.zeros(*size, dtype=torch.int8, device=torch.device("cpu"))
         assert torch.equal(found, torch.zeros(*size, dtype=torch.int8))
     assert lazy.zeros(4, device="meta").device.type == "meta"
+
+
+def test_vllm_is_imported_without_the_compiler() -> None:
+    program = """
+import sys
+from rljob.rollout import startup
+startup.without_compiler()
+import vllm
+from vllm.env_override import _apply_constrain_to_fx_strides_patch as patch
+patch()
+assert "torch" in sys.modules
+print("torch._inductor.lowering" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

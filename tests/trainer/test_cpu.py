@@ -33,6 +33,7 @@ CORE = Path(next(iter(importlib.util.find_spec("megatron.core").submodule_search
             "transformer/moe/moe_layer.py",
             r"self\.training and self\.attn_tp_group\.size\(\) > 1 and not self\.config\.sequence_parallel:\s+raise",
         ),
+        ("jit.py", r"jit_fuser = torch\.compile"),
         ("models/hybrid/hybrid_block.py", r"self\.final_norm = TENorm\("),
     ],
 )
@@ -49,3 +50,17 @@ def test_installing_twice_changes_nothing() -> None:
     first = torch.cuda.current_device()
     cpu.install()
     assert torch.cuda.current_device() == first == "cpu"  # type: ignore[comparison-overlap]
+
+
+def test_what_megatron_would_compile_stays_as_it_is_written() -> None:
+    import torch
+
+    from rljob.trainer import cpu
+
+    compiler = torch.compile
+    cpu.install()
+    from megatron.core import jit
+
+    function = test_installing_twice_changes_nothing
+    assert jit.jit_fuser(function) is function
+    assert torch.compile is compiler

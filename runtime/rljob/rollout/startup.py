@@ -2,17 +2,27 @@
 
 A forked engine used to spend two processor seconds before it answered. Most of that prepared what is thrown away or what every engine does
 alike: random dummy weights that the first version replaces, zeros in a KV cache whose pages the kernel hands out zeroed anyway, and a
-search through every module for Triton kernels to replace.
+search through every module for Triton kernels to replace. And `import vllm` loads all of torch's compiler, one processor second in ten,
+to mend it (`vllm.env_override`), where nothing is ever compiled.
 """
 
 import importlib
 import mmap
+import sys
+import types
 from typing import Any
 
 import torch
 
 FRESH = 16 << 20
 """Bytes from which zeros come from fresh pages."""
+
+
+def without_compiler() -> None:
+    """Do not load torch's compiler. Before vLLM is imported, with TORCHDYNAMO_DISABLE=1."""
+    stub: Any = types.ModuleType("vllm.env_override")
+    stub._apply_constrain_to_fx_strides_patch = _nothing
+    sys.modules.setdefault(stub.__name__, stub)
 
 
 def install() -> None:
@@ -57,5 +67,5 @@ def _leave(*_arguments: Any, **_keywords: Any) -> None:
     """In place of drawing random numbers: nobody computes with dummy weights."""
 
 
-def _nothing(_platform: Any) -> None:
-    """Done already."""
+def _nothing(*_arguments: Any) -> None:
+    """Done already, or never needed."""

@@ -204,6 +204,10 @@ def session_members(leader: int) -> list[int]:
 
 def import_vllm() -> None:
     """Import all that a server needs, and patch what must be patched before the fork (see `rljob.rollout.linear`)."""
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        from rljob.rollout import startup
+
+        startup.without_compiler()
     from vllm.platforms import current_platform
     from vllm.plugins import load_general_plugins
 
@@ -267,9 +271,11 @@ def main() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    gc.disable()  # of a million objects that modules make and keep, collections while they are made take a tenth of the time
     import_vllm()
     gc.collect()
     gc.freeze()  # a collection in a child would copy the pages it touches
+    gc.enable()
     zygote = Zygote(0, answers, serve)
     zygote.say({"ready": round(time.monotonic() - began, 3)})
     zygote.run()

@@ -5,6 +5,7 @@ before Megatron is imported; `CudaMeansCpu` goes around calls into Megatron's op
 and expert parallelism need, and no more: sequence parallelism and the distributed optimizer have further needs.
 """
 
+import importlib
 import importlib.util
 import sys
 import types
@@ -27,6 +28,7 @@ def install() -> None:
     stub_triton()
     if not torch.cuda.is_available():
         _patch_torch_cuda()
+        _import_uncompiled()
         _patch_random()
         _patch_dispatcher()
 
@@ -40,6 +42,17 @@ def stub_triton() -> None:
     for name in ("GLOBAL_BLOCK_SIZE", "paged_stash_copy_kernel", "paged_stash_pop_kernel"):
         setattr(stub, name, None)
     sys.modules[STUB] = stub
+
+
+def _import_uncompiled() -> None:
+    """jit.py:25: some functions are decorated with `torch.compile`, which loads the compiler at once (a third of the time that the imports
+    take) and would need a C++ compiler when they are called. They stay what they are written as."""
+    compiler: Any = torch.compile
+    torch.compile = lambda model=None, **options: model if model is not None else lambda each: each  # type: ignore[assignment]
+    try:
+        importlib.import_module("megatron.core")
+    finally:
+        torch.compile = compiler
 
 
 def _patch_torch_cuda() -> None:
