@@ -225,6 +225,8 @@ def main(folder: Path) -> None:
 
     _quieten_libraries()
     device.Cpu().prepare()
+    import torch._dynamo  # of which every optimizer asks not to be compiled
+
     from rljob.trainer import loop, policy  # noqa: F401 - what takes long to import, once for all ranks
 
     before = None
