@@ -225,9 +225,10 @@ def main(folder: Path) -> None:
 
     _quieten_libraries()
     device.Cpu().prepare()
-    import torch._dynamo  # of which every optimizer asks not to be compiled
+    # What takes long to import, once for all ranks; the compiler, because every optimizer asks not to be compiled.
+    import torch._dynamo  # noqa: F401
 
-    from rljob.trainer import loop, policy  # noqa: F401 - what takes long to import, once for all ranks
+    from rljob.trainer import loop, policy  # noqa: F401
 
     before = None
     for size in sizes:

@@ -6,8 +6,6 @@ import sys
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# The image of this process has no torch. Where there is one, transformers would load it with every tokenizer: two thirds of the time.
-sys.modules["torch"] = None  # type: ignore[assignment]
 
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.api.errors import EXIT_CONFIGURATION, explained
@@ -17,6 +15,8 @@ from rljob.wire.environment import Environment
 
 def main(environment: Environment) -> None:
     """Prepare the job that the environment names."""
+    # The image of this process has no torch. Where there is one, transformers would load it with every tokenizer: two thirds of the time.
+    sys.modules["torch"] = None  # type: ignore[assignment]
     folders = Folders(
         model=environment.directory("model"),
         data=environment.directory("data"),
