@@ -3,6 +3,7 @@
 import asyncio
 
 import httpx
+import pytest
 from tests.master.virtual import run
 
 from rljob.wire.connections import SpreadTransport
@@ -81,3 +82,9 @@ def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
     server = Server(closes=True)
     assert asyncio.run(ask(server, times=20, pause=0.02)) == [200] * 20
     assert server.connections == 20
+
+
+def test_a_proxy_of_the_environment_is_not_for_the_processes_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    assert asyncio.run(ask(Server(), times=1, pause=0)) == [200]
