@@ -17,7 +17,7 @@ from rljob.compare.run import HEADS, PAIR_HEADS, World, compare, pair_rows, pair
 from rljob.reward.app import CONNECTIONS
 from rljob.reward.pool import WorkerPool
 from rljob.reward.scorers import Scorers
-from rljob.wire.connections import SpreadTransport
+from rljob.wire.crowd import CrowdTransport
 from rljob.wire.environment import Environment
 
 
@@ -32,9 +32,7 @@ async def main(spec: Comparison, out: Path) -> None:
         pool = WorkerPool(os.cpu_count() or 1, dict(os.environ))
         stack.push_async_callback(pool.stop)
         # As the reward service does it.
-        http = await stack.enter_async_context(
-            httpx.AsyncClient(timeout=None, transport=SpreadTransport(most=CONNECTIONS), trust_env=False)
-        )
+        http = await stack.enter_async_context(httpx.AsyncClient(timeout=None, transport=CrowdTransport(most=CONNECTIONS), trust_env=False))
         scorers = Scorers(os.environ, Path(spec.data).parent)
         stack.push_async_callback(scorers.stop)
         world = World(pool, http, Environment.current().sandbox, os.environ, scorers)

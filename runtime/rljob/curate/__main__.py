@@ -14,7 +14,7 @@ from rljob.curate.run import curate
 from rljob.reward.outside import Outside
 from rljob.reward.pool import WorkerPool
 from rljob.reward.scorers import Scorers
-from rljob.wire.connections import SpreadTransport
+from rljob.wire.crowd import CrowdTransport
 from rljob.wire.environment import Environment
 
 
@@ -26,7 +26,7 @@ async def main(spec: Curation) -> None:
     limits = httpx.Limits(max_connections=None)
     async with (
         httpx.AsyncClient(timeout=None, headers=headers, limits=limits) as policy,
-        httpx.AsyncClient(timeout=None, transport=SpreadTransport(), trust_env=False) as others,
+        httpx.AsyncClient(timeout=None, transport=CrowdTransport(), trust_env=False) as others,
     ):
         scorers = Scorers(os.environ, Path())
         judges = Outside(others, Environment.current().sandbox, environment=os.environ, scorers=scorers)

@@ -32,7 +32,8 @@ from rljob.master.status import job_status, replace_file, write_metrics, write_s
 from rljob.master.timing import Clock, Stopwatch
 from rljob.master.watch import Watch
 from rljob.rollout.client import EngineClient
-from rljob.wire.connections import IDLE_SECONDS, SpreadTransport
+from rljob.wire.connections import IDLE_SECONDS
+from rljob.wire.crowd import CrowdTransport
 from rljob.wire.environment import Environment
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ async def main(environment: Environment, clock: Clock) -> None:
         log.info("listening on %s:%d", *listener.getsockname()[:2])
         inputs, decode, database = read_inputs(folders.data), read_tokenizer(folders.model), open_database(folders.state)
         try:
-            async with httpx.AsyncClient(transport=SpreadTransport(), timeout=30) as http:
+            async with httpx.AsyncClient(transport=CrowdTransport(), timeout=30) as http:
                 outside = Outside(lambda url: EngineClient(url, http), HttpRewardService(_reward(environment, job), http), clock)
                 parts = assemble(job, folders, inputs, decode, database, outside)
                 async with asyncio.TaskGroup() as tasks:

@@ -20,7 +20,7 @@ from rljob.reward.outside import Outside
 from rljob.reward.pool import WorkerPool
 from rljob.reward.registry import VERIFIERS
 from rljob.reward.scorers import Scorers
-from rljob.wire.connections import SpreadTransport
+from rljob.wire.crowd import CrowdTransport
 from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
 
 CONNECTIONS = 256
@@ -46,7 +46,7 @@ def create_app(
         scorers: reward models in folders; stopped with the service.
     """
     # Time limits are those of each call.
-    http = httpx.AsyncClient(timeout=None, transport=SpreadTransport(most=CONNECTIONS), trust_env=False)
+    http = httpx.AsyncClient(timeout=None, transport=CrowdTransport(most=CONNECTIONS), trust_env=False)
     outside = Outside(http, sandbox, environment=pool.environment, scorers=scorers)
     judge = standard_judge(pool, seconds, outside, named)
     metrics = _Metrics(outside.tokens)

@@ -13,7 +13,7 @@ from rljob.api.testcases import TestCaseGeneration
 from rljob.curate.testcases.programs import Programs
 from rljob.curate.testcases.run import Progress, generate, shown
 from rljob.reward.outside import Outside
-from rljob.wire.connections import SpreadTransport
+from rljob.wire.crowd import CrowdTransport
 
 
 async def main(spec: TestCaseGeneration) -> None:
@@ -23,7 +23,7 @@ async def main(spec: TestCaseGeneration) -> None:
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         progress = Progress(lambda programs: bar.update(task, total=programs), lambda programs: bar.advance(task, programs))
-        async with httpx.AsyncClient(timeout=None, transport=SpreadTransport(), trust_env=False) as http:
+        async with httpx.AsyncClient(timeout=None, transport=CrowdTransport(), trust_env=False) as http:
             programs = Programs(Outside(http), spec, lambda: bar.advance(task))
             found = await generate(spec, programs, progress)
     for line in shown(found):
