@@ -7,7 +7,7 @@ from collections.abc import Container
 
 from tests.cluster.box import ContainerGone
 from tests.cluster.handle import Cluster, KubectlError
-from tests.e2e.incluster import Release, names
+from tests.e2e.incluster import LEASE_SECONDS, Release, names
 
 _LEADING = re.compile(r"^rljob_operator_leading ([\d.]+)$", re.MULTILINE)
 
@@ -56,12 +56,15 @@ class Operators:
         holder = self.acting(besides)
         namespace, pod = self.release.namespace, _pod(holder)
         how: tuple[str, ...] = ("--force", "--grace-period=0")
+        began = time.monotonic()
         try:
             killed = self.cluster.kill_container(namespace, pod, "operator")
         except ContainerGone:  # one that could not renew its Lease in time ends by itself
             return self.kill(besides)
         if killed:
-            assert self.holder() == holder, "the operator gave its Lease back: it was asked to end, not killed"
+            # Nobody may take a Lease that was not given back before it runs out; it was renewed a fifth of its time ago, or later.
+            mine = self.holder() == holder or time.monotonic() - began > LEASE_SECONDS * 0.7
+            assert mine, "the operator gave its Lease back: it was asked to end, not killed"
         else:
             warnings.warn("this cluster lets no container be killed: operators get SIGTERM, and SIGKILL a second later", stacklevel=2)
             how = ("--grace-period=1",)
