@@ -36,15 +36,15 @@ Transport = Callable[[], httpx.AsyncBaseTransport]
 TRANSPORTS = pytest.mark.parametrize("transport", [pool, CrowdTransport])
 
 
-async def ask(server: Server, transport: Transport, times: int = 1, pause: float = 0) -> list[httpx.Response]:
-    """What it answers to one request after another, with pauses of so many seconds between them."""
+async def ask(server: Server, transport: Transport, times: int = 1, pause: float = 0, patience: float = 60) -> list[httpx.Response]:
+    """What it answers to one request after another, with pauses of so many seconds between them; `patience` is for each answer."""
     async with await asyncio.start_server(server, "127.0.0.1", 0) as listening:
         address = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         async with httpx.AsyncClient(transport=transport(), base_url=address) as http:
             answers = []
             for number in range(times):
                 await asyncio.sleep(pause if number else 0)
-                answers.append(await http.get("/", timeout=httpx.Timeout(0.5)))
+                answers.append(await http.get("/", timeout=patience))
             return answers
 
 
@@ -85,7 +85,7 @@ def test_what_goes_wrong_on_the_way_is_an_error_of_httpx(
     transport: Transport, answer: bytes, closes: bool, error: type[Exception] | tuple[type[Exception], ...]
 ) -> None:
     with pytest.raises(error):
-        asyncio.run(ask(Server(closes, answer), transport))
+        asyncio.run(ask(Server(closes, answer), transport, patience=60 if closes else 0.5))
 
 
 @TRANSPORTS

@@ -1,6 +1,6 @@
-"""HTTP connections between the processes of a job: when an idle one ends, and how hundreds of requests are in flight.
+"""HTTP connections between the processes of a job, and when an idle one ends; hundreds at a time are `rljob.wire.crowd`.
 
-**A client closes no idle connection by its clock.** httpcore's pool (1.0) picks the idle ones that have expired and closes them one after
+A client closes no idle connection by its clock. httpcore's pool (1.0) picks the idle ones that have expired and closes them one after
 another; one of them may have been given to a request meanwhile, which then ends with a ReadError (anyio's ClosedResourceError). A process
 that is short of processor time, and gets its answers in bursts, loses dozens of requests in this way. So the server decides: it keeps idle
 connections for `IDLE_SECONDS`, and a client drops those that were closed when it next looks.
