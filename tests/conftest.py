@@ -8,4 +8,4 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 # The last waits first: for images before its turn, so that nobody waits for its turn meanwhile.
-pytest_plugins = ["tests.workers", "tests.cluster.plugin"]
+pytest_plugins = ["tests.hangs", "tests.workers", "tests.cluster.plugin"]

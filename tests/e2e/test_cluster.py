@@ -33,7 +33,7 @@ from tests.e2e.jobfolder import assert_every_prompt_is_accounted_for, database, 
 from tests.e2e.operators import Operators
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.images(*IMAGES)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.images(*IMAGES)]
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ PROMPTS, SAMPLES = 128, 16
 
 # Rollout pods must find the time to answer within an iteration.
 @pytest.mark.alone
-@pytest.mark.timeout(9000)
+@pytest.mark.timeout(2400)
 def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operators: Operators, tmp_path: Path) -> None:
     """The operator killed 20 times, each kind of pod deleted once, rollout pods scaled 0 -> 3 -> 1 -> 0 and killed where it hurts,
     suspended and resumed, told to do less; no iteration is lost or done twice. Then deleted, and nothing is left."""

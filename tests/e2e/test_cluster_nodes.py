@@ -12,7 +12,7 @@ from tests.e2e.jobfolder import metrics
 
 ITERATIONS = 6
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.images(*IMAGES), pytest.mark.own_cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.images(*IMAGES), pytest.mark.own_cluster]
 
 
 def _apart(name: str) -> Object:

@@ -20,7 +20,7 @@ ITERATIONS = 26
 SETTLED = 0.1
 """Seconds in which everybody has heard what there is to hear of processes that are stopped."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 BEGINS = {
     "stop-engine": "wanted: train,",

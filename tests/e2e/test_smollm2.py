@@ -12,7 +12,7 @@ EXAMPLE = ROOT / "examples" / "smollm2" / "rljob.yaml"
 ITERATIONS, HELD_OUT = 2, 64
 SHORTER = (f"spec.iterations={ITERATIONS}", f"spec.evaluation.data.limit={HELD_OUT}")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def documented() -> set[str]:

@@ -22,7 +22,7 @@ from rljob.rollout.engine import zygote_environment
 
 EXAMPLE = ROOT / "examples" / "tiny" / "rljob.yaml"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @dataclass(frozen=True)

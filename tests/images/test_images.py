@@ -20,7 +20,7 @@ from tests.images.inside import Inside, mounted
 
 from images import build
 
-pytestmark = [pytest.mark.timeout(5400), pytest.mark.slow, pytest.mark.images(*build.LISTS)]
+pytestmark = [pytest.mark.timeout(2700), pytest.mark.slow, pytest.mark.images(*build.LISTS)]
 ROOT = Path(build.__file__).parents[1]
 SLIM = ("operator", "master", "reward", "sandbox")
 ENTRIES = [

@@ -6,8 +6,8 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,10 +131,8 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 @pytest.fixture(scope="module")
 def arenas() -> Iterator[Path]:
-    folder = Path(f"/dev/shm/rljob-test-{os.getpid()}")
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="rljob-test-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Three programs, one policy: Megatron's export in a real vLLM says of every token what Megatron and transformers say (fp32)."""
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,9 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 
 @pytest.fixture
-def arena(tmp_path: Path) -> Iterator[Path]:
-    folder = Path("/dev/shm") / f"rljob-test-{tmp_path.name}"
-    folder.mkdir()
-    yield folder / "arena"
-    shutil.rmtree(folder)
+def arena() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="rljob-test-") as folder:
+        yield Path(folder) / "arena"
 
 
 def sequences(batch: Batch) -> list[list[int]]:
