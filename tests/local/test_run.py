@@ -190,6 +190,32 @@ def rljob(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+WHEN_ASKED = """
+import os, pathlib, time
+
+def until(name):
+    while not pathlib.Path(os.environ['WORK'], name).exists():
+        time.sleep(0.02)
+
+until('looked at' if pathlib.Path(os.environ['WORK'], 'port').exists() else 'scaled')
+"""
+
+
+def test_a_run_that_takes_other_ports_stays_as_large_as_it_was_scaled_to(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    with running(folder, WHEN_ASKED + THIEF) as process:
+        first = all_up(folder).run
+        assert rljob("scale", str(folder), "--replicas=1").returncode == 0
+        (folder / "scaled").touch()
+        wait(lambda: (now := JobFolder(folder).current()) is not None and now.run != first, "the second try")
+        wait(lambda: (now := JobFolder(folder).current()) is not None and "rollout-0/agent" in of_run(now.run), "the replica")
+        assert (job := JobFolder(folder).job()) is not None
+        assert job.spec.rollout.replicas == 1
+        (folder / "looked at").touch()
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+
+
 def test_a_run_is_scaled_while_it_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     with running(folder):

@@ -129,15 +129,16 @@ def run_plan(plan: Plan, job: RLJob, folder: JobFolder, request: Request, consol
         places = _places(plan, folder, request)
         display = choose(console, job.metadata.name)
         try:
-            outcome, watcher, stopped_by = asyncio.run(_session(plan, places, job, folder, request, display, planner))
+            ended = asyncio.run(_session(plan, places, job, folder, request, display, planner))
         finally:
             display.close()
-        if outcome.kind != "port-taken":
+        if ended.outcome.kind != "port-taken":
             break
         console.print("another program took one of the ports; trying again with others")
+        plan, job = ended.plan, ended.job  # as large as it was scaled to meanwhile
     else:
         raise InfrastructureError(f"ports were taken by other programs {_PORT_TRIES} times in a row; run again")
-    return _conclude(outcome, stopped_by, watcher, job, folder, request, console, time.monotonic() - begun)
+    return _conclude(ended, folder, request, console, time.monotonic() - begun)
 
 
 def _places(plan: Plan, folder: JobFolder, request: Request) -> Places:
@@ -156,9 +157,21 @@ def _places(plan: Plan, folder: JobFolder, request: Request) -> Places:
     )
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """How a session ended."""
+
+    outcome: Outcome
+    watcher: Watcher
+    stopped_by: signal.Signals | None
+    plan: Plan
+    """What ran at last."""
+    job: RLJob
+
+
 async def _session(
     plan: Plan, places: Places, job: RLJob, folder: JobFolder, request: Request, display: Display, planner: Planner | None
-) -> tuple[Outcome, Watcher, signal.Signals | None]:
+) -> _Ended:
     """One run of the plan with everything around it: guardian, signals, view."""
     temporary = (str(places.memory), str(places.sockets))
     master = service_url(plan, places, "master")
@@ -186,7 +199,7 @@ async def _session(
         await asyncio.gather(watching, showing, scaling, return_exceptions=True)
         await asyncio.to_thread(guardian.release)
         folder.write_current(None)
-    return outcome, watcher, received[0] if received else None
+    return _Ended(outcome, watcher, received[0] if received else None, supervisor.plan, folder.job() or job)
 
 
 def _stop_on(number: signal.Signals, supervisor: Supervisor, received: list[signal.Signals], display: Display) -> None:
@@ -223,25 +236,17 @@ def _newest_line(folder: JobFolder) -> str:
     return "" if not lines or lines[0].startswith("---") else lines[0]
 
 
-def _conclude(
-    outcome: Outcome,
-    stopped_by: signal.Signals | None,
-    watcher: Watcher,
-    job: RLJob,
-    folder: JobFolder,
-    request: Request,
-    console: Console,
-    seconds: float,
-) -> int:
+def _conclude(ended: _Ended, folder: JobFolder, request: Request, console: Console, seconds: float) -> int:
     """Say how it ended. Returns the exit status."""
+    outcome = ended.outcome
     if outcome.kind == "succeeded":
-        _summarize(console, job, folder, seconds, watcher.times.seconds)
+        _summarize(console, ended.job, folder, seconds, ended.watcher.times.seconds)
         return 0
     if outcome.kind == "stopped":
         status = folder.status()
         done = f" after {status.finished} of {status.iterations} iterations" if status else ""
         console.print(f"stopped cleanly{done}; go on with: {_again(request)}", highlight=False, markup=False, soft_wrap=True)
-        return 128 + (stopped_by or signal.SIGTERM)
+        return 128 + (ended.stopped_by or signal.SIGTERM)
     _show_log(outcome, console)
     if outcome.kind == "configuration":
         raise ConfigurationError(outcome.message)
