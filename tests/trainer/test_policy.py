@@ -1,6 +1,7 @@
 """Megatron's model computes what transformers' does."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rljob.api import RLJobSpec
+from rljob.trainer.hf_map import Piece
 from rljob.trainer.packing import answers_of, bins, needed, row
 from rljob.wire.batch import Batch
 
@@ -45,6 +47,28 @@ def test_weights_go_to_megatron_and_back_bit_for_bit(
     assert manifest.version == 0
     assert {t.name for t in manifest.tensors} == set(original) == set(back)
     assert all(torch.equal(original[name], back[name]) for name in original)
+
+
+def test_an_export_builds_no_graph_beside_the_canary(
+    make_model: Callable[..., Path], replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path
+) -> None:
+    """A view with a graph takes two locks in another order than the canary's pass: now and then both waited for ever."""
+    from rljob.trainer import weights
+
+    made = replica(make_model(), spec())
+    views: list[torch.Tensor] = []
+
+    def watched(piece: Piece) -> Piece:
+        def view(tensor: torch.Tensor) -> torch.Tensor:
+            views.append(piece.view(tensor))
+            return views[-1]
+
+        return replace(piece, view=view)
+
+    made = replace(made, pieces=tuple(watched(piece) for piece in made.pieces))
+    weights.export(made, megatron, weights.Arena(), tmp_path / "arena", 0, torch.float32, "worker-0")
+    assert len(views) >= len(made.pieces)
+    assert {view.grad_fn for view in views} == {None}
 
 
 @pytest.mark.parametrize(("family", "tied"), TIED)

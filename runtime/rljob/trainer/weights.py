@@ -143,6 +143,7 @@ class Arena:
         return self._file
 
 
+@torch.no_grad()
 def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: int, dtype: torch.dtype, node: str) -> Manifest | None:
     """Write the arena of each node and describe all of them; each node's first rank returns the manifest, the others None.
 
@@ -153,6 +154,10 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
     some 4 MiB of the process's own: threads, names, oneDNN's code the first time. A toy model's bucket is smaller than that. On CPU the
     canary's pass over eight tokens may run meanwhile (`_beside`) and then counts: it reads the weights where they lie and takes a few rows.
     Elsewhere it comes afterwards and does not count.
+
+    Nothing here builds a graph. A view of a parameter that does takes the parameter's lock and then, for the accumulator that Megatron has
+    hooks on, the interpreter's (`grad_accumulator` in torch/csrc/autograd/variable.cpp); the canary's pass takes them in the other order
+    (`fw_grad` there, from `Function.apply`), and both threads would wait for ever.
     """
     file = arena.file(replica, ranks, path, layout(replica, dtype))
     taken = replica.device.watch()
