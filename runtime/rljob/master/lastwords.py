@@ -6,6 +6,7 @@ operator need live at that moment. On one machine nobody reads it: `status.json`
 
 import json
 import logging
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,7 @@ def leave(status: JobStatus, file: Path = FILE) -> None:
 
 def _newest(items: list[Any], most: int, whole: Callable[[list[Any]], dict[str, Any]]) -> list[Any]:
     """The longest end of `items` with which the text stays within `most` bytes."""
-    count = len(items)
-    while count and len(_text(whole(items[-count:])).encode()) > most:
-        count -= 1
+    count = bisect_right(range(1, len(items) + 1), most, key=lambda n: len(_text(whole(items[len(items) - n :])).encode()))
     return items[len(items) - count :]
 
 
