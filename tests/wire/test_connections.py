@@ -2,12 +2,13 @@
 
 import asyncio
 import gzip
+import ssl
 from collections.abc import Callable
 
 import httpx
 import pytest
 
-from rljob.wire.connections import pool
+from rljob.wire.connections import NO_CERTIFICATES, pool
 from rljob.wire.crowd import CrowdTransport
 
 
@@ -100,6 +101,11 @@ def test_an_address_that_leads_nowhere_is_an_error_of_httpx(transport: Transport
 
     with pytest.raises(error):
         asyncio.run(go())
+
+
+def test_the_context_for_https_trusts_nobody_and_lets_nobody_pass() -> None:
+    assert (NO_CERTIFICATES.verify_mode, NO_CERTIFICATES.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert NO_CERTIFICATES.cert_store_stats()["x509"] == 0
 
 
 def test_a_crowd_gets_what_the_server_said_and_redirects_and_encodings_are_httpx_matter() -> None:

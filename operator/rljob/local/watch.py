@@ -49,7 +49,7 @@ class Watcher:
 
     async def watch(self, every: float = 0.25) -> None:
         """Ask until cancelled. A master that does not answer is the supervisor's business."""
-        async with httpx.AsyncClient(timeout=5.0, trust_env=False, verify=False) as client:
+        async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
             while True:
                 try:
                     answer = await client.get(f"{self._url}/v1/status")

@@ -7,6 +7,7 @@ connections for `IDLE_SECONDS`, and a client drops those that were closed when i
 """
 
 import socket
+import ssl
 from pathlib import Path
 
 import httpx
@@ -21,12 +22,13 @@ KEEPALIVE = (
 )
 """Socket options. A machine that has gone without a word has closed its connections after 90 s: nobody else would ever end them."""
 
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Trusts nobody: a job's processes have no addresses with https, and one would be refused. To load the machine's certificates takes 20
+times as long as the rest of making a client."""
+
 
 def pool(most: int | None = None, uds: Path | None = None) -> httpx.AsyncHTTPTransport:
-    """One pool of a few connections; `rljob.wire.crowd` is for hundreds. A proxy of the environment is not for it.
-
-    Nor are addresses with https: a job's processes have none, and each pool would load the machine's certificates, which takes 20 times as
-    long as the rest of making it.
+    """One pool of a few connections; `rljob.wire.crowd` is for hundreds. A proxy of the environment is not for it, nor is https.
 
     Args:
         most: connections at a time.
@@ -34,5 +36,5 @@ def pool(most: int | None = None, uds: Path | None = None) -> httpx.AsyncHTTPTra
     """
     limits = httpx.Limits(max_connections=most, max_keepalive_connections=None, keepalive_expiry=None)
     if uds is not None:
-        return httpx.AsyncHTTPTransport(verify=False, limits=limits, uds=str(uds))
-    return httpx.AsyncHTTPTransport(verify=False, limits=limits, socket_options=KEEPALIVE)
+        return httpx.AsyncHTTPTransport(verify=NO_CERTIFICATES, limits=limits, uds=str(uds))
+    return httpx.AsyncHTTPTransport(verify=NO_CERTIFICATES, limits=limits, socket_options=KEEPALIVE)
