@@ -105,6 +105,24 @@ def test_sigterm_hands_back_what_the_engine_writes_once_the_master_sends_nothing
     assert world.removed
 
 
+def test_who_leaves_says_so_also_when_its_sidecar_has_too_much_to_do_to_answer() -> None:
+    """Otherwise it would look as if nobody was served here, and what the master has sent would end as a failure."""
+
+    async def job() -> RolloutWorld:
+        world = RolloutWorld(iterations=0)
+        node = world.make_node()
+        agent = asyncio.create_task(node.run())
+        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        world.sidecars["engine"].away_until = clock() + 3
+        node.end()
+        await agent
+        return world
+
+    world: RolloutWorld = run(job())
+    assert any(r.engine is not None and r.engine.leaving for r in world.master.reports)
+    assert world.counts["engine.hand-back"] == 1
+
+
 def test_a_master_that_is_slow_gets_the_time_to_hear_that_a_node_leaves() -> None:
     async def job() -> RolloutWorld:
         world = RolloutWorld(iterations=0)

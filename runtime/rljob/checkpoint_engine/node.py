@@ -76,8 +76,7 @@ class Node:
 
     async def _leave(self) -> None:
         """If the job goes on without this node: first nobody sends it anything more, then it hands back what its engine is writing."""
-        serving = self._seen is not None and routable(self._desired, self._seen)
-        if not serving or (self._desired is not None and self._desired.phase == "stop"):
+        if not self._serves() or (self._desired is not None and self._desired.phase == "stop"):
             return
         self._leaving = True
         self._tell()
@@ -96,14 +95,14 @@ class Node:
         desired = self._desired
         if _goal(desired) != self._goal:
             self._goal, self._known = _goal(desired), outcome.goal_changed(self._known)
-        seen = await self._observer.look(self._known)
+        seen = await _unless(self._ending.wait(), self._observer.look(self._known))
+        if seen is None or self._ending.is_set():
+            return Finish()  # by what was seen last, which the master goes by: an engine that has much to do answers late
         before = self._known
         self._known = outcome.noticed(before, seen, self._clock())
         if self._known.failures > before.failures:
             self._log_failure()
         self._seen = replace(seen, known=self._known)
-        if self._ending.is_set():
-            return Finish()
         step = decide(desired, self._seen, self._clock())
         if NAMES[type(step)] != NAMES[type(self._step)]:
             self._since = self._clock()
@@ -117,7 +116,7 @@ class Node:
             raise ValueError("a step follows from a look")
         began = asyncio.get_running_loop().time()
         try:
-            self._known = await self._unless_ended(self._actor.act(step, seen)) or self._known
+            self._known = await _unless(self._over(), self._actor.act(step, seen)) or self._known
         except RLJobError as error:
             after = await self._observer.look(self._known)
             self._known = outcome.failed(self._known, step, error, after, self._clock())
@@ -132,18 +131,8 @@ class Node:
         self._progress = None
         self._tell()
 
-    async def _unless_ended(self, work: Coroutine[None, None, Known]) -> Known | None:
-        """The work's result, or None if the job ended meanwhile."""
-        task, over = asyncio.create_task(work), asyncio.create_task(self._over())
-        try:
-            await asyncio.wait([task, over], return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else None
-        finally:
-            for each in (task, over):
-                each.cancel()
-            await asyncio.wait([task, over])
-
     async def _over(self) -> None:
+        """Wait until this node, or the job, has to end."""
         while not (self._ending.is_set() or (self._desired is not None and self._desired.phase == "stop")):
             await self._wanted.wait()
             self._wanted.clear()
@@ -215,7 +204,7 @@ class Node:
     def report(self) -> NodeReport:
         """What is, now."""
         seen, known = self._seen, self._known
-        serving = routable(self._desired, replace(seen, known=known)) if seen is not None else False
+        serving = self._serves()
         over = known.failure is not None and known.failure.stage == "rollout" and serving
         return NodeReport(
             node=self._plan.node,
@@ -238,6 +227,10 @@ class Node:
             failures=known.failures,
         )
 
+    def _serves(self) -> bool:
+        """Whether the master may send this node's engine requests, by all that is known."""
+        return self._seen is not None and routable(self._desired, replace(self._seen, known=self._known))
+
     def _tell(self) -> None:
         if self.report() != self._reported:
             self._told.set()
@@ -252,6 +245,18 @@ class Node:
             return
         lasting = "; nothing is tried until the job changes" if failure.configuration else ""
         log.error("%s failed (%d in a row): %s%s", failure.stage, self._known.failures, failure.message, lasting)
+
+
+async def _unless[T](over: Coroutine[None, None, object], work: Coroutine[None, None, T]) -> T | None:
+    """The work's result, or None if `over` came first."""
+    task, end = asyncio.create_task(work), asyncio.create_task(over)
+    try:
+        await asyncio.wait([task, end], return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for each in (task, end):
+            each.cancel()
+        await asyncio.wait([task, end])
 
 
 def _goal(desired: NodeDesired | None) -> object:
