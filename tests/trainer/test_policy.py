@@ -173,3 +173,24 @@ def test_logits_kept_and_logits_computed_again_give_the_same_gradients(megatron:
         assert w_grad is not None
         assert w.grad is not None
         assert (w_grad - w.grad).abs().max() < 1e-10
+
+
+def test_tokens_that_are_nearly_certain_keep_their_gradient_in_bf16(megatron: Any) -> None:
+    """Above 0.998 the next number of bf16 is 1: there 1 - p must not be the difference of two of them."""
+    from rljob.trainer.logprobs import token_logprobs
+
+    torch.manual_seed(0)
+    weight = torch.randn(500, 64).bfloat16()
+    targets = torch.randint(0, 500, (200,))
+    hidden = (weight[targets].float() * 0.3 + 0.3 * torch.randn(200, 64)).bfloat16()
+    h, exact = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
+    found = token_logprobs(h, weight, targets, first=0, vocabulary=500, group=megatron.control)
+    torch.autograd.backward(found.sum())
+    logits = exact @ weight.double().t()
+    logits.data.copy_(hidden @ weight.t())  # rounded as the others are: what is looked at is what follows from them
+    torch.autograd.backward(logits.log_softmax(-1).gather(1, targets[:, None]).sum())
+    sure = found.detach().exp() > 0.99
+    assert sure.sum() > 100
+    assert h.grad is not None
+    assert exact.grad is not None
+    assert (h.grad[sure] - exact.grad[sure]).norm() < 0.02 * exact.grad[sure].norm()

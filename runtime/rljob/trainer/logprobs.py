@@ -69,8 +69,11 @@ class _TokenLogprobs(torch.autograd.Function):
         for at in range(0, hidden.shape[0], ctx.step):
             part = slice(at, at + ctx.step)
             logits = kept[0] if kept else hidden[part] @ head.t()
+            at_target = torch.arange(logits.shape[0], device=logits.device), local[part]
+            share = torch.exp(logits[at_target].to(normaliser.dtype) - normaliser[part])
             _to_logits_gradient(logits, normaliser[part], gradient[part])
-            logits[torch.arange(logits.shape[0], device=logits.device), local[part]] += (gradient[part] * mine[part]).to(logits.dtype)
+            # Not added to what stands there: rounded to bf16, 1 - p of a token that is nearly certain would be 0.
+            logits[at_target] = (gradient[part] * (mine[part].to(share.dtype) - share)).to(logits.dtype)
             torch.matmul(logits, head, out=to_hidden[part])
             if kept:
                 torch.matmul(logits.t(), hidden[part], out=to_weight[: ctx.rows])
@@ -89,7 +92,7 @@ def _logsumexp(logits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _to_logits_gradient(logits: Tensor, normaliser: Tensor, gradient: Tensor) -> None:
-    """Turn logits in place into -gradient * softmax: what every logit gets; the chosen one gets +gradient on top."""
+    """Turn logits in place into -gradient * softmax: what every logit gets but the chosen one."""
     size = BLOCK if logits.device.type == "cpu" else logits.shape[0]
     for block, norm, factor in zip(logits.split(size), normaliser.split(size), gradient.split(size), strict=True):
         block.copy_(block.to(norm.dtype).sub_(norm[:, None]).exp_().mul_(-factor[:, None]))
