@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from rljob.api import ConfigurationError
 from rljob.api.comparison import Comparison, load_comparison
 from rljob.cli.main import app
+from rljob.compare.records import read
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "compare.md").read_text()
@@ -119,6 +120,12 @@ def test_a_wrong_field_is_named(text: str, message: str, tmp_path: Path) -> None
         load_comparison(tmp_path / "compare.yaml")
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_labelled_answers_may_hold_any_character_that_json_may(tmp_path: Path) -> None:
+    line = json.dumps({"prompt": "a\u2028b", "answer": "c\x85d", "reference": "e", "label": True}, ensure_ascii=False)
+    (tmp_path / "labelled.jsonl").write_text(f"\ufeff{line}\r\n\r\n{line}\n")
+    assert [(labelled.prompt, labelled.answer) for labelled in read(tmp_path / "labelled.jsonl")] == [("a\u2028b", "c\x85d")] * 2
 
 
 def test_the_page_needs_a_name_and_the_file_must_exist(tmp_path: Path) -> None:

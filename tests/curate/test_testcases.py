@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -15,7 +15,7 @@ from tests.sandbox.real import real_service
 from rljob.api import ConfigurationError
 from rljob.api.sources import DataSource
 from rljob.api.testcases import TestCaseGeneration
-from rljob.curate.testcases.majority import decide
+from rljob.curate.testcases.majority import decide, same
 from rljob.curate.testcases.problem import Located, Problem, load
 from rljob.curate.testcases.programs import Programs, packages
 from rljob.curate.testcases.run import Progress, choose, generate, shown
@@ -23,6 +23,8 @@ from rljob.prepare.data_sources import load as load_records
 from rljob.reward.outside import NoAnswerError, Outside
 from rljob.reward.registry import check
 from rljob.sandbox.app import create_app
+from rljob.sandbox.checkers import compare_text
+from rljob.wire.sandbox import Checker
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "testcases" / "problems.yaml"
 DOUBLE = {"prompt": "Double it.", "id": "double", "generator": "def generate(case, cases): return str(case)"}
@@ -69,6 +71,18 @@ def test_what_is_the_same_is_what_the_checker_finds_the_same() -> None:
     spaced = [["a b\n", "c"], ["a  b", "c\n\n"], ["a b \n", "c"]]
     assert decide(["1", "2"], spaced, "tokens", spec()).tests == (("1", "a b"), ("2", "c"))
     assert decide(["1", "2"], spaced, "exact", spec()).fate == "too few pass"
+
+
+@pytest.mark.parametrize("output", ["a\u3000b\n", "x\u2028y\n", "x\fy \n", "\xa0a\r\n\r\n"])
+@pytest.mark.parametrize("checker", ["tokens", "exact"])
+def test_what_is_expected_is_what_the_checker_takes_for_the_outputs_themselves(output: str, checker: Literal["tokens", "exact"]) -> None:
+    assert compare_text(Checker(kind=checker), output, same(output, checker)) == ""
+
+
+def test_a_line_may_hold_what_unicode_takes_for_an_end_of_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.write_text("\ufeff" + json.dumps(DOUBLE | {"prompt": "Double\u2028it.", "submissions": [RIGHT]}, ensure_ascii=False) + "\r\n")
+    assert [located.problem.record["prompt"] for located in load(file)] == ["Double\u2028it."]
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,25 @@ async def test_math_compares_values(pool: WorkerPool, answer: str, right: bool) 
 
 
 @pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        (0.000025, "\\boxed{0.000025}", True),
+        (0.000025, "\\boxed{2.5\\times 10^{-5}}", True),
+        (0.000025, "\\boxed{0.00025}", False),
+        (1e16, "\\boxed{10000000000000000}", True),
+        (1e16, "\\boxed{10^{16}}", True),
+        (0.5, "\\boxed{\\frac{1}{2}}", True),
+    ],
+)
+async def test_a_reference_that_is_a_small_or_large_number_is_written_out(
+    reference: float, answer: str, right: bool, pool: WorkerPool
+) -> None:
+    """Python writes 2.5e-05 and 1e+16, which no answer is equal to."""
+    result = await standard_judge(pool, 10.0).score(_item(answer=answer, reference=reference))
+    assert result.verdict == ("right" if right else "wrong")
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         "\\boxed{9^{9^{9^{9}}}}",

@@ -55,6 +55,9 @@ def test_exact(answer: str, reference: Any, options: dict[str, Any], right: bool
         ("1/3", "1/3", {}, True),
         ("-5", 5, {}, False),
         ("10-5", 5, {}, True),
+        ("The result is x = −5.", -5, {}, True),
+        ("The result is x = −5.", 5, {}, False),
+        ("−5", "x = −5", {"pick": "only"}, True),
         ("5 apples", 5, {"pick": "only"}, False),
         (" $5$ ", 5, {"pick": "only"}, True),
         ("1e3", 1000, {}, True),
@@ -119,9 +122,10 @@ def test_the_last_box_counts(text: str, content: str | None) -> None:
         "\\boxed{" + "{" * 900_000,
         "!" * 1_000_000,
         ". " * 500_000,
+        ".!?" * 300_000 + "x",
         "\0\ud83d\udc00" * 1000,
     ],
-    ids=range(10),
+    ids=range(11),
 )
 @pytest.mark.parametrize("verifier", ["exact", "numeric", "instruction"])
 def test_verifiers_without_a_process_of_their_own_are_fast_whatever_the_answer(verifier: str, answer: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -278,6 +279,13 @@ def test_outputs_are_compared_as_the_checker_says(kind: str, output: str, expect
     assert (compare_text(checker, output, expected) == "") is same
 
 
+@pytest.mark.parametrize("output", ["1" * 1_000_000 + "x", "1." + "1" * 1_000_000 + "x", "1e" + "1" * 1_000_000 + "x", "1" * 1_000_000])
+def test_no_output_takes_long_to_compare(output: str) -> None:
+    started = time.process_time()
+    assert compare_text(Checker(kind="float"), output, "1") != ""
+    assert time.process_time() - started < 2
+
+
 @given(st.sampled_from(["exact", "tokens", "float"]), st.text(), st.text())
 def test_no_output_breaks_a_comparison(kind: str, output: str, expected: str) -> None:
     checker = Checker.model_validate({"kind": kind})
@@ -328,6 +336,29 @@ async def test_an_output_on_which_a_good_checker_program_ends_is_wrong() -> None
 
     result = await judged(TwinPool(behave), asked({"expected": "7"}, checker={"kind": "program", "code": "checker"}))
     assert result.verdict == "wrong_answer"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [("ValueError: could not convert string to float: 'two'", "wrong_answer"), ("NameError: name 'jsn' is not defined", None)],
+)
+async def test_where_nothing_is_expected_an_output_that_no_checker_can_read_is_wrong(said: str, verdict: str | None) -> None:
+    async def behave(request: RunRequest) -> RunResult:
+        return printed("two") if request.code != "checker" else ended("runtime_error", stderr=f"Traceback:\n{said}\n")
+
+    judging = judged(TwinPool(behave), asked({"stdin": "4"}, checker={"kind": "program", "code": "checker"}))
+    if verdict is None:
+        with pytest.raises(CheckerFault, match="NameError"):
+            await judging
+    else:
+        result = await judging
+        assert (result.verdict, said in result.reason) == (verdict, True)
+
+
+def test_a_checker_program_that_is_no_python_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"checker\.code is no Python: .*line 2"):
+        asked({"stdin": "4"}, checker={"kind": "program", "code": "import json\nprint(json"})
 
 
 @pytest.mark.asyncio

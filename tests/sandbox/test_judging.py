@@ -140,3 +140,9 @@ async def test_a_pool_that_is_stopped_while_a_run_is_being_cancelled_makes_no_sl
     await pool.stop()
     await asyncio.gather(running, return_exceptions=True)
     assert asyncio.all_tasks() <= before, "a slot is being made for nobody"
+
+
+async def test_a_built_file_that_the_kernel_refuses_is_wrong_and_no_failure_of_ours(service: Service) -> None:
+    refused = '__asm__(".pushsection .interp,\\"a\\"; .ascii \\"x\\"; .popsection");\nint main(void) { return 0; }'
+    result = await judged(service, language="c", code=refused, tests=SQUARES)
+    assert (result.verdict, "Exec format error" in result.reason) == ("runtime_error", True), result

@@ -24,9 +24,9 @@ def printed(stdout: str, **more: object) -> RunResult:
     return RunResult(status=run.status, run=run)
 
 
-def ended(status: str, reason: str = "") -> RunResult:
+def ended(status: str, reason: str = "", stderr: str = "") -> RunResult:
     """A run that did not."""
-    run = Output.model_validate({"status": status, "exit_code": 1 if status == "runtime_error" else None})
+    run = Output.model_validate({"status": status, "exit_code": 1 if status == "runtime_error" else None, "stderr": stderr})
     return RunResult(status=run.status, run=run, reason=reason)
 
 

@@ -29,7 +29,7 @@ def read(file: Path) -> list[Labelled]:
         ConfigurationError: it cannot be read, a line is no such record, or it has none; the message names the line.
     """
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold what Unicode takes for an end of a line
     except FileNotFoundError:
         raise ConfigurationError(f"data: {file} does not exist; name a .jsonl file of labelled answers") from None
     except UnicodeDecodeError as error:

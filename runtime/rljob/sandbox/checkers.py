@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from rljob.wire.sandbox import Checker
+from rljob.wire.sandbox import BLANK, Checker
 
-_BLANK = " \t\r\n\v\f"
-_WORDS = re.compile(f"[^{_BLANK}]+")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_WORDS = re.compile(f"[^{BLANK}]+")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?")
+"""Gives back no digit that it has taken: a program may print a million of them and a letter, and the whole service waits for the search."""
 _SHOWN = 60
 """Characters of an output that a reason quotes."""
 
@@ -35,7 +35,7 @@ def compare_value(checker: Checker, value: Any, expected: Any) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    return [line.rstrip(_BLANK) for line in text.rstrip(_BLANK).split("\n")]
+    return [line.rstrip(BLANK) for line in text.rstrip(BLANK).split("\n")]
 
 
 def _first_difference(found: list[str], wanted: list[str], unit: str, same: Callable[[str, str], bool]) -> str:

@@ -197,13 +197,19 @@ class Judge:
         return ("wrong_answer", difference) if difference else ("passed", "")
 
     async def _ask_program(self, test: Test, found: Any, expected: Any, index: int) -> tuple[Verdict, str]:
-        """The checker program's word. If it fails, it is asked whether it accepts what is expected: then the output is to blame."""
+        """The checker program's word. If it fails, it is asked whether it accepts what is expected: then the output is to blame.
+
+        Where nothing is expected the output is too, or a policy could stop its own training by an output that no checker can read; but for
+        failures that speak of the checker alone.
+        """
         said = await self._checked(test, found, expected)
         if isinstance(said, _Said):
             return ("passed", "") if said.accept else ("wrong_answer", said.reason)
         if said.status == "sandbox_error":
             return "sandbox_error", f"the checker could not be run: {said.reason}"
         control = None if expected is None else await self._checked(test, expected, expected)
+        if expected is None and not _how(said).startswith(_INCOMPLETE):
+            return "wrong_answer", f"the checker ended on this output: {_how(said)}"
         if isinstance(control, _Said) and control.accept:
             return "wrong_answer", f"the checker ended on this output: {_how(said)}"
         if isinstance(control, RunResult) and control.status == "sandbox_error":
@@ -218,6 +224,10 @@ class Judge:
         assert self.request.checker.code is not None
         result = await self.turns.run(RunRequest(language="python", code=self.request.checker.code, stdin=stdin))
         return (_said(result.run.stdout) if result.status == "ok" and result.run is not None else None) or result
+
+
+_INCOMPLETE = ("NameError: ", "ImportError: ", "ModuleNotFoundError: ")
+"""How Python says that a program lacks something, whatever it was given; what is no Python at all `Checker` refuses."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ Expected outputs never enter a run: they are compared outside, by the service. `
 and it is never a reward.
 """
 
+import ast
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rljob.wire.base import Message
 
@@ -22,6 +23,10 @@ Status = Literal[
     "compile_error",
     "sandbox_error",
 ]
+
+
+BLANK = " \t\r\n\v\f"
+"""White space to every checker; other spaces of Unicode are part of a word."""
 
 
 class Limits(Message):
@@ -102,6 +107,16 @@ class Checker(Message):
     absolute: float = 1e-9
     relative: float = 1e-6
     code: str | None = None
+
+    @field_validator("code")
+    @classmethod
+    def _is_python(cls, code: str | None) -> str | None:
+        """Read, not run: such a checker would call every output wrong, or judge none."""
+        try:
+            ast.parse(code or "")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"checker.code is no Python: {error}") from None
+        return code
 
 
 class Call(Message):

@@ -1,11 +1,13 @@
 """Which inputs become tests, and which problems are kept. Pure: outputs of submissions -> tests, and what becomes of a problem."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rljob.api.testcases import TestCaseGeneration
+from rljob.wire.sandbox import BLANK
 
 Fate = Literal["kept", "too few submissions", "generator failed", "too few tests", "one answer", "too few pass"]
 FATES: tuple[Fate, ...] = ("kept", "too few submissions", "generator failed", "too few tests", "one answer", "too few pass")
@@ -30,8 +32,8 @@ class Outcome:
 def same(output: str, checker: str) -> str:
     """What two outputs have in common that the checker finds equal; it is also an output that the checker takes for both."""
     if checker == "tokens":
-        return " ".join(output.split())
-    return "\n".join(line.rstrip() for line in output.rstrip().splitlines())
+        return " ".join(re.findall(f"[^{BLANK}]+", output))
+    return "\n".join(line.rstrip(BLANK) for line in output.rstrip(BLANK).split("\n"))
 
 
 def decide(inputs: Sequence[str], outputs: Outputs, checker: str, spec: TestCaseGeneration) -> Outcome:

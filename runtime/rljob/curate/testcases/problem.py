@@ -64,7 +64,7 @@ def load(file: Path) -> list[Located]:
         ConfigurationError: the file or a problem cannot be read; names place, field and remedy.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"IN: {file} cannot be read ({error}); name a .jsonl or .yaml file of problems") from None
     found = [Located(where, _problem(row, where)) for where, row in _rows(file, text)]
@@ -87,7 +87,7 @@ def _rows(file: Path, text: str) -> list[tuple[str, Any]]:
             raise ConfigurationError(f"IN: {file} must hold a list of problems, this is {type(rows).__name__}")
         return [(f"{file.name} problem {number}", row) for number, row in enumerate(rows, 1)]
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 found.append((f"{file.name} line {number}", json.loads(line)))

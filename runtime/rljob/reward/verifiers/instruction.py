@@ -7,7 +7,8 @@ from rljob.api.verifiers import InstructionOptions
 from rljob.reward.verifier import Judgement, Verifier
 from rljob.wire.reward import ScoreItem
 
-_SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)")
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"')\]]*+(?=\s|$)")
+"""Looks at every character once: an answer may be a hundred thousand points with no space behind them."""
 
 
 def _judge(item: ScoreItem, options: InstructionOptions) -> Judgement:

@@ -5,7 +5,9 @@ What can be decided exactly and in bounded time is (algebra.py); the rest is mat
 
 import re
 from collections.abc import Hashable
+from decimal import Decimal
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 from rljob.api.verifiers import MathOptions
@@ -21,8 +23,13 @@ _BARE = re.compile(r"\s*-?\d+(?:\.\d+|/\d+)?\s*")
 
 
 def _check_reference(reference: Any, options: MathOptions) -> None:
-    if isinstance(reference, bool) or not isinstance(reference, int | float | str) or not str(reference).strip():
+    if isinstance(reference, bool) or not isinstance(reference, int | float | str) or not _text(reference).strip():
         raise ValueError(f"`reference` must be a number or an expression, not {reference!r:.60}")
+
+
+def _text(reference: Any) -> str:
+    """A reference as people write it: JSON's and Parquet's numbers without Python's exponents, which no answer has."""
+    return format(Decimal(repr(reference)), "f") if isinstance(reference, float) and isfinite(reference) else str(reference)
 
 
 @lru_cache(maxsize=4096)
@@ -49,14 +56,14 @@ def _quick(item: ScoreItem, options: MathOptions) -> Judgement | None:
         return Judgement(False, "the result is too long")
     if not boxed and not _BARE.fullmatch(place):
         return None
-    reference = str(item.reference).strip()
+    reference = _text(item.reference).strip()
     reference = last_boxed(reference) or reference
     equal = True if place == reference else algebra.same(reference, place)
     return None if equal is None else Judgement(equal, "" if equal else "another result")
 
 
 def _same(item: ScoreItem, options: MathOptions) -> Hashable:
-    return (str(item.reference), *_place(item, options))
+    return (_text(item.reference), *_place(item, options))
 
 
 def _judge(item: ScoreItem, options: MathOptions) -> Judgement:
@@ -68,13 +75,13 @@ def _judge(item: ScoreItem, options: MathOptions) -> Judgement:
     found = parse(f"\\boxed{{{place}}}" if boxed else place, parsing_timeout=None)
     if not found:
         return Judgement(False, "no mathematics in the answer")
-    right = verify(list(_gold(str(item.reference))), found, timeout_seconds=None)
+    right = verify(list(_gold(_text(item.reference))), found, timeout_seconds=None)
     return Judgement(True) if right else Judgement(False, "another result")
 
 
 def _warm(item: ScoreItem, options: MathOptions) -> None:
     _exercise()
-    _gold(str(item.reference))
+    _gold(_text(item.reference))
 
 
 _EXERCISES = (
@@ -105,7 +112,7 @@ def _exercise() -> None:
 
 
 def _probe(item: ScoreItem) -> str:
-    reference = str(item.reference)
+    reference = _text(item.reference)
     return reference if "\\boxed" in reference else f"\\boxed{{{reference}}}"
 
 

@@ -36,12 +36,12 @@ def _judge(item: ScoreItem, options: NumericOptions) -> Judgement:
 
 
 def _only(text: str) -> Fraction | None:
-    text = text.strip().strip("$").strip()
+    text = _even(text).strip().strip("$").strip()
     return _value(text) if len(text) <= _DIGITS and _NUMBER.fullmatch(text) else None
 
 
 def _last(text: str) -> Fraction | None:
-    found = None
+    found, text = None, _even(text)
     for match in _NUMBER.finditer(text):
         found = match
     if found is None:
@@ -49,6 +49,11 @@ def _last(text: str) -> Fraction | None:
     # In "3-2" the minus is an operator, not a sign.
     joined = found[0][0] in "+-" and found.start() > 0 and text[found.start() - 1].isalnum()
     return _value(found[0][1:] if joined else found[0])
+
+
+def _even(text: str) -> str:
+    """With one sign for minus: models write the typographic one too."""
+    return text.replace("\N{MINUS SIGN}", "-")
 
 
 def _value(text: str) -> Fraction | None:

@@ -6,6 +6,7 @@ through `trouble`, which the program never sees.
 
 import atexit
 import builtins
+import errno
 import gc
 import marshal
 import math
@@ -18,7 +19,7 @@ import threading
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from rljob.sandbox.inside import archive, kernel
 from rljob.sandbox.inside.root import SCRATCH, WORK
@@ -27,6 +28,9 @@ _OPEN_FILES = 256
 _SIGNALS = 128
 _REHEARSALS = 40
 _PROC = "subset=pid,hidepid=ptraceable"
+_NOT_EXECUTABLE = 126
+_SCARCE = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO}
+"""Of the machine, whatever the program."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +154,25 @@ def load(payload: int) -> dict[str, Any]:
     return loaded
 
 
-def execute(arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Become another program."""
+def execute(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Become another program; the exit status of one that cannot be started for what was built into it, as a shell gives it.
+
+    A submission may be such a file: one whose interpreter does not exist, say. That is no failure of the sandbox.
+
+    Raises:
+        OSError: it cannot be started for another reason.
+    """
     # Python ignores both, and a program inherits what is ignored.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    os.execve(arguments[0], list(arguments), dict(environment))
+    try:
+        os.execve(arguments[0], list(arguments), dict(environment))
+    except OSError as error:
+        built = arguments[0].startswith(f"{WORK}/") and os.access(arguments[0], os.X_OK)
+        if not built or error.errno in _SCARCE:
+            raise
+        os.write(2, f"{arguments[0]}: {error.strerror}\n".encode())
+    return _NOT_EXECUTABLE
 
 
 def prepare_python(environment: Mapping[str, str]) -> None:
