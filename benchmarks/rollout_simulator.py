@@ -152,7 +152,7 @@ async def grow(pool: EnginePool, answer: int, prompt: int, length: int) -> None:
 
 def pool_of(engines: dict[str, Engine]) -> EnginePool:
     """The production dispatch over these engines."""
-    pool = EnginePool(lambda url: engines[url], Watch(1000), clock, SEQUENCES, 300.0, "sim")
+    pool = EnginePool(lambda url: engines[url], Watch(1000), clock, SEQUENCES, 300.0, "sim", 2**31)
     pool.want(WEIGHTS, {name: _report(name) for name in engines})
     return pool
 

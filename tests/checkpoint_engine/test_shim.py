@@ -1,5 +1,8 @@
 """The shim around a sidecar, with real processes for payloads."""
 
+import asyncio
+import errno
+import io
 import json
 import os
 import select
@@ -15,7 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from rljob.checkpoint_engine.payloads import rank_environments, verdict
+from rljob.checkpoint_engine.payloads import EnginePayload, Tail, rank_environments, verdict
+from rljob.checkpoint_engine.processes import Child
+from rljob.checkpoint_engine.shim import Sidecar
+from rljob.wire.shim import StartRequest
 
 SHIM = """
 import asyncio, sys
@@ -266,6 +272,73 @@ def test_a_killed_shim_takes_the_engine_with_it(engine: Shim) -> None:
     pid = engine.start("a", WAITS).json()["pid"]
     engine.process.kill()
     poll(lambda: not alive(pid))
+
+
+class Disk(io.BytesIO):
+    """What the shim's output goes to."""
+
+    full = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = asyncio.Event()
+
+    def write(self, data: Any) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if b"up" in data:
+            self.up.set()
+        return super().write(data)
+
+
+def test_a_full_disk_costs_lines_and_no_engine() -> None:
+    disk = Disk()
+
+    async def scenario() -> None:
+        payload = EnginePayload([sys.executable, "-c", ZYGOTE], Tail(disk))
+        sidecar, care = Sidecar(payload), asyncio.create_task(payload.care())
+        await _started(sidecar, "a")
+        disk.full = True
+        (zygote,) = payload.managed
+        os.kill(zygote, signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        disk.full = False
+        await sidecar.stop(0)
+        await _started(sidecar, "b")
+        async with asyncio.timeout(30):
+            await disk.up.wait()
+        care.cancel()
+        await sidecar.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_zygote_that_cannot_be_started_now_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+
+    def child(*arguments: Any, **keywords: Any) -> Child:
+        starts.append(len(starts))
+        if len(starts) == 1:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return Child(*arguments, **keywords)
+
+    monkeypatch.setattr("rljob.checkpoint_engine.payloads.Child", child)
+
+    async def scenario() -> None:
+        payload = EnginePayload([sys.executable, "-c", ZYGOTE], Tail(io.BytesIO()))
+        sidecar, care = Sidecar(payload), asyncio.create_task(payload.care())
+        await _started(sidecar, "a")
+        care.cancel()
+        await sidecar.close()
+
+    asyncio.run(scenario())
+    assert len(starts) == 2
+
+
+async def _started(sidecar: Sidecar, incarnation: str) -> None:
+    async with asyncio.timeout(30):
+        status = await sidecar.start(StartRequest(argv=(WAITS,), incarnation=incarnation))
+        assert status.state == "running"
 
 
 def test_ranks_count_over_all_nodes() -> None:

@@ -314,8 +314,9 @@ class TestHealth:
         assert "5 failures in a row" in str(error)
         assert "it died" in str(error)
 
-    def test_a_rollout_node_that_gets_no_weights_is_told_of_and_does_not_end_the_job(self) -> None:
-        failure = Failure(stage="pull", reason="ConfigurationError", message="no room in /dev/shm", configuration=True)
+    @pytest.mark.parametrize("stage", ["pull", "start-engine"])
+    def test_a_rollout_node_that_cannot_serve_is_told_of_and_does_not_end_the_job(self, stage: str) -> None:
+        failure = Failure(stage=stage, reason="ConfigurationError", message="no room in /dev/shm", configuration=True)
         report = self.report(9).model_copy(update={"node": "rollout-0", "kind": "rollout", "failure": failure})
         state = health.reported(health.Health(), report)
         assert health.end_of(state, 0) is None

@@ -2,9 +2,11 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.master.test_loop import assert_every_prompt_consumed_once
@@ -12,9 +14,11 @@ from tests.master.twins import FakeEngine, FakeReplica, World, inputs, job, shor
 from tests.master.virtual import clock, run, until
 
 from rljob.master.engines import EnginePool
+from rljob.master.loop import TAKE_BACK, Loop
+from rljob.master.parts import Parts
 from rljob.master.trajectory import Weights
 from rljob.master.watch import Watch
-from rljob.rollout.client import SamplingParams
+from rljob.rollout.client import Completion, SamplingParams
 from rljob.wire.node import EngineReport, NodeReport
 
 LONG = 2000
@@ -127,6 +131,38 @@ def test_a_replica_that_is_killed_costs_what_it_was_writing_and_comes_back(tmp_p
     assert 0 < lost <= 4 * 512, "no more than the requests that it had"
 
 
+def test_a_replica_that_is_lost_does_not_end_the_job_though_nothing_gets_on_meanwhile(tmp_path: Path) -> None:
+    """It refuses every request that is tried there, more often than the job bears, before the other engine has written a first piece."""
+    world = Elastic(tmp_path, iterations=1)
+
+    async def kill(world: Elastic) -> None:
+        world.scale(1)
+        await until(lambda: world.serving("rollout-0"))
+        for engine in world.engines.values():
+            engine.pace = 20.0
+        replica, life = world.replicas.pop("rollout-0")
+        life.cancel()
+        assert replica.engine is not None
+        replica.engine.alive = False
+
+    world.play(kill)
+    assert_every_prompt_consumed_once(world, 1, 3)
+    assert world.status()["lastFailure"]["pod"] == "rollout-0"
+
+
+def test_who_went_without_a_word_has_no_seat_when_another_version_is_wanted(tmp_path: Path) -> None:
+    world, old, new = World(tmp_path, job(), inputs()), Weights(0, "start"), Weights(1, "next")
+
+    async def scenario() -> None:
+        pool = EnginePool(lambda url: FakeEngine(world, old.label), Watch(6), clock, 64, 60.0, "test", 512)
+        pool.want(old, {"rollout-0": _report("rollout-0", old)})
+        assert pool.routable == 1
+        pool.want(new, {})
+        assert pool.routable == 0
+
+    run(scenario())
+
+
 def test_a_machine_that_is_gone_without_a_word_holds_nothing_up(tmp_path: Path) -> None:
     world = Elastic(tmp_path, iterations=1)
 
@@ -158,6 +194,42 @@ def test_a_slow_engine_does_not_hold_the_iteration_and_its_tokens_are_kept(tmp_p
     assert world.metrics()[0]["seconds"]["rollout"] < 100
 
 
+def test_a_slow_engine_is_relieved_also_while_another_does_not_answer(tmp_path: Path) -> None:
+    world = Elastic(tmp_path, iterations=1)
+
+    async def script(world: Elastic) -> None:
+        world.scale(2)
+        await until(lambda: world.serving("rollout-0") and world.serving("rollout-1"))
+        world.engine("rollout-1").silent = True
+        world.replicas.pop("rollout-1")[1].cancel()
+        world.engine("rollout-0").pace = 100.0
+
+    world.play(script)
+    assert world.parts is not None
+    assert world.parts.pool.tally.taken_back > 0
+    assert world.metrics()[0]["seconds"]["rollout"] < 150
+
+
+def test_an_engine_that_makes_tokens_up_is_not_believed(tmp_path: Path) -> None:
+    world, weights = World(tmp_path, job(), inputs()), Weights(0, "start")
+
+    class Lying(FakeEngine):
+        async def generate(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> Completion:
+            told = await super().generate(request_id, prompt, params)
+            return replace(told, tokens=(*told.tokens[:-1], 999))
+
+    engines = {"a": Lying(world, weights.label), "b": FakeEngine(world, weights.label)}
+
+    async def scenario() -> list[tuple[Completion, str] | None]:
+        pool = EnginePool(lambda url: engines[url], Watch(6), clock, 64, 60.0, "test", 512)
+        pool.want(weights, {name: _report(name, weights) for name in engines})
+        return await asyncio.gather(*(pool.generate((n, 99), SamplingParams(max_tokens=5)) for n in range(4)))
+
+    answers = run(scenario())
+    assert {key for answer in answers if answer is not None for key in [answer[1]]} == {"b/b"}
+    assert len(answers) == 4
+
+
 def test_the_longest_answers_are_asked_for_first(tmp_path: Path) -> None:
     world = Elastic(tmp_path, iterations=1, engine={"maxSequences": 1})
     world.play()
@@ -171,7 +243,7 @@ def test_answers_to_one_prompt_are_asked_for_where_their_prefix_is_as_long_as_th
     engines = {name: FakeEngine(world, weights.label) for name in ("a", "b")}
 
     async def scenario() -> None:
-        pool = EnginePool(lambda url: engines[url], Watch(6), clock, 64, 60.0, "test")
+        pool = EnginePool(lambda url: engines[url], Watch(6), clock, 64, 60.0, "test", 512)
         reports = {name: _report(name, weights) for name in engines}
         pool.want(weights, reports)
         async with asyncio.TaskGroup() as tasks:
@@ -252,3 +324,32 @@ class TestAhead:
             run(scenario(world, step))
             assert_every_prompt_consumed_once(world, 2, 3)
             assert [line["iteration"] for line in world.metrics()] == [1, 2]
+
+    @pytest.mark.parametrize("turns", range(1, 6))
+    def test_who_is_ended_while_that_work_unwinds_ends(self, turns: int) -> None:
+        """Its own end must not be taken for that of the work."""
+
+        async def unwinding() -> None:
+            try:
+                await asyncio.sleep(1e9)
+            finally:
+                for _ in range(3):
+                    await asyncio.sleep(0)
+
+        async def taken_back() -> None:
+            await asyncio.sleep(0)
+
+        async def scenario() -> bool:
+            loop = Loop(
+                cast(Parts, SimpleNamespace(pool=SimpleNamespace(take_back=taken_back), job=SimpleNamespace(spec=None), activity=None))
+            )
+            ahead = asyncio.create_task(unwinding())
+            ending = asyncio.create_task(loop._ended(ahead))
+            await asyncio.sleep(TAKE_BACK)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            cancelled = ending.cancel()
+            await asyncio.wait([ending, ahead])
+            return ahead.cancelled() and ending.cancelled() is cancelled
+
+        assert run(scenario())

@@ -126,6 +126,10 @@ def test_an_answer_aborted_before_its_first_token_has_no_author() -> None:
         ({"logprobs": {"content": [{"logprob": float("nan")}, {"logprob": 0.0}]}}, "not numbers"),
         ({"finish_reason": "error"}, "error"),
         ({"logprobs": {"content": [{}]}}, "not one"),
+        ({"token_ids": ["a", 6]}, "no number"),
+        ({"token_ids": [1.5, 6]}, "no number"),
+        ({"token_ids": [2**40, 6]}, "no number"),
+        ({"token_ids": [-1, 6]}, "no number"),
     ],
 )
 def test_an_answer_that_cannot_be_trained_on_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -145,6 +149,9 @@ vllm:num_requests_running_other 9.0
 """
     assert parse_metrics(text) == EngineMetrics(running=3, waiting=2, generation_tokens=1500, kv_cache_usage=0.25)
     assert parse_metrics("") == EngineMetrics(0, 0, 0, 0.0)
+    for figure in ("NaN", "Inf", "many"):
+        with pytest.raises(InfrastructureError, match="not readable"):
+            parse_metrics(f"vllm:num_requests_running {figure}\n")
 
 
 def test_of_a_long_trace_the_reason_is_kept() -> None:

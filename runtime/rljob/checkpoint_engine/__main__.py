@@ -4,7 +4,6 @@ import asyncio
 import logging
 import signal
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from rljob.checkpoint_engine.transport import HttpTransport, Transport
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.rollout.client import EngineClient
 from rljob.rollout.engine import GPU_UTILIZATION, engine_argv, engine_dtype, engine_environment, kv_cache_bytes
+from rljob.wire.clock import steady_time
 from rljob.wire.connections import pool
 from rljob.wire.data import Prepared
 from rljob.wire.environment import Environment
@@ -84,7 +84,7 @@ async def run(environment: Environment) -> None:
             peers=puller if plan.site.kind == "rollout" or plan.site.nodes > 1 else None,
             filler=Filler(transport, shelf, plan.arena, plan.node, plan.deadline) if plan.site.nodes > 1 else None,
         )
-        node = Node(plan, parts, uuid.uuid4().hex, time.time)
+        node = Node(plan, parts, uuid.uuid4().hex, steady_time)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, node.end)
         await node.run()

@@ -36,7 +36,7 @@ class Tail:
         return (*self._lines, *([self._open] if self._open else []))
 
     def add(self, data: bytes) -> None:
-        """Pass on and keep; a reader of our output that went away must not stop the payload."""
+        """Pass on and keep. A reader of our output that went away, or a full disk behind it, costs lines and must not stop the payload."""
         self._bytes += len(data)
         if self._out is not None:
             try:
@@ -44,6 +44,8 @@ class Tail:
                 self._out.flush()
             except BrokenPipeError:
                 self._out = None
+            except OSError:
+                pass  # there may be space again for the next line
         *whole, self._open = (self._open + data.decode(errors="replace")).split("\n")
         self._lines.extend(line.rstrip("\r") for line in whole if line.strip())
 
@@ -252,7 +254,13 @@ class EnginePayload:
     async def care(self) -> None:
         pause = ZYGOTE_RETRY[0]
         while True:
-            zygote = _Zygote(Child(self._command, self._env, talks=True))
+            try:
+                zygote = _Zygote(Child(self._command, self._env, talks=True))
+            except OSError as error:  # no process or memory to be had now
+                self.tail.note(f"the vLLM zygote cannot be started ({error}); it is tried again in {pause:.1f} s")
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, ZYGOTE_RETRY[1])
+                continue
             await self._set(zygote)
             began = time.monotonic()
             status = await self._attend(zygote)

@@ -9,7 +9,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from rljob.checkpoint_engine.container import complete
 from rljob.checkpoint_engine.payloads import Payload, Tail, payload_of
 from rljob.checkpoint_engine.processes import adopt_orphans, anonymous_memory, end_all, payload_processes, reap_orphans
 from rljob.wire.base import Message
+from rljob.wire.clock import steady_time
 from rljob.wire.connections import IDLE_SECONDS
 from rljob.wire.environment import Environment
 from rljob.wire.shim import INCARNATION, ShimError, ShimStatus, StartRequest, StopRequest
@@ -54,7 +54,7 @@ class _Run:
 class Sidecar:
     """At most one incarnation of the payload at a time."""
 
-    def __init__(self, payload: Payload, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, payload: Payload, clock: Callable[[], float] = steady_time) -> None:
         self._payload = payload
         self._clock = clock
         self._run: _Run | None = None

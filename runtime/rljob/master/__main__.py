@@ -7,13 +7,13 @@ import logging
 import signal
 import sqlite3
 import sys
-import time
 
 from pydantic import ValidationError
 
 from rljob.api import ConfigurationError, JobFailed, RLJobError
 from rljob.api.errors import EXIT_CONFIGURATION, EXIT_FAILED, explained
 from rljob.master.app import main
+from rljob.wire.clock import steady_time
 from rljob.wire.environment import Environment
 
 
@@ -28,7 +28,7 @@ def _line(error: BaseException) -> str:
 
 async def _interruptible() -> signal.Signals | None:
     """Run until the job ends, or until a signal asks to stop: which. A stopped master has lost nothing but unfinished answers."""
-    work = asyncio.create_task(main(Environment.current(), time.time))
+    work = asyncio.create_task(main(Environment.current(), steady_time))
     received: list[signal.Signals] = []
 
     def stop(number: signal.Signals) -> None:

@@ -82,7 +82,13 @@ def assemble(job: RLJob, folders: Folders, inputs: Inputs, decode: Decode, datab
     starts = int(database.get("starts"))
     nodes, watch = Nodes(starts * REVISIONS_PER_START, clock), Watch(spec.backoff_limit)
     pool = EnginePool(
-        outside.connect, watch, clock, spec.rollout.engine.max_sequences, spec.switch.deadline_seconds, f"{job.metadata.name}-{starts}"
+        outside.connect,
+        watch,
+        clock,
+        max_sequences=spec.rollout.engine.max_sequences,
+        stall_seconds=spec.switch.deadline_seconds,
+        name=f"{job.metadata.name}-{starts}",
+        vocabulary=inputs.prepared.vocab_size,
     )
     scorer = Scorer(outside.reward, watch, clock, spec.reward.replicas, spec.switch.deadline_seconds, spec.backoff_limit)
     nodes.observers += [lambda report: watch.reported(report, nodes.workers_away()), pool.observe]

@@ -48,6 +48,8 @@ class Seat:
     engine: Engine
     progressed: float
     """When it last answered, generated or was idle."""
+    vital: bool = True
+    """Its node trains as well: what fails there counts, while the job does without one that only generates."""
     requests: dict["asyncio.Task[Completion]", str] = field(default_factory=dict)
     """And the ids they were sent under."""
     promised: int = 0
@@ -119,11 +121,18 @@ class EnginePool:
     """Hands requests to engines; answers come from the wanted weights only."""
 
     def __init__(
-        self, connect: Callable[[str], Engine], watch: Watch, clock: Clock, max_sequences: int, stall_seconds: float, name: str
+        self,
+        connect: Callable[[str], Engine],
+        watch: Watch,
+        clock: Clock,
+        max_sequences: int,
+        stall_seconds: float,
+        name: str,
+        vocabulary: int,
     ) -> None:
-        """`connect` makes a client from an engine's URL; `name` makes request ids unique among masters."""
+        """`connect` makes a client from an engine's URL; `name` makes request ids unique among masters; tokens are below `vocabulary`."""
         self._connect, self._watch, self._clock = connect, watch, clock
-        self._max_sequences, self._stall_seconds = max_sequences, stall_seconds
+        self._max_sequences, self._stall_seconds, self._vocabulary = max_sequences, stall_seconds, vocabulary
         self._wanted: Weights | None = None
         self._seats: dict[str, Seat] = {}
         self._queue: list[tuple[int, int, _Wish]] = []
@@ -156,6 +165,8 @@ class EnginePool:
         if weights != self._wanted:
             self._homes.clear()
         self._wanted, self._closed, self._ahead = weights, False, ahead
+        for seat in [s for s in self._seats.values() if s.node not in reports]:
+            self._drop(seat)  # it went without a word, so that no report takes it away
         for report in reports.values():
             self.observe(report)
 
@@ -168,7 +179,7 @@ class EnginePool:
         for seat in [s for s in self._seats.values() if s.node == report.node and s.key != key]:
             self._drop(seat)
         if engine is not None and key is not None and key not in self._seats:
-            self._seats[key] = Seat(key, report.node, self._connect(engine.url), self._clock())
+            self._seats[key] = Seat(key, report.node, self._connect(engine.url), self._clock(), vital=report.kind == "worker")
         if engine is not None and key is not None:
             self._seats[key].leaving = engine.leaving
         self.news.announce()
@@ -217,12 +228,24 @@ class EnginePool:
             self._cancel(seat)
 
     async def poll(self) -> None:
-        """Look at the engines' own metrics for ever; requests at an engine that has stalled go elsewhere."""
-        while True:
-            await asyncio.gather(*(self._look(seat) for seat in list(self._seats.values()) if seat.promised or seat.silent_since))
-            await self._relieve()
-            self._grant()
-            await asyncio.sleep(POLL)
+        """Look at the engines' own metrics for ever; requests at an engine that has stalled go elsewhere. One that does not answer does not
+        keep us from the others."""
+        looks: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                for seat in self._seats.values():
+                    if seat.key not in looks and (seat.promised or seat.silent_since):
+                        looks[seat.key] = asyncio.create_task(self._look(seat))
+                if looks:
+                    await asyncio.wait(looks.values(), timeout=POLL)
+                for key in [key for key, look in looks.items() if look.done()]:
+                    looks.pop(key).result()
+                await self._relieve()
+                self._grant()
+                await asyncio.sleep(POLL)
+        finally:
+            for look in looks.values():
+                look.cancel()
 
     async def _look(self, seat: Seat) -> None:
         asked = self._clock()
@@ -329,6 +352,9 @@ class EnginePool:
         if not completion.tokens:
             self._fail(seat, "EmptyAnswer", f"ended a request as {completion.finish_reason!r} without a token")
             return None
+        if max(completion.tokens) >= self._vocabulary:
+            self._fail(seat, "NoSuchToken", f"answered token {max(completion.tokens)}, the model has {self._vocabulary}; discarded")
+            return None
         wanted = self._wanted.label if self._wanted is not None else None
         if completion.weight_version != wanted:
             self.tally.discarded += len(completion.tokens)
@@ -347,7 +373,7 @@ class EnginePool:
         pause = delay(seat.failures)
         seat.usable_at = now + pause
         asyncio.get_running_loop().call_later(pause, self._grant)
-        self._watch.failed(seat.node, "rollout", reason, message)
+        self._watch.failed(seat.node, "rollout", reason, message, vital=seat.vital)
 
     def _drop(self, seat: Seat) -> None:
         del self._seats[seat.key]

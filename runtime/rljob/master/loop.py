@@ -138,11 +138,14 @@ class Loop:
         """What was begun ahead is taken back: its tokens are durable, its verdicts are asked for again. Raises what it raised."""
         if ahead is None:
             return
-        await self.parts.pool.take_back()
-        await asyncio.wait([ahead], timeout=TAKE_BACK)
-        ahead.cancel()
-        with suppress(asyncio.CancelledError):
-            await ahead
+        try:
+            await self.parts.pool.take_back()
+            await asyncio.wait([ahead], timeout=TAKE_BACK)
+        finally:
+            ahead.cancel()
+        await asyncio.wait([ahead])  # not awaited itself: whether it or we were cancelled could not be told
+        if not ahead.cancelled():
+            ahead.result()
 
     def _made(self, version: int) -> TrainMetrics | None:
         """What training reported, once the version is registered and durable.

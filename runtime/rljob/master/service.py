@@ -58,7 +58,7 @@ class Service:
             return _message(await self._parts.nodes.sync(report, wait))
         except IdentityTaken as error:
             if error.first:
-                self._parts.watch.failed(report.node, "sync", "IdentityTaken", str(error))
+                self._parts.watch.failed(report.node, "sync", "IdentityTaken", str(error), vital=report.kind == "worker")
             return _refusal(409, str(error))
 
     async def addresses(self, request: Request) -> Response:

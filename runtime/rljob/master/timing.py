@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 Clock = Callable[[], float]
-"""Unix time in seconds."""
+"""Unix time in seconds (`rljob.wire.clock`)."""
 
 
 class Stopwatch:

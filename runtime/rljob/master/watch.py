@@ -35,10 +35,10 @@ class Watch:
         """A node has reported; `workers_away`: another one that trains has not, for a while."""
         self._now(health.reported(self._health, report, workers_away))
 
-    def failed(self, pod: str, stage: str, reason: str, message: str, configuration: bool = False) -> None:
-        """The master itself saw something fail."""
+    def failed(self, pod: str, stage: str, reason: str, message: str, configuration: bool = False, vital: bool = True) -> None:
+        """The master itself saw something fail; `vital`: the job cannot do without it."""
         failure = Failure(stage=stage, reason=reason, message=message, configuration=configuration)
-        self._now(health.failed(self._health, pod, failure))
+        self._now(health.failed(self._health, pod, failure, vital))
 
     def progressed(self) -> None:
         """Something durable was reached."""

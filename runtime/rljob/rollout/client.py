@@ -221,7 +221,7 @@ class EngineClient:
             return {}
         try:
             answer = response.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InfrastructureError(f"engine {self.base_url}{path} did not answer JSON: {response.text[:200]!r}") from error
         return answer if isinstance(answer, dict) else {"answer": answer}
 
@@ -252,6 +252,8 @@ def parse_completion(answer: Mapping[str, Any]) -> Completion:
     try:
         choice = answer["choices"][0]
         tokens = tuple(choice["token_ids"] or ())
+        if not all(type(token) is int and 0 <= token < 2**31 for token in tokens):
+            raise ValueError("a token is no number of one")
         content = (choice["logprobs"] or {}).get("content") or ()
         logprobs = tuple(float(entry["logprob"]) for entry in content)
         spans = choice.get("weight_versions") or ()
@@ -269,16 +271,23 @@ def parse_completion(answer: Mapping[str, Any]) -> Completion:
 
 
 def parse_metrics(text: str) -> EngineMetrics:
-    """Prometheus text of `/metrics`; several engine cores behind one server are added up (the KV cache: the fullest)."""
+    """Prometheus text of `/metrics`; several engine cores behind one server are added up (the KV cache: the fullest).
+
+    Raises:
+        InfrastructureError: a figure is no number.
+    """
     found: dict[str, list[float]] = {}
-    for name, value in re.findall(r"^vllm:(\w+)(?:\{[^}]*\})? ([-+.\w]+)$", text, re.MULTILINE):
-        found.setdefault(name, []).append(float(value))
-    return EngineMetrics(
-        running=int(sum(found.get("num_requests_running", ()))),
-        waiting=int(sum(found.get("num_requests_waiting", ()))),
-        generation_tokens=int(sum(found.get("generation_tokens_total", ()))),
-        kv_cache_usage=max(found.get("kv_cache_usage_perc", ()), default=0.0),
-    )
+    try:
+        for name, value in re.findall(r"^vllm:(\w+)(?:\{[^}]*\})? ([-+.\w]+)$", text, re.MULTILINE):
+            found.setdefault(name, []).append(float(value))
+        return EngineMetrics(
+            running=int(sum(found.get("num_requests_running", ()))),
+            waiting=int(sum(found.get("num_requests_waiting", ()))),
+            generation_tokens=int(sum(found.get("generation_tokens_total", ()))),
+            kv_cache_usage=max(found.get("kv_cache_usage_perc", ()), default=0.0),
+        )
+    except (ValueError, OverflowError) as error:
+        raise InfrastructureError(f"an engine's metrics are not readable: {error}") from error
 
 
 def failure_reason(text: str) -> str:

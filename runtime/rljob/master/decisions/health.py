@@ -26,8 +26,9 @@ class Health:
 def reported(health: Health, report: NodeReport, workers_away: bool = False) -> Health:
     """After a node's report: failures that it had not told of before count.
 
-    Not those of a worker that finds nobody to pull from while another worker is away (`workers_away`): the job waits for that one, as it
-    does when nobody has to pull.
+    Not those of a rollout node: it serves nothing (it gets no weights, or its accelerator is broken, say), and the job does well without
+    it. Nor those of a worker that finds nobody to pull from while another worker is away (`workers_away`): the job waits for that one, as
+    it does when nobody has to pull.
     """
     incarnation, counted = health.counted.get(report.node, ("", 0))
     known = counted if incarnation == report.incarnation and counted <= report.failures else 0
@@ -36,17 +37,16 @@ def reported(health: Health, report: NodeReport, workers_away: bool = False) -> 
         return health
     if report.failures == known and not report.failure.configuration:
         return health
-    if report.kind == "rollout" and report.failure.stage == "pull":
-        # It gets no weights (no room in its shared memory, say) and serves nothing; the job does well without it.
+    if report.kind == "rollout":
         return _failed(health, report.node, report.failure.model_copy(update={"configuration": False}), 0)
     if workers_away and report.failure.stage == "pull" and not report.failure.configuration:
         return _failed(health, report.node, report.failure, 0)
     return _failed(health, report.node, report.failure, max(1, report.failures - known))
 
 
-def failed(health: Health, pod: str, failure: Failure) -> Health:
-    """After a failure that the master saw itself."""
-    return _failed(health, pod, failure, 1)
+def failed(health: Health, pod: str, failure: Failure, vital: bool = True) -> Health:
+    """After a failure that the master saw itself; `vital`: of something that the job cannot do without."""
+    return _failed(health, pod, failure, 1 if vital else 0)
 
 
 def progressed(health: Health) -> Health:
