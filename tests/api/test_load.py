@@ -132,7 +132,14 @@ def test_what_is_missing_is_described() -> None:
         ("- a\n", "holds no RLJob"),
         ("a: [1\n", "is not YAML"),
         ("a: b: c\n", "line 1: is not YAML: mapping values are not allowed here"),
+        ("a: &t {b: *t}\n", "stand for more than 100000 values, or for themselves"),
+        ("a: " + "[" * 3000 + "]" * 3000, "is nested too deeply"),
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)),
+            "stand for more than 100000 values",
+        ),
     ],
+    ids=["nothing", "a list", "a bracket", "two colons", "an alias of itself", "too deep", "a billion laughs"],
 )
 def test_what_is_no_job_at_all_is_said_in_one_line(text: str, message: str) -> None:
     (problem,) = problems("", text)
@@ -142,6 +149,11 @@ def test_what_is_no_job_at_all_is_said_in_one_line(text: str, message: str) -> N
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidJob, match="there is no such file; give the path of an RLJob in YAML"):
         load(tmp_path / "nowhere.yaml")
+
+
+def test_a_number_of_thousands_of_digits_is_no_number() -> None:
+    (problem,) = problems(f"  iterations: {'1' * 5000}\n")
+    assert problem.startswith("line 10: spec.iterations: is '111")
 
 
 def test_a_number_where_text_belongs_is_put_in_quotes() -> None:

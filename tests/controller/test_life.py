@@ -651,3 +651,116 @@ def test_a_job_of_a_newer_operator_is_left_alone() -> None:
         await until(lambda: world.holds("Ready", "y"))
 
     living(story)
+
+
+@pytest.mark.parametrize(
+    "templates",
+    [
+        {"worker": {"metadata": {"labels": None, "annotations": None}}},
+        {"worker": {"spec": {"volumes": [{"name": {"a": 1}}]}}},
+        {"reward": {"spec": {"containers": [{"name": "more", "image": "i", "livenessProbe": 5}]}}},
+    ],
+    ids=["empty labels", "a name that is none", "a probe that is none"],
+)
+def test_a_template_that_holds_anything_concerns_its_own_job_alone(templates: dict[str, Any]) -> None:
+    async def story(world: World) -> None:
+        world.add(rljob("good"))
+        world.add(rljob("bad", templates=templates))
+        await until(lambda: world.holds("Ready", "good"))
+        await until(lambda: world.holds("Ready", "bad") or world.holds("Stalled", "bad"))
+        await world.kill()
+        world.start()
+        world.spec("good", rollout={"replicas": 1})
+        await until(lambda: "good-rollout-0" in world.pods())
+
+    living(story)
+
+
+@pytest.mark.parametrize("deadline", [600, 1_000_000])
+def test_a_refused_spec_ends_nothing_and_sets_nothing_going(deadline: int) -> None:
+    async def story(world: World) -> None:
+        await started(world, activeDeadlineSeconds=600, ttlSecondsAfterFinished=7200)
+        await until(lambda: world.holds("Failed"))
+        world.spec(activeDeadlineSeconds=deadline, templates={"worker": {"sepc": {}}})
+        await until(lambda: world.condition("Stalled").get("reason") == "InvalidSpec")
+        assert world.holds("Failed")
+        world.spec(activeDeadlineSeconds=deadline, templates={})
+        await until(lambda: world.holds("Ready"))
+        assert "completionTime" not in world.status()
+        assert world.status()["startTime"] > iso(clock() - 60), "its time counts anew"
+        if deadline > 7200:
+            await asyncio.sleep(7200)
+            world.pod_ended("x-master", "Succeeded")
+            await until(lambda: world.holds("Succeeded"))
+            await asyncio.sleep(60)
+            assert Ref("RLJob", "default", "x") in world.twin.objects, "from this end on it is kept for two hours"
+
+    living(story)
+
+
+def test_a_finished_job_whose_spec_is_refused_for_a_while_does_not_run_again() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        world.pod_ended("x-master", "Succeeded")
+        await until(lambda: world.holds("Succeeded"))
+        world.lose("x-master")
+        world.spec(templates={"worker": {"sepc": {}}})
+        await until(lambda: world.condition("Stalled").get("reason") == "InvalidSpec")
+        assert world.holds("Succeeded")
+        world.spec(templates={})
+        await asyncio.sleep(60)
+        assert world.holds("Succeeded")
+        assert world.pods() == set()
+
+    living(story)
+
+
+def test_a_failed_job_is_tried_again_at_its_first_change_also_if_it_bears_nothing() -> None:
+    async def story(world: World) -> None:
+        await started(world, backoffLimit=0)
+        await asyncio.sleep(60)
+        world.pod_ended("x-worker-0")
+        await until(lambda: world.holds("Failed"))
+        world.spec(ttlSecondsAfterFinished=100_000)
+        await until(lambda: world.holds("Ready"))
+        await asyncio.sleep(60)
+        assert not world.holds("Failed")
+        world.pod_ended("x-worker-0")
+        await until(lambda: world.holds("Failed"))
+
+    living(story)
+
+
+@pytest.mark.parametrize("reason", ["OutOfcpu", "OutOfmemory", "OutOfexample.com/gpu", "TopologyAffinityError"])
+def test_a_pod_that_a_kubelet_has_no_room_for_is_no_fault_of_the_job(reason: str) -> None:
+    async def story(world: World) -> None:
+        await started(world, backoffLimit=0)
+        world.pod_ended("x-worker-0", reason=reason)
+        await asyncio.sleep(60)
+        assert not world.holds("Failed")
+        assert "x-worker-0" in world.pods()
+
+    living(story)
+
+
+def test_a_new_job_says_nothing_that_an_earlier_one_of_its_name_has_said() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        world.reports["x"] = report(9, reward=0.9)
+        await asyncio.sleep(30)
+        failure = {"stage": "vllm", "pod": "worker-0", "reason": "Exit1", "message": "of the old job"}
+        world.pod_ended("x-master", "Succeeded", said=json.dumps(report(10, "Succeeded", reward=0.95, lastFailure=failure)))
+        await until(lambda: world.holds("Succeeded"))
+        del world.reports["x"]
+        world.twin.erase(Ref("RLJob", "default", "x"))
+        world.add(rljob(iterations=50))
+        await until(lambda: bool(world.status().get("conditions")))
+        told = world.status()
+        assert {told.get(name) for name in ("iteration", "reward", "policyVersion", "lastFailure")} == {None}
+        await until(lambda: world.holds("Ready"))
+        world.reports["x"] = report(1, "WarmStart")
+        await asyncio.sleep(60)
+        told = world.status()
+        assert (told["iteration"], told.get("reward"), told.get("lastFailure")) == (1, None, None)
+
+    living(story)

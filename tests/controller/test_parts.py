@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.controller.twin import Fault, Twin
-from tests.controller.world import report
+from tests.controller.world import report, rljob
 from tests.master.virtual import clock, run
 
 from rljob.api import InfrastructureError
+from rljob.controller.cache import Cache
 from rljob.controller.client import ApiError
 from rljob.controller.kinds import Key, Ref
 from rljob.controller.leader import Leader, LeaseLost, decide_lease
 from rljob.controller.metrics import Metrics
 from rljob.controller.progress import LONGEST_SECONDS as SLOWEST
 from rljob.controller.progress import PER_SECOND, Poller, Target
+from rljob.controller.resync import RESYNC_SECONDS, Resync
 from rljob.controller.workqueue import LONGEST_DELAY, WorkQueue, delay
 
 A, B = Key("default", "a"), Key("default", "b")
@@ -228,7 +230,7 @@ def test_small_talk_wakes_nobody_and_news_does() -> None:
         assert told == [A, A]
         poller.leave(A)
         await asyncio.sleep(20)
-        assert poller.report(A) is None
+        assert poller.report(A, {"u"}) is None
 
     polling(story, answers)
 
@@ -265,5 +267,39 @@ def test_a_master_that_does_not_answer_is_asked_less_and_less() -> None:
         await asyncio.sleep(1000)
         assert 1000 / SLOWEST / 1.2 <= len(asked) <= 25
         assert not told
+
+    polling(story, answers)
+
+
+@pytest.mark.parametrize("namespaces", [[], ["a"], ["a", "b"]])
+def test_what_a_stream_never_brings_is_found_in_every_namespace(namespaces: list[str]) -> None:
+    async def tell() -> set[Key]:
+        twin, told = Twin(), set[Key]()
+        for namespace in ("a", "b"):
+            job = rljob()
+            job["metadata"]["namespace"] = namespace
+            twin.add(job)
+        task = asyncio.create_task(Resync(twin, Cache(), namespaces, told.add).run())
+        await asyncio.sleep(3 * RESYNC_SECONDS)
+        task.cancel()
+        return told
+
+    assert run(tell()) == {Key(namespace, "x") for namespace in namespaces or ["a", "b"]}
+
+
+def test_an_answer_that_cannot_be_read_concerns_its_own_master_alone() -> None:
+    async def answers(target: Target) -> dict[str, Any]:
+        if target.key == A:
+            raise RecursionError("maximum recursion depth exceeded")
+        return report(1)
+
+    async def story(poller: Poller, told: list[Key]) -> None:
+        other = Key("default", "other")
+        poller.follow(A, "u", "10.0.0.1", "a-master")
+        poller.follow(other, "v", "10.0.0.2", "other-master")
+        await asyncio.sleep(20)
+        assert told == [other]
+        assert poller.report(other, {"v"}) is not None
+        assert poller.report(other, {"a pod of another job"}) is None
 
     polling(story, answers)

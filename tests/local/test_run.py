@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.local.fakes import JOB
 
 from rljob.local.folder import Current, JobFolder
 from rljob.local.marked import marks
@@ -129,6 +130,23 @@ def test_a_run_goes_on_from_the_folder_unless_it_is_to_start_over(tmp_path: Path
         (folder / "notes.txt").write_text("the user's own")
     assert said == [("running", "x"), ("resuming", "xx"), ("resuming", "xxx"), ("running", "x")]
     assert (folder / "notes.txt").read_text() == "the user's own"
+
+
+@pytest.mark.parametrize("text", ["metadata: {name: NAME}\nspec: {ofAnotherVersion: 1}\n", "damaged: ["])
+def test_to_start_over_needs_no_job_that_this_version_can_read(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "job"
+    with running(folder, REMEMBERING) as process:
+        process.communicate(timeout=60)
+    (folder / "job.yaml").write_text(text.replace("NAME", JOB.metadata.name))
+    for mode, status, starts in (("auto", 2, "x"), ("fresh", 0, "x")):
+        with running(folder, REMEMBERING, mode) as process:
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == status, out
+        assert (folder / "state" / "starts").read_text() == starts
+    (folder / "job.yaml").write_text("metadata: {name: another}\nspec: {ofAnotherVersion: 1}\n")
+    with running(folder, REMEMBERING, "fresh") as process:
+        out, _ = process.communicate(timeout=60)
+    assert (process.returncode, "holds the job 'another', which --fresh would remove" in out) == (2, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

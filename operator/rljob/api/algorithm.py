@@ -155,7 +155,7 @@ class EngineSpec(Part):
     """Arithmetic of generation. `auto`: float32 on CPU (log-probs then agree with an fp32 trainer to 1e-5), bfloat16 on GPUs."""
     max_sequences: Positive = 128
     """Sequences that one engine runs at a time."""
-    kv_cache_memory: Annotated[str, Field(pattern=r"^[0-9]+(Mi|Gi)$")] | None = None
+    kv_cache_memory: Annotated[str, Field(pattern=r"^[0-9]{1,9}(Mi|Gi)$")] | None = None
     """Memory for the KV cache, such as `512Mi`. Default: what maxSequences × maxLength needs on CPU, what is free on a GPU."""
     enforce_eager: bool | None = None
     """No CUDA graphs. Default: true on CPU and with `switch.policy: restart`, false else."""
@@ -182,7 +182,7 @@ class WeightsSpec(Part):
 class RolloutSpec(Part):
     """Generation."""
 
-    replicas: Natural = 0
+    replicas: Annotated[int, Field(ge=0, le=1024)] = 0
     """Rollout-only pods beside the worker pods; may change at any time (`kubectl scale`)."""
     tensor_parallel: Small = 1
     """Tensor parallel size of one engine."""

@@ -15,12 +15,16 @@ _FALSE = ("n", "N", "no", "No", "NO", "off", "Off", "OFF", "false", "False", "FA
 _INT = re.compile(r"([-+]?)(?:0[xX](?P<hex>[0-9a-fA-F]+)|0[bB](?P<bin>[01]+)|0[oO]?(?P<oct>[0-7]+)|(?P<dec>0|[1-9][0-9]*))")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_LONGEST = 400
+"""Characters of a number; Python refuses to read thousands of digits."""
 _BASES = {"hex": 16, "bin": 2, "oct": 8, "dec": 10}
 
 
 def number(text: str) -> int | float | None:
     """The number that a plain word is; None if it is none. Whole numbers come as int, however they are written."""
     plain = text.replace("_", "")
+    if len(plain) > _LONGEST:
+        return None
     if match := _INT.fullmatch(plain):
         base, digits = next((_BASES[name], value) for name, value in match.groupdict().items() if value is not None)
         value = int(digits, base) * (-1 if match[1] == "-" else 1)

@@ -17,6 +17,8 @@ from rljob.api.job import RLJob
 from rljob.api.kube_yaml import Loader
 
 Path_ = tuple[str | int, ...]
+MOST_NODES = 100_000
+"""Values of a job file, aliases expanded."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,21 @@ def _doubled(node: yaml.Node | None, at: Path_ = ()) -> Iterator[Problem]:
             yield from _doubled(value, (*at, index))
 
 
+def _bounded(root: yaml.Node | None) -> Iterator[Problem]:
+    """Aliases that stand for more than a job can be, or for themselves: what they expand to is never walked."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST_NODES  # until it is known: of a node within itself
+            below = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
+            sizes[id(node)] = 1 + sum(map(size, below)) if isinstance(node, yaml.CollectionNode) else 1
+        return sizes[id(node)]
+
+    if root is not None and size(root) >= MOST_NODES:
+        yield Problem("", f"its aliases stand for more than {MOST_NODES} values, or for themselves; write out what they stand for")
+
+
 def load(file: Path, overrides: Iterable[str] = ()) -> RLJob:
     """Read a job; `overrides` are `spec.iterations=3` and the like, applied on top.
 
@@ -97,9 +114,11 @@ def parse(text: str, name: str = "rljob.yaml", overrides: Iterable[str] = ()) ->
     """Like `load`, from text; `name` stands in the messages."""
     try:
         node = yaml.compose(text, Loader=Loader)
-        if problems := list(_doubled(node)):
+        if problems := list(_bounded(node)) or list(_doubled(node)):
             raise InvalidJob(name, problems)
         data = yaml.load(text, Loader=Loader)
+    except RecursionError:
+        raise InvalidJob(name, [Problem("", "is nested too deeply; a job has a few levels")]) from None
     except yaml.YAMLError as error:
         raise InvalidJob(name, [_of_yaml(error)]) from error
     if not isinstance(data, dict):

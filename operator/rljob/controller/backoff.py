@@ -21,9 +21,15 @@ def _restarts(seen: Observed) -> dict[str, int]:
     return {f"{pod}/{container}@{uid[:8]}": count for pod, (uid, state) in _pods(seen).items() for container, count in state.restarts}
 
 
-def _ended(seen: Observed) -> dict[str, str]:
+def _failed(seen: Observed) -> dict[str, str]:
     """Pods that failed as a whole by their own fault: name to uid."""
     return {name: uid[:8] for name, (uid, state) in _pods(seen).items() if state.phase == "Failed" and not state.disrupted}
+
+
+def _ended(seen: Observed) -> dict[str, str]:
+    """Of these, the ones that have failed since the job last got on, or was tried anew."""
+    base: Mapping[str, int] = (seen.status.get("backoff") or {}).get("base") or {}
+    return {name: uid for name, uid in _failed(seen).items() if f"{name}@{uid}" not in base}
 
 
 def marker(status: Mapping[str, Any]) -> str:
@@ -34,10 +40,11 @@ def marker(status: Mapping[str, Any]) -> str:
 def remember(seen: Observed, status: Mapping[str, Any], retried: bool) -> dict[str, Any]:
     """`status.backoff` after this look; `status` is the new one. Progress, or a new try, sets it back."""
     old: Mapping[str, Any] = seen.status.get("backoff") or {}
-    restarts, at = _restarts(seen), marker(status)
+    # A pod that has failed and is still there belongs to the try before, as its restarts do.
+    counted, at = _restarts(seen) | {f"{name}@{uid}": 1 for name, uid in _failed(seen).items()}, marker(status)
     if retried or old.get("at") != at:
-        return {"at": at, "base": restarts, "ended": {}}
-    base = {key: count for key, count in (old.get("base") or {}).items() if key in restarts}
+        return {"at": at, "base": counted, "ended": {}}
+    base = {key: count for key, count in (old.get("base") or {}).items() if key in counted}
     ended = {name: list(uids) for name, uids in (old.get("ended") or {}).items()}
     for name, uid in _ended(seen).items():
         if uid not in ended.setdefault(name, []):

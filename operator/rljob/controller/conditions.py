@@ -8,7 +8,8 @@ from rljob.controller.trim import iso
 from rljob.controller.verdict import Verdict, condition, holds
 from rljob.controller.world import Trouble
 
-TYPES = ("Ready", "Reconciling", "Stalled", "Suspended", "Succeeded", "Failed")
+STANDS = ("Suspended", "Succeeded", "Failed")
+TYPES = ("Ready", "Reconciling", "Stalled", *STANDS)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ def conditions(
 ) -> list[dict[str, Any]]:
     """All conditions. `waiting`: what is not ready yet; empty when all runs."""
     said = _said(verdict, trouble, waiting)
+    if verdict.fate == "refused":
+        # A spec that cannot be used ends, suspends and sets going nothing: how the job stands is what the next spec goes on from.
+        said = {kind: one for kind, one in said.items() if kind not in STANDS or not condition(old, kind)}
     if verdict.fate == "foreign":
         # Somebody else's words stay; ours is that we stand aside.
         said = {"Ready": Said(False, verdict.reason, verdict.message), "Stalled": said["Stalled"], "Reconciling": said["Reconciling"]}

@@ -136,6 +136,7 @@ def _status(desired: Desired, seen: Observed, verdict: Verdict, trouble: Trouble
         status |= _pod_failure(desired, seen)
     if verdict.retried or not status.get("startTime"):
         status["startTime"] = iso(now)
+    if not verdict.finished:
         status.pop("completionTime", None)
     if verdict.finished and not status.get("completionTime"):
         status["completionTime"] = iso(now)
@@ -172,7 +173,7 @@ def _reported(seen: Observed) -> Status:
 
 def _last_words(seen: Observed) -> Status:
     """What a master left behind when it ended; {} before, or if it is none of a master's."""
-    text = next((child.pod.last_words for child in seen.children.values() if child.pod is not None and child.pod.last_words), "")
+    text = next((child.pod.last_words for child in seen.own_pods() if child.pod is not None and child.pod.last_words), "")
     try:
         return JobStatus.model_validate_json(text).model_dump(mode="json", by_alias=True, exclude_unset=True) if text else {}
     except ValidationError:
@@ -235,7 +236,7 @@ def _phase(desired: Desired, seen: Observed, verdict: Verdict, status: Mapping[s
             return "Failed"
         case _:
             pass
-    masters = [c.pod for c in seen.children.values() if c.pod is not None and c.pod.plan_name == "master" and c.deleting is None]
+    masters = [c.pod for c in seen.own_pods() if c.pod is not None and c.pod.plan_name == "master" and c.deleting is None]
     if not masters or masters[0].phase != "Running":
         return "Preparing" if masters and masters[0].phase == "Pending" and masters[0].begun else "Pending"
     if seen.report is not None:
@@ -263,5 +264,5 @@ def _waiting(desired: Desired, seen: Observed) -> str:
 
 
 def _rollout(desired: Desired, seen: Observed) -> Status:
-    pods = [c.pod for c in seen.children.values() if c.pod is not None and c.pod.role == "rollout" and c.deleting is None]
+    pods = [c.pod for c in seen.own_pods() if c.pod is not None and c.pod.role == "rollout" and c.deleting is None]
     return {"replicas": len(pods), "readyReplicas": sum(pod.ready for pod in pods), "selector": desired.selector}

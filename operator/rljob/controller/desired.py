@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from rljob.api import GROUP, KIND, VERSION, ConfigurationError, RLJob
 from rljob.api.load import describe
+from rljob.controller.log import log
 from rljob.controller.world import Desired, Job, Terms, Trouble, Want
 from rljob.manifests import Cluster, Manifest, Owner, Settings, SharingChoice, choose_sharing, render
 from rljob.manifests.names import selector
@@ -118,6 +119,10 @@ class Renderer:
             manifests = self._render(job, parsed, sharing)
         except ConfigurationError as error:
             return Desired(terms=terms_of(parsed), refusal=Trouble("InvalidSpec", str(error)))
+        except Exception as error:  # noqa: BLE001 - `templates` may hold anything
+            log.exception("%s cannot be rendered", job.key)
+            why = f"cannot be made into pods ({type(error).__name__}: {error}); look at spec.templates, which nothing else checks"
+            return Desired(terms=terms_of(parsed), refusal=Trouble("InvalidSpec", why))
         return Desired(
             terms=terms_of(parsed),
             wants=tuple(_want(manifest) for manifest in manifests),

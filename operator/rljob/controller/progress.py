@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from rljob.api.status import JobStatus
 from rljob.controller.client import Api
 from rljob.controller.decide import FIELDS, SMALL_TALK
 from rljob.controller.kinds import Key
+from rljob.controller.log import log
 from rljob.controller.metrics import Metrics
 from rljob.plan.build import MASTER
 
@@ -74,10 +75,10 @@ class Poller:
         """Ask no more."""
         self._followed.pop(key, None)
 
-    def report(self, key: Key) -> dict[str, Any] | None:
-        """The master's last word."""
+    def report(self, key: Key, pods: Container[str]) -> dict[str, Any] | None:
+        """The last word of a master, if it is the one of these pods (uids): an earlier job of this name had another."""
         known = self._followed.get(key)
-        return known.report if known else None
+        return known.report if known and known.target.uid in pods else None
 
     def _plan(self, target: Target, seconds: float) -> None:
         heapq.heappush(self._due, (asyncio.get_running_loop().time() + seconds, target.key, target.uid))
@@ -117,13 +118,17 @@ class Poller:
     async def _ask(self, followed: _Followed, slots: asyncio.Semaphore) -> None:
         try:
             report = await self.fetch(followed.target)
+            self._take(followed, report)
         except InfrastructureError:
             followed.failures += 1
             self.metrics.polls.labels("failed").inc()
+        except Exception:  # noqa: BLE001 - a master's image is its job's choice: whatever it answers concerns no other job
+            followed.failures += 1
+            self.metrics.polls.labels("failed").inc()
+            log.exception("%s: its master's answer cannot be used", followed.target.key)
         else:
             followed.failures = 0
             self.metrics.polls.labels("ok").inc()
-            self._take(followed, report)
         finally:
             slots.release()
         if self._followed.get(followed.target.key) is followed:

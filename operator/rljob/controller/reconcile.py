@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from zlib import crc32
@@ -33,8 +33,8 @@ class Progress(Protocol):
     def leave(self, key: Key) -> None:
         """There is no master to ask."""
 
-    def report(self, key: Key) -> dict[str, Any] | None:
-        """Its last word."""
+    def report(self, key: Key, pods: Container[str]) -> dict[str, Any] | None:
+        """The last word of a master, if it is the one of these pods (uids)."""
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Reconciler:
             drifted=drifted,
             fingerprint=fingerprint,
             troubles={f"{kind} {name}": trouble for (kind, name), trouble in memory.refused.items()},
-            report=self.progress.report(job.key),
+            report=self.progress.report(job.key, {child.uid for child in children.values() if child.owner == job.uid}),
             silences=memory.silences,
         )
         return decide(desired, seen, self.clock(), self.version)

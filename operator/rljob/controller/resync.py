@@ -50,7 +50,8 @@ class Resync:
     tell: Callable[[Key], None]
     missed: int = 0
     """Times in a row that the stream had missed something."""
-    _late: set[tuple[Key, str]] = field(default_factory=set)
+    _late: dict[str | None, set[tuple[Key, str]]] = field(default_factory=dict)
+    """By namespace: what was late at the last look."""
 
     async def run(self) -> None:
         """Compare until cancelled."""
@@ -78,8 +79,8 @@ class Resync:
                 break
         gone = list(self.cache.sweep_jobs(namespace, int(version), present))
         # What was late at the last look as well, the stream will not bring any more.
-        missed = late & self._late
-        self._late = late
+        missed = late & self._late.get(namespace, set())
+        self._late[namespace] = late
         for key, _ in missed:
             self.cache.put_job(await self.api.get(Ref("RLJob", key.namespace, key.name)))
         for key in [*gone, *(key for key, _ in missed)]:

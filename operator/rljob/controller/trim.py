@@ -17,8 +17,11 @@ ANNOTATION_OPERATOR = "rljob.dev/operator-version"
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _DISRUPTIONS = frozenset(
-    {"Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity", "UnexpectedAdmissionError"}
-)
+    {"Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity", "UnexpectedAdmissionError",
+     "TopologyAffinityError"}
+)  # fmt: skip
+_NO_ROOM = "OutOf"
+"""How the reasons begin with which a kubelet sends a pod away: OutOfcpu, OutOfmemory, OutOfpods, OutOf with the name of a device."""
 _MESSAGE = 600
 """Characters that are kept of a message."""
 
@@ -125,7 +128,7 @@ def _pod(raw: Manifest) -> PodState:
         created=unix(meta.get("creationTimestamp")),
         reason=reason,
         message=short(message),
-        disrupted=reason in _DISRUPTIONS or _condition(raw, "DisruptionTarget").get("status") == "True",
+        disrupted=reason in _DISRUPTIONS or reason.startswith(_NO_ROOM) or _condition(raw, "DisruptionTarget").get("status") == "True",
         exits=tuple(_exits(status)),
         restarts=tuple((c["name"], c["restartCount"]) for c in _containers(status) if c.get("restartCount")),
         trouble=trouble,

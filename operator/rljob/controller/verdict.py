@@ -145,7 +145,7 @@ def ends(desired: Desired, seen: Observed) -> Iterator[tuple[Child, PodState, Ex
         if pod is None or child.deleting is not None:
             continue
         # Pods of a Deployment carry no hash: the time of their end tells whether it counts.
-        if child.owner == seen.uid and wanted.get(at) != child.hash:
+        if pod.plan_name and (child.owner != seen.uid or wanted.get(at) != child.hash):
             continue
         yield from ((child, pod, end) for end in pod.exits)
 

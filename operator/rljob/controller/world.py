@@ -1,6 +1,6 @@
 """What is known of jobs and their children: values, trimmed to what decisions need."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,3 +165,7 @@ class Observed:
     """What the master last said (JobStatus)."""
     silences: Mapping[str, Trouble] = field(default_factory=dict)
     """What events tell of pods that wait without saying why themselves, by pod name."""
+
+    def own_pods(self) -> Iterator[Child]:
+        """Master, workers and rollout pods of this job, not those of an earlier one of its name that are still there."""
+        return (child for child in self.children.values() if child.pod is not None and child.owner == self.uid)

@@ -86,6 +86,13 @@ class JobFolder:
                 f"{self.job_file} was changed or is from another version ({first}); use --fresh or another --workdir"
             ) from error
 
+    def job_name(self) -> str | None:
+        """Name of the job that the folder holds, also if this version cannot read the rest; None if it cannot be told."""
+        try:
+            return str(yaml.safe_load(self.job_file.read_text())["metadata"]["name"])
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+            return None
+
     def status(self) -> JobStatus | None:
         """What the master wrote last; None before its first word."""
         try:

@@ -108,11 +108,9 @@ def run_in(
 def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
     """Make the claimed folder this job's. Is there something to go on from?"""
     if request.mode == "fresh":
-        old = folder.job()
-        if old is not None and old.metadata.name != job.metadata.name:
-            raise ConfigurationError(
-                f"{folder.root} holds the job {old.metadata.name!r}, which --fresh would remove; give another folder with --workdir"
-            )
+        old = folder.job_name()
+        if old is not None and old != job.metadata.name:
+            raise ConfigurationError(f"{folder.root} holds the job {old!r}, which --fresh would remove; give another folder with --workdir")
         folder.clear()
         return False
     check_same_job(folder, job)

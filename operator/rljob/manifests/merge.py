@@ -108,7 +108,7 @@ def _merge_items(base: list[Any], override: list[Any], key: str, field: str) -> 
     found = list(base)
     places = {item[key]: index for index, item in enumerate(found)}
     for item in override:
-        if not isinstance(item, Mapping) or key not in item:
+        if not isinstance(item, Mapping) or not isinstance(item.get(key), str | int):
             raise ConfigurationError(f"{field}: {item!r} has no {key}; items of this list are told apart by it")
         place = places.get(item[key])
         if place is None:

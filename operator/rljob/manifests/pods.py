@@ -42,7 +42,9 @@ def pod_template(context: Context, pod: Pod, restart_policy: str) -> Manifest:
     single = context.sharing.mode == "single" and pod.sidecars
     hint = f", because {context.sharing.reason}" if single else ""
     merged = merge_template(template, override, f"spec.templates.{pod.role}", hint)
-    merged["metadata"]["labels"] |= known  # by these the operator and the Services find it
+    metadata = merged.setdefault("metadata", {})
+    metadata["annotations"] = metadata.get("annotations") or {}
+    metadata["labels"] = (metadata.get("labels") or {}) | known  # by these the operator and the Services find it
     return merged
 
 
