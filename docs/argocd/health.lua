@@ -14,10 +14,10 @@ for _, condition in ipairs(status.conditions or {}) do
   end
 end
 
--- The first that holds. A failed job is also not ready, and a suspended one reconciles nothing: order matters.
+-- The first that holds. A failed job is also stalled, in the same words; one that has ended can have a spec that is refused since: order matters.
 local order = {
-  { "Failed", "Degraded" },
   { "Stalled", "Degraded" },
+  { "Failed", "Degraded" },
   { "Succeeded", "Healthy" },
   { "Suspended", "Suspended" },
   { "Reconciling", "Progressing" },

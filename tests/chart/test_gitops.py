@@ -50,7 +50,8 @@ def test_a_changed_spec_is_progressing_whatever_the_old_one_was() -> None:
         (("Ready", "Succeeded"), ("Healthy", "Succeeded it is")),
         (("Ready", "Suspended"), ("Suspended", "Suspended it is")),
         (("Stalled",), ("Degraded", "Stalled it is")),
-        (("Stalled", "Failed"), ("Degraded", "Failed it is")),
+        (("Stalled", "Failed"), ("Degraded", "Stalled it is")),
+        (("Stalled", "Succeeded"), ("Degraded", "Stalled it is")),
     ],
 )
 def test_what_the_operator_says_is_what_argo_cd_shows(true: tuple[str, ...], expected: tuple[str, str]) -> None:

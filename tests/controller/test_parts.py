@@ -303,3 +303,21 @@ def test_an_answer_that_cannot_be_read_concerns_its_own_master_alone() -> None:
         assert poller.report(other, {"a pod of another job"}) is None
 
     polling(story, answers)
+
+
+def test_a_fault_in_looking_at_one_job_leaves_the_others_served() -> None:
+    looks: list[Key] = []
+
+    async def look(key: Key) -> None:
+        looks.append(key)
+        if key == A and looks.count(A) == 1:
+            raise ValueError("a fault of ours")
+
+    async def story(queue: WorkQueue) -> None:
+        queue.add(A)
+        queue.add(B)
+        await asyncio.sleep(60)
+        assert looks.count(A) == 2
+        assert looks.count(B) == 1
+
+    working(story, look)

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from rljob.api import InfrastructureError
 from rljob.controller.client import ApiError
 from rljob.controller.connection import Connection
 from rljob.controller.kinds import RLJOB, Key, Ref
+from rljob.controller.log import log
 from rljob.controller.main import Operator
 from rljob.controller.metrics import Metrics
 from rljob.controller.progress import Poller, Target
@@ -36,6 +38,17 @@ def rljob(name: str = "x", **spec: Any) -> Manifest:
     }
 
 
+class _Faults(logging.Handler):
+    """Keeps what is logged as an error."""
+
+    def __init__(self, errors: list[BaseException | str]) -> None:
+        super().__init__(logging.ERROR)
+        self._errors = errors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._errors.append(record.getMessage())
+
+
 class World:
     """Twin, kubelet, master, operator."""
 
@@ -48,7 +61,10 @@ class World:
         """May this pod start?"""
         self.reports: dict[str, dict[str, Any]] = {}
         """Job to what its master says."""
-        self.errors: list[BaseException] = []
+        self.errors: list[BaseException | str] = []
+        """What an operator must not meet: exceptions that ended it, and faults of its own that it has logged."""
+        self._logged = _Faults(self.errors)
+        log.addHandler(self._logged)
         self._operator: list[asyncio.Task[None]] = []
         self._tasks = [asyncio.create_task(self._kubelet())]
         self.operator: Operator | None = None
@@ -103,6 +119,7 @@ class World:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        log.removeHandler(self._logged)
         assert not self.errors, self.errors
 
     # The cluster's life

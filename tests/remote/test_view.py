@@ -38,7 +38,7 @@ _STALLED = {"type": "Stalled", "status": "True", "reason": "Configuration", "mes
         ("unseen", seen(status={}, created=40.0)),
         ("suspended", seen(status=STATUS | {"phase": "Suspended", "lastFailure": None, "nodes": []}, suspend=True)),
         ("succeeded", seen((_DONE,), status=STATUS | {"phase": "Succeeded", "iteration": 20, "lastFailure": None})),
-        ("failed", seen((_DIED,), status=STATUS | {"phase": "Failed", "conditions": [_STALLED]})),
+        ("failed", seen((_DIED,), status=STATUS | {"phase": "Failed", "conditions": [_STALLED, _STALLED | {"type": "Failed"}]})),
     ],
 )
 def test_the_screen_is_the_one_that_was_looked_at(name: str, found: Snapshot) -> None:
@@ -84,6 +84,14 @@ def test_a_job_without_room_is_told_so() -> None:
     waits = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
     (line,) = advice(seen((pod("worker-0", "worker", phase="Pending", conditions=[waits]),), status=STATUS | {"lastFailure": None}))
     assert line.startswith("worker-0: no node has room")
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Suspended", "Failed"])
+def test_whose_spec_is_refused_is_told_so_however_the_job_stands(phase: str) -> None:
+    refused = _STALLED | {"reason": "InvalidSpec"}
+    conditions = [refused, {"type": phase, "status": "True", "reason": "Finished", "message": ""}]
+    (line,) = advice(seen(status=STATUS | {"phase": phase, "conditions": conditions}))
+    assert line.startswith("change what the condition Stalled names")
 
 
 def test_a_job_that_goes_its_way_needs_no_advice() -> None:

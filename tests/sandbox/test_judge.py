@@ -340,20 +340,29 @@ async def test_an_output_on_which_a_good_checker_program_ends_is_wrong() -> None
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    ("said", "verdict"),
-    [("ValueError: could not convert string to float: 'two'", "wrong_answer"), ("NameError: name 'jsn' is not defined", None)],
+    ("behaviour", "verdict"),
+    [
+        ({"two": "ValueError: no number: 'two'", "": "ValueError: no number: ''", "0": None}, "wrong_answer"),
+        ({"two": "NameError: name 'two' is not defined", "": "SyntaxError: invalid", "0": "TypeError: 0"}, "wrong_answer"),
+        (dict.fromkeys(["two", "", "0"], "AttributeError: 'NoneType' object has no attribute 'split'"), None),
+    ],
+    ids=["reads numbers", "evaluates", "expects something"],
 )
-async def test_where_nothing_is_expected_an_output_that_no_checker_can_read_is_wrong(said: str, verdict: str | None) -> None:
+async def test_where_nothing_is_expected_an_output_that_a_working_checker_cannot_read_is_wrong(
+    behaviour: dict[str, str | None], verdict: str | None
+) -> None:
     async def behave(request: RunRequest) -> RunResult:
-        return printed("two") if request.code != "checker" else ended("runtime_error", stderr=f"Traceback:\n{said}\n")
+        if request.code != "checker":
+            return printed("two")
+        said = behaviour[json.loads(request.stdin)["output"]]
+        return printed('{"accept": false}') if said is None else ended("runtime_error", stderr=f"Traceback:\n{said}\n")
 
     judging = judged(TwinPool(behave), asked({"stdin": "4"}, checker={"kind": "program", "code": "checker"}))
     if verdict is None:
-        with pytest.raises(CheckerFault, match="NameError"):
+        with pytest.raises(CheckerFault, match="does not work with test 0"):
             await judging
     else:
-        result = await judging
-        assert (result.verdict, said in result.reason) == (verdict, True)
+        assert (await judging).verdict == verdict
 
 
 def test_a_checker_program_that_is_no_python_is_refused() -> None:

@@ -92,7 +92,9 @@ def notices(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Notice]:
     if holds(old, "Suspended") and not holds(new, "Suspended"):
         found.append(Notice("Normal", "Resumed", "spec.suspend is false: the pods are made again and go on where they stopped"))
     ready, was = condition(new, "Ready"), condition(old, "Ready")
-    if holds(new, "Failed") or holds(new, "Suspended") or holds(new, "Succeeded"):
+    was_stalled = condition(old, "Stalled").get("reason") if holds(old, "Stalled") else None
+    refused = holds(new, "Stalled") and condition(new, "Stalled").get("reason") not in (condition(new, "Failed").get("reason"), was_stalled)
+    if any(holds(new, kind) for kind in STANDS) and not refused:
         return found
     if holds(new, "Ready") and not holds(old, "Ready"):
         found.append(Notice("Normal", "Running", ready.get("message", "")))

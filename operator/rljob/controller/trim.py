@@ -17,9 +17,8 @@ ANNOTATION_OPERATOR = "rljob.dev/operator-version"
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _DISRUPTIONS = frozenset(
-    {"Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity", "UnexpectedAdmissionError",
-     "TopologyAffinityError"}
-)  # fmt: skip
+    {"Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity", "UnexpectedAdmissionError"}
+)
 _NO_ROOM = "OutOf"
 """How the reasons begin with which a kubelet sends a pod away: OutOfcpu, OutOfmemory, OutOfpods, OutOf with the name of a device."""
 _MESSAGE = 600
@@ -113,7 +112,7 @@ def _pod(raw: Manifest) -> PodState:
     labels = meta.get("labels", {})
     phase = status.get("phase", "Pending")
     reason, message = status.get("reason", ""), status.get("message", "")
-    trouble = _pod_trouble(raw) if phase == "Pending" or phase == "Running" else None
+    trouble = _pod_trouble(raw) if phase in ("Pending", "Running") else _refused(raw)
     placed = _condition(raw, "PodScheduled")
     begun = any(
         name in c.get(where, {}) for c in _containers(status) for where in ("state", "lastState") for name in ("running", "terminated")
@@ -203,6 +202,17 @@ def _last_words(end: Mapping[str, Any]) -> str:
     if reason == "OOMKilled":
         return "was killed for using more memory than its limit; ask for more in spec.templates, or make the job smaller"
     return short(text) or f"{reason}, exit status {end.get('exitCode')}"
+
+
+def _refused(raw: Manifest) -> Trouble | None:
+    """Why the node's kubelet did not take a pod; None if it did."""
+    status = raw.get("status", {})
+    reason = status.get("reason", "")
+    if not (reason.startswith(_NO_ROOM) or reason in ("TopologyAffinityError", "UnexpectedAdmissionError")):
+        return None
+    node = raw.get("spec", {}).get("nodeName", "its node")
+    said = short(status.get("message", ""))
+    return Trouble("RefusedByNode", f"pod {raw['metadata']['name']}: {node} did not take it ({reason}): {said}; it is made anew")
 
 
 def _pod_trouble(raw: Manifest) -> Trouble | None:

@@ -111,6 +111,8 @@ def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
         old = folder.job_name()
         if old is not None and old != job.metadata.name:
             raise ConfigurationError(f"{folder.root} holds the job {old!r}, which --fresh would remove; give another folder with --workdir")
+        if old is None and folder.job_file.exists() and not (folder.root / "state").exists():
+            raise ConfigurationError(f"{folder.job_file} is no job's, so --fresh removes nothing there; give another folder with --workdir")
         folder.clear()
         return False
     check_same_job(folder, job)

@@ -7,14 +7,25 @@ _PATIENCE = 30.0
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
 
+_CHANGE = "change what the condition Stalled names, then kubectl apply; the operator goes on by itself"
+
+
 def advice(seen: Snapshot) -> tuple[str, ...]:
     """One sentence or several, the most pressing first; empty while everything goes its way."""
+    if _refused(seen):
+        return (_CHANGE,)
     if seen.phase == "Succeeded":
         return (_model(seen),)
     if seen.suspended:
         return (f"it is suspended: kubectl rljob resume {seen.name}{_in(seen)}",)
     found = [*_of_job(seen), *(text for pod in seen.pods if (text := _of_pod(seen, pod)))]
     return tuple(dict.fromkeys(found))
+
+
+def _refused(seen: Snapshot) -> bool:
+    """Whether the spec of a job that stands still has been changed to one that cannot be used."""
+    stalled, failed = seen.condition("Stalled"), seen.condition("Failed")
+    return stalled is not None and stalled.holds and not (failed is not None and failed.holds and failed.reason == stalled.reason)
 
 
 def _in(seen: Snapshot) -> str:
@@ -38,7 +49,7 @@ def _of_job(seen: Snapshot) -> list[str]:
         kept = f", which removes its volume {seen.volume} too" if seen.own_volume else ""
         found.append(f"to start over, or to change what cannot change: kubectl delete rljob {seen.name}{_in(seen)}{kept}, and apply")
     elif seen.holds("Stalled"):
-        found.append("change what the condition Stalled names, then kubectl apply; the operator goes on by itself")
+        found.append(_CHANGE)
     elif failure is not None:
         found.append(f"the job went on by itself; if that failure comes back: kubectl rljob logs {seen.name} {failure.pod}{_in(seen)}")
     return found

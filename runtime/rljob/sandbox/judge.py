@@ -197,23 +197,20 @@ class Judge:
         return ("wrong_answer", difference) if difference else ("passed", "")
 
     async def _ask_program(self, test: Test, found: Any, expected: Any, index: int) -> tuple[Verdict, str]:
-        """The checker program's word. If it fails, it is asked whether it accepts what is expected: then the output is to blame.
-
-        Where nothing is expected the output is too, or a policy could stop its own training by an output that no checker can read; but for
-        failures that speak of the checker alone.
-        """
+        """The checker program's word. If it fails, it is asked about what is expected, or where nothing is, about outputs of our own: if it
+        can say something of these, the output is to blame. Otherwise a policy could stop its own training by what no checker can read."""
         said = await self._checked(test, found, expected)
         if isinstance(said, _Said):
             return ("passed", "") if said.accept else ("wrong_answer", said.reason)
         if said.status == "sandbox_error":
             return "sandbox_error", f"the checker could not be run: {said.reason}"
-        control = None if expected is None else await self._checked(test, expected, expected)
-        if expected is None and not _how(said).startswith(_INCOMPLETE):
-            return "wrong_answer", f"the checker ended on this output: {_how(said)}"
-        if isinstance(control, _Said) and control.accept:
-            return "wrong_answer", f"the checker ended on this output: {_how(said)}"
-        if isinstance(control, RunResult) and control.status == "sandbox_error":
-            return "sandbox_error", f"the checker could not be run: {control.reason}"
+        for control in _CONTROLS if expected is None else (expected,):
+            other = await self._checked(test, control, expected)
+            if isinstance(other, RunResult) and other.status == "sandbox_error":
+                return "sandbox_error", f"the checker could not be run: {other.reason}"
+            works = other.accept or expected is None if isinstance(other, _Said) else expected is None and _how(other) != _how(said)
+            if works:
+                return "wrong_answer", f"the checker ended on this output: {_how(said)}"
         raise CheckerFault(
             f"checker.code: does not work with test {index} ({_how(said)}); it prints one JSON object with a truth value `accept`"
         )
@@ -226,8 +223,8 @@ class Judge:
         return (_said(result.run.stdout) if result.status == "ok" and result.run is not None else None) or result
 
 
-_INCOMPLETE = ("NameError: ", "ImportError: ", "ModuleNotFoundError: ")
-"""How Python says that a program lacks something, whatever it was given; what is no Python at all `Checker` refuses."""
+_CONTROLS = ("", "0")
+"""Outputs about which a checker that expects nothing is asked: one that fails on them in the very same way does not work."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ and it is never a reward.
 """
 
 import ast
+import warnings
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -113,7 +114,8 @@ class Checker(Message):
     def _is_python(cls, code: str | None) -> str | None:
         """Read, not run: such a checker would call every output wrong, or judge none."""
         try:
-            ast.parse(code or "")
+            with warnings.catch_warnings(action="ignore"):
+                ast.parse(code or "")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"checker.code is no Python: {error}") from None
         return code

@@ -35,7 +35,7 @@ def reported(health: Health, report: NodeReport, workers_away: bool = False) -> 
     health = replace(health, counted={**health.counted, report.node: (report.incarnation, report.failures)})
     if report.failure is None:
         return health
-    if report.failures == known and not report.failure.configuration:
+    if report.failures == known and (report.kind == "rollout" or not report.failure.configuration):
         return health
     if report.kind == "rollout":
         return _failed(health, report.node, report.failure.model_copy(update={"configuration": False}), 0)
