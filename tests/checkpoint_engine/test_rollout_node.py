@@ -57,6 +57,15 @@ def play(answers: tuple[Exception | str | None, ...] = (), faults: tuple[Fault, 
     return world
 
 
+async def serving() -> tuple[RolloutWorld, Node, asyncio.Task[None]]:
+    """A node that the master may send requests, and its life."""
+    world = RolloutWorld(iterations=0)
+    node = world.make_node()
+    agent = asyncio.create_task(node.run())
+    await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+    return world, node, agent
+
+
 def test_it_pulls_proves_serves_and_can_be_pulled_from() -> None:
     world = play()
     served = [r for r in world.master.reports if r.engine is not None and r.engine.routable]
@@ -88,10 +97,7 @@ def test_whatever_dies_it_serves_in_the_end(point: str, kind: Any) -> None:
 
 def test_sigterm_hands_back_what_the_engine_writes_once_the_master_sends_nothing_more() -> None:
     async def job() -> RolloutWorld:
-        world = RolloutWorld(iterations=0)
-        node = world.make_node()
-        agent = asyncio.create_task(node.run())
-        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        world, node, agent = await serving()
         node.end()
         await until(lambda: world.counts["engine.hand-back"] > 0)
         assert world.master.reports[-1].engine is not None
@@ -109,10 +115,7 @@ def test_who_leaves_says_so_also_when_its_sidecar_has_too_much_to_do_to_answer()
     """Otherwise it would look as if nobody was served here, and what the master has sent would end as a failure."""
 
     async def job() -> RolloutWorld:
-        world = RolloutWorld(iterations=0)
-        node = world.make_node()
-        agent = asyncio.create_task(node.run())
-        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        world, node, agent = await serving()
         world.sidecars["engine"].away_until = clock() + 3
         node.end()
         await agent
@@ -125,10 +128,7 @@ def test_who_leaves_says_so_also_when_its_sidecar_has_too_much_to_do_to_answer()
 
 def test_a_master_that_is_slow_gets_the_time_to_hear_that_a_node_leaves() -> None:
     async def job() -> RolloutWorld:
-        world = RolloutWorld(iterations=0)
-        node = world.make_node()
-        agent = asyncio.create_task(node.run())
-        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        world, node, agent = await serving()
         world.master.pause = 7
         node.end()
         await agent
@@ -139,10 +139,7 @@ def test_a_master_that_is_slow_gets_the_time_to_hear_that_a_node_leaves() -> Non
 
 def test_a_master_that_is_away_does_not_keep_a_node_that_has_to_go() -> None:
     async def job() -> float:
-        world = RolloutWorld(iterations=0)
-        node = world.make_node()
-        agent = asyncio.create_task(node.run())
-        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        world, node, agent = await serving()
         world.master_away_until = begun = clock()
         world.master_away_until += 600
         node.end()
@@ -154,10 +151,7 @@ def test_a_master_that_is_away_does_not_keep_a_node_that_has_to_go() -> None:
 
 def test_a_node_whose_name_another_has_takes_no_step_until_it_is_alone_again() -> None:
     async def job() -> RolloutWorld:
-        world = RolloutWorld(iterations=0)
-        node = world.make_node()
-        agent = asyncio.create_task(node.run())
-        await until(lambda: any(r.engine is not None and r.engine.routable for r in world.master.reports))
+        world, node, agent = await serving()
         world.master.refuses = IdentityTaken("two agents call themselves rollout-0")
         await asyncio.sleep(30)
         engine = node.report().engine

@@ -113,18 +113,14 @@ class WorkQueue:
         try:
             with self.metrics.looking():
                 again = await self.look(key)
-        except InfrastructureError as error:
+        except Exception as error:  # noqa: BLE001 - one job must not take the others with it, nor the operator after each restart
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             wait = max(getattr(error, "retry_after", None) or 0.0, delay(failures, self.luck.random()))
             self.metrics.errors.inc()
-            log.warning("%s: %s; next try in %.1f s", key, error, wait)
-            self.add_after(key, wait)
-            return
-        except Exception:  # noqa: BLE001 - one job must not take the others with it, nor the operator after each restart
-            failures = self._failures[key] = self._failures.get(key, 0) + 1
-            wait = delay(failures, self.luck.random())
-            self.metrics.errors.inc()
-            log.exception("%s: a fault of this operator; next try in %.1f s", key, wait)
+            if isinstance(error, InfrastructureError):
+                log.warning("%s: %s; next try in %.1f s", key, error, wait)
+            else:
+                log.exception("%s: a fault of this operator; next try in %.1f s", key, wait)
             self.add_after(key, wait)
             return
         self._failures.pop(key, None)

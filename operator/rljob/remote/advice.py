@@ -5,8 +5,6 @@ from rljob.remote.observe import PodState, Snapshot
 _PATIENCE = 30.0
 """Seconds after which an operator should have looked at a job."""
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-
-
 _CHANGE = "change what the condition Stalled names, then kubectl apply; the operator goes on by itself"
 
 
@@ -24,8 +22,11 @@ def advice(seen: Snapshot) -> tuple[str, ...]:
 
 def _refused(seen: Snapshot) -> bool:
     """Whether the spec of a job that stands still has been changed to one that cannot be used."""
+    stands = seen.suspended or seen.phase in ("Suspended", "Succeeded", "Failed")
     stalled, failed = seen.condition("Stalled"), seen.condition("Failed")
-    return stalled is not None and stalled.holds and not (failed is not None and failed.holds and failed.reason == stalled.reason)
+    if not stands or stalled is None or not stalled.holds:
+        return False
+    return failed is None or not failed.holds or failed.reason != stalled.reason
 
 
 def _in(seen: Snapshot) -> str:
