@@ -99,6 +99,16 @@ def test_a_policy_that_goes_away_costs_what_was_in_progress_alone(tmp_path: Path
     assert len(policy.asked) == 2 * 6
 
 
+def test_a_line_that_a_full_disk_cut_off_is_measured_again_and_spoils_no_other(tmp_path: Path) -> None:
+    run(tmp_path, Policy())
+    journal = tmp_path / "out.measured.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    for known in (4, 5):
+        _, said = run(tmp_path, Policy())
+        assert said[0] == f"5 prompts, {known} of them measured before"
+
+
 def test_a_record_that_cannot_be_judged_is_found_before_anything_is_asked(tmp_path: Path) -> None:
     policy = Policy()
     with pytest.raises(ConfigurationError, match=r"in\.jsonl line 1: verifier math: `reference` must be a number or an expression"):

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,10 @@ class Meter:
     def _known(self) -> dict[str, dict[str, int]]:
         if not self.journal.exists():
             return {}
-        lines = [line for line in self.journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return {found.pop("key"): found for found in map(json.loads, lines)}
+        whole, _, torn = self.journal.read_bytes().rpartition(b"\n")
+        if torn:  # or the next line would go on where a full disk ended this one
+            os.truncate(self.journal, len(whole) + 1 if whole else 0)
+        return {found.pop("key"): found for found in map(json.loads, whole.splitlines())}
 
     def verifier_of(self, record: Record) -> tuple[str, dict[str, Any]]:
         """Who judges the answers to a record, and how."""
