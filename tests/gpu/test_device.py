@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from rljob.api import InfrastructureError
 from rljob.trainer.device import Cpu, Nvidia, choose, precision
+from rljob.trainer.offload import Offloader
 
 MiB = 1 << 20
 
@@ -51,6 +54,21 @@ def test_a_host_buffer_is_registered_once_at_its_exact_size_and_can_be_given_bac
     assert list(tmp_path.iterdir()) == []
     device.unregister(buffer)
     assert runtime.registered == {}
+
+
+def test_a_buffer_that_grows_gives_the_smaller_one_back_first(runtime: Runtime, tmp_path: Path) -> None:
+    """Registered memory that is unmapped stays pinned, and whatever is mapped there next cannot be registered."""
+    optimizer = SimpleNamespace(megatron=SimpleNamespace(zero_grad=lambda: None), tensors=lambda: iter(held))
+    device = Nvidia(0)
+    replica = SimpleNamespace(optimizer=optimizer, chunks=(), device=device, parameters=lambda: (), follow_masters=lambda: None)
+    device.synchronize = device.release = lambda: None  # type: ignore[method-assign]
+    offloader = Offloader(cast(Any, replica), tmp_path)
+    for size, registered in ((4096, 4096), (8192, 8192), (4096, 8192)):
+        held = [torch.ones(size, dtype=torch.uint8)]
+        offloader.offload()
+        assert list(runtime.registered.values()) == [registered]
+        offloader.onload()
+        assert int(held[0].sum()) == size
 
 
 def test_memory_that_cannot_be_registered_is_a_failure_of_ours_with_the_likely_cause(runtime: Runtime) -> None:

@@ -206,10 +206,14 @@ class _Rank:
         server = WeightServer(shelf, "127.0.0.1")
         told = self.ranks.collect(f"http://127.0.0.1:{server.port}".encode())
         first = {node: told[self.ranks.names.index(node)].decode() for node in self.ranks.nodes}
+
+        async def sources() -> dict[str, str]:
+            return first
+
         with self.ranks.together():
             if manifest is not None:
                 filler = Filler(HttpTransport(60), shelf, arena, self.node, patience=240, pause=0.05)
-                asyncio.run(filler.fill(manifest, first, lambda progress: None))
+                asyncio.run(filler.fill(manifest, sources, lambda progress: None))
         server.close()
 
     def _checkpoint(self, case: Case, size: Size) -> Path:

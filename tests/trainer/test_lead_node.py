@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from rljob.api import InfrastructureError
 from rljob.trainer.commands import Command, Export, Load, Onload, WrongState, encode
 from rljob.trainer.loop import Trainer
 from rljob.trainer.nodes import lead_node
@@ -26,6 +27,7 @@ class World:
         self.shared: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.fulfilled: set[str] = set()
         self.refused: set[str] = set()
+        self.broken: set[str] = set()
         self.board = HttpBoard(self.status())
         trainer = SimpleNamespace(
             ranks=SimpleNamespace(share=lambda data: self.shared.get(), size=2),
@@ -44,6 +46,8 @@ class World:
     def refuse(self, command: Command) -> None:
         if type(command).__name__ in self.refused:
             raise WrongState("not now")
+        if type(command).__name__ in self.broken:
+            raise InfrastructureError("damaged")
 
     def execute(self, command: Command) -> Message:
         self.done.append(type(command).__name__)
@@ -88,7 +92,8 @@ def test_what_others_are_not_at_is_refused_and_what_they_are_at_is_done_when_it_
 
 def test_what_is_done_already_or_cannot_be_is_answered_without_the_others() -> None:
     world = World()
-    world.fulfilled, world.refused = {"Export"}, {"Load"}
+    world.fulfilled, world.refused, world.broken = {"Export"}, {"Load"}, {"Onload"}
     assert isinstance(world.ask(EXPORT).result(5), TrainerStatus)
     assert str(world.ask(LOAD).result(5)) == "not now"
+    assert str(world.ask(Onload()).result(5)) == "damaged"
     assert world.done == []

@@ -151,6 +151,30 @@ def test_the_result_does_not_depend_on_how_pairs_are_packed(scorer: Path, replic
     assert few.pairs.held_out == pytest.approx(many.pairs.held_out, abs=1e-4)
 
 
+@pytest.mark.parametrize("iteration", [1, 2])
+def test_held_out_pairs_are_told_as_they_are_scored(iteration: int, scorer: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
+    from rljob.trainer import preferences
+
+    told: list[tuple[int, int]] = []
+    job = spec(rewardModel=PAIRS, trainer={"precision": "fp32", "microBatchTokens": 64, "optimizer": {"learningRate": 1e-3}})
+    data = pair_batch(held_out=4)
+    made, task = replica(scorer, job), TrainTask(version=data.version, kind="preference", steps=1, iteration=iteration)
+    preferences.train(made, job, task, data, lambda done, total: told.append((done, total)))
+    parts = preferences.pairs_of(data)
+    scored, trained = (len(preferences.rows(made, some, 64)) for some in (parts[-4:], parts[:-4]))
+    total = (2 if iteration == 1 else 1) * scored + trained
+    assert told == [(done, total) for done in range(1, total + 1)]
+
+
+def test_a_reward_model_that_diverges_ends_with_the_field_to_change(scorer: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
+    job = spec(rewardModel=PAIRS)
+    made = replica(scorer, job)
+    with torch.no_grad():
+        next(iter(made.masters().values())).fill_(torch.inf)
+    with pytest.raises(ConfigurationError, match=r"^spec\.rewardModel\.learningRate: training of version 1 has diverged"):
+        train(made, job, pair_batch())
+
+
 def test_a_language_model_cannot_be_trained_on_pairs(llama: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
     job = spec(rewardModel=PAIRS)
     with pytest.raises(ConfigurationError, match="holds no reward model"):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from rljob.api import ConfigurationError, InfrastructureError, RLJobSpec
 from rljob.wire.batch import Batch, Group, Sample
 from rljob.wire.node import TrainMetrics, TrainTask
+from rljob.wire.trainer import CheckpointCommand, LoadCommand
 
 SFT = {"data": {"path": "warm.jsonl"}, "learningRate": 1e-3, "warmupSteps": 2}
 
@@ -235,6 +237,35 @@ def test_a_batch_without_any_advantage_changes_nothing(
     assert same(before, state(made))
 
 
+@pytest.mark.parametrize(("kind", "field"), [("rl", "trainer.optimizer.learningRate"), ("sft", "warmStart.learningRate")])
+def test_training_that_diverges_ends_with_the_field_to_change(
+    kind: str, field: str, llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    job = spec(warmStart=SFT)
+    made = replica(llama, job)
+    with torch.no_grad():
+        next(iter(made.masters().values())).fill_(torch.inf)
+    with pytest.raises(ConfigurationError, match=rf"^spec\.{field}: training of version 3 has diverged in optimizer step 1 of 2 .*\bnan\b"):
+        run(made, job, batch(version=3), steps=2, kind=kind)
+
+
+def test_every_micro_batch_is_told_also_those_before_the_first_step(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever hears nothing for long takes the trainer for stuck."""
+    from rljob.trainer import training
+
+    told: list[tuple[int, int] | str] = []
+    run_step = training.run_step
+    monkeypatch.setattr(training, "run_step", lambda *args, **more: (told.append("step"), run_step(*args, **more))[1])
+    job = spec(algorithm={"tau": 1.0, "stepsPerIteration": 3, "promptsPerIteration": 6}, trainer={"microBatchTokens": 64})
+    training.train(replica(llama, job), job, task(steps=3), batch(groups=6), lambda done, total: told.append((done, total)))
+    counts = [one for one in told if not isinstance(one, str)]
+    total = len(counts)
+    assert counts == [(done, total) for done in range(1, total + 1)]
+    assert told.index("step") > 1, "references come first"
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
 def test_recomputation_and_the_size_of_micro_batches_change_only_rounding(
     family: str, make_model: Callable[..., Path], replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
@@ -276,6 +307,23 @@ def test_offload_and_onload_keep_every_bit(
         results.append(state(made))
     assert same(results[0], results[1])
     assert list(tmp_path.iterdir()) == [], "the offloaded state has no name on disk"
+
+
+def test_moments_that_are_reset_after_an_offload_are_free(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], tmp_path: Path
+) -> None:
+    from rljob.trainer.offload import Offloader
+
+    job = spec(algorithm={"resetOptimizer": False})
+    made = replica(llama, job)
+    run(made, job, batch())
+    offloader = Offloader(made, tmp_path)
+    offloader.offload()
+    offloader.onload(contents=False)
+    moments = [weakref.ref(made.optimizer.state(master)["exp_avg"].untyped_storage()) for master in made.masters().values()]
+    assert moments
+    made.optimizer.reset()
+    assert [moment() for moment in moments] == [None] * len(moments)
 
 
 @pytest.mark.parametrize(("precision", "reset"), [("fp32", True), ("fp32", False), ("bf16", False)])
@@ -332,17 +380,43 @@ def test_a_checkpoint_of_an_offloaded_trainer_is_the_same(
         assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "away" / file).read_bytes()
 
 
-def test_a_damaged_checkpoint_is_refused(llama: Path, replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer/state.safetensors"])
+def test_a_damaged_checkpoint_is_refused(
+    damaged: str, llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], megatron: Any, tmp_path: Path
+) -> None:
     from rljob.trainer import checkpoint
 
-    record = checkpoint.save(replica(llama, spec()), megatron, tmp_path / "v", 1, None, llama, "me")
+    job = spec(algorithm={"resetOptimizer": False})
+    made = replica(llama, job)
+    run(made, job, batch())
+    record = checkpoint.save(made, megatron, tmp_path / "v", 1, None, llama, "me")
     assert record is not None
     checkpoint.verify(tmp_path / "v", record)
-    with (tmp_path / "v" / "model.safetensors").open("r+b") as file:
+    with (tmp_path / "v" / damaged).open("r+b") as file:
         file.seek(-5, os.SEEK_END)
         file.write(b"\x55")
-    with pytest.raises(InfrastructureError, match="damaged"):
+    with pytest.raises(InfrastructureError, match=f"{damaged} is damaged"):
         checkpoint.verify(tmp_path / "v", record)
+
+
+def test_what_is_durable_has_its_folders_durable_too(
+    llama: Path,
+    replica: Any,
+    spec: Callable[..., RLJobSpec],
+    batch: Callable[..., Batch],
+    megatron: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from rljob.trainer import checkpoint
+
+    job, synced = spec(algorithm={"resetOptimizer": False}), set()
+    made = replica(llama, job)
+    run(made, job, batch())
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.add(os.fstat(descriptor).st_ino), fsync(descriptor))[1])
+    checkpoint.save(made, megatron, tmp_path / "v", 1, None, llama, "me")
+    assert {path.stat().st_ino for path in [tmp_path, tmp_path / "v", *(tmp_path / "v").rglob("*")]} <= synced
 
 
 KILLED = """
@@ -388,6 +462,21 @@ def test_a_checkpoint_of_the_same_name_is_replaced_whole(
     checkpoint.verify(folder, second)
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
     assert load_file(folder / "model.safetensors").keys() == load_file(llama / "model.safetensors").keys()
+
+
+def test_a_checkpoint_whose_record_is_damaged_is_written_anew(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path
+) -> None:
+    from rljob.trainer.commands import Checkpoint, Load
+    from rljob.trainer.loop import Trainer
+
+    trainer = Trainer(replica(llama, spec()), megatron, spec(), model_folder=llama, scratch=tmp_path, node="n", incarnation="i")
+    command = Checkpoint(CheckpointCommand(version=0, path=str(tmp_path / "version-000000")))
+    trainer.execute(Load(LoadCommand(version=0, path=str(llama))))
+    trainer.execute(command)
+    assert trainer.fulfilled(command) is not None
+    (tmp_path / "version-000000" / "rljob.json").write_text("{")
+    assert trainer.fulfilled(command) is None
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ class Record(Message):
     """Of the fp32 weights, made like a manifest's."""
     steps: dict[str, float] = Field(default_factory=dict)
     """Optimizer steps by Hugging Face name; empty without optimizer state."""
+    moments: str | None = None
+    """Checksum of the optimizer state, made likewise; None without it, and in checkpoints of versions that wrote none."""
     trained: TrainMetrics | None = None
     """Result of the task that made this version."""
 
@@ -57,12 +59,15 @@ def read_record(folder: Path) -> Record | None:
 
 
 def verify(folder: Path, record: Record) -> None:
-    """Raises InfrastructureError unless `model.safetensors`, or the files that stand for it, is what the record says."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(TensorFile.open(path)) for path in dict.fromkeys(_places(folder / MODEL).values())]
-        found = manifest_checksum(entry for file in files for entry in tensor_entries(file, file.checksums(), node=""))
-    if found != record.checksum:
-        raise InfrastructureError(f"{folder / MODEL} is damaged: its checksum is {found}, {RECORD} says {record.checksum}")
+    """Raises InfrastructureError unless weights and optimizer state, in whatever files they lie, are what the record says."""
+    for path, wanted in ((folder / MODEL, record.checksum), (folder / OPTIMIZER, record.moments)):
+        if wanted is None:
+            continue
+        with ExitStack() as stack:
+            files = [stack.enter_context(TensorFile.open(part)) for part in dict.fromkeys(_places(path).values())]
+            found = manifest_checksum(entry for file in files for entry in tensor_entries(file, file.checksums(), node=""))
+        if found != wanted:
+            raise InfrastructureError(f"{path} is damaged: its checksum is {found}, {RECORD} says {wanted}")
 
 
 def save(
@@ -86,11 +91,11 @@ def save(
             (draft / OPTIMIZER).parent.mkdir(parents=True)
     owners = find_homes(replica, ranks).shared_out()
     checksums = _write_masters(replica, ranks, draft, where, owners)
-    steps = _write_moments(replica, ranks, draft, where, owners) if not replica.optimizer.empty else {}
+    steps, moments = _write_moments(replica, ranks, draft, where, owners) if not replica.optimizer.empty else ({}, None)
     with ranks.together():
         if not ranks.leads:
             return None
-        record = Record(version=version, checksum=_identity(replica, checksums), steps=steps, trained=trained)
+        record = Record(version=version, checksum=_identity(replica, checksums, str), steps=steps, moments=moments, trained=trained)
         if not steps:
             (draft / OPTIMIZER).parent.rmdir()
         if len(ranks.nodes) > 1:
@@ -103,11 +108,11 @@ def save(
         return record
 
 
-def _identity(replica: Replica, checksums: Mapping[str, str]) -> str:
-    """Checksum of the fp32 weights, in whatever files they lie."""
+def _identity(replica: Replica, checksums: Mapping[str, str], *names: Name) -> str:
+    """Checksum of fp32 tensors under these namings, in whatever files they lie."""
     return manifest_checksum(
         TensorEntry(name=spec.name, dtype=NAMES[spec.dtype], shape=spec.shape, shards=(), checksum=checksums[spec.name])
-        for spec in layout(replica, torch.float32)
+        for spec in layout(replica, torch.float32, names)
     )
 
 
@@ -122,15 +127,19 @@ def _write_masters(replica: Replica, ranks: Ranks, draft: Path, where: Where, ow
         return agreed(ranks, file, checksums, file.names())
 
 
-def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where, owners: Mapping[str, int]) -> dict[str, float]:
-    """Returns the step count of every tensor."""
-    masters = replica.masters()
+def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where, owners: Mapping[str, int]) -> tuple[dict[str, float], str]:
+    """Returns the step count of every tensor, and the checksum of all moments."""
+    masters, names = replica.masters(), [_moment_name(moment) for moment in STATES]
     states = {name: replica.optimizer.state(master) for name, master in masters.items()}
-    with _own_file(replica, ranks, draft / OPTIMIZER, owners, *map(_moment_name, STATES)) as file, ranks.together():
-        for moment in STATES:
-            write(file, replica, {name: where(state[moment]) for name, state in states.items()}, _moment_name(moment))
-        file.sync()
-    return merged(ranks, {piece.name: float(where(states[piece.parameter]["step"])) for piece in replica.pieces})
+    with _own_file(replica, ranks, draft / OPTIMIZER, owners, *names) as file:
+        known: dict[str, str] = {}
+        with ranks.together():
+            for moment, name in zip(STATES, names, strict=True):
+                known |= write(file, replica, {parameter: where(state[moment]) for parameter, state in states.items()}, name)
+            file.sync()
+        checksums = agreed(ranks, file, known, file.names())
+    steps = merged(ranks, {piece.name: float(where(states[piece.parameter]["step"])) for piece in replica.pieces})
+    return steps, _identity(replica, checksums, *names)
 
 
 def _own_file(replica: Replica, ranks: Ranks, path: Path, owners: Mapping[str, int], *names: Name) -> TensorFile:
@@ -193,7 +202,7 @@ def load_moments(replica: Replica, folder: Path, record: Record) -> None:
 
 def commit(draft: Path, folder: Path) -> None:
     """Give a complete draft its name, durably. A folder of that name is replaced: it was never committed, or it is the same."""
-    for path in [p for p in draft.rglob("*") if p.is_file()] + [draft]:
+    for path in [*draft.rglob("*"), draft]:  # folders too: what is in them is their content
         _sync(path)
     aside = folder.with_name(f".{folder.name}.old")
     if folder.exists():

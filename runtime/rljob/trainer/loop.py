@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from rljob.api import RLJobError, RLJobSpec
+from rljob.api import InfrastructureError, RLJobError, RLJobSpec
 from rljob.checkpoint_engine.arena import TensorFile, WeightsRefused, verify_manifest
 from rljob.checkpoint_engine.draft import part_of
 from rljob.trainer import checkpoint, preferences, weights
@@ -116,12 +116,18 @@ class Trainer:
             case Train(task) if self.held.version == task.version:
                 return self._result(task.version)
             case Checkpoint(body):
-                record = checkpoint.read_record(Path(body.path))
-                same = record is not None and (record.version, record.checksum) == (body.version, self.held.checksum)
-                return self.status() if same else None
+                return self.status() if self._already_at(Path(body.path)) else None
             case Export(body) if not self.offloader.resident or len(self.ranks.nodes) > 1:  # other nodes are filling from it
                 return self._still_exported(body.version, self._here(body.arena))
         return None
+
+    def _already_at(self, folder: Path) -> bool:
+        """Whether this is a checkpoint of what is held; a damaged one is none, and is written anew."""
+        try:
+            record = checkpoint.read_record(folder)
+        except InfrastructureError:
+            return False
+        return record is not None and (record.version, record.checksum) == (self.held.version, self.held.checksum)
 
     def _here(self, arena: str) -> Path:
         """This node's arena of that name; a command names the one of the node that asked."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from rljob.api import RLJobError
 from rljob.trainer.commands import Command, Train, WrongState, decode, name, version_of
 from rljob.trainer.loop import Trainer, carry_out, end_if_apart
 from rljob.trainer.ranks import Ranks
@@ -83,7 +84,7 @@ def _pending(trainer: Trainer, asked: Asked) -> Asked | None:
     try:
         trainer.refuse(asked.command)
         done = trainer.fulfilled(asked.command)
-    except WrongState as failure:
+    except (RLJobError, WrongState) as failure:
         asked.answer.set_result(failure)
         return None
     if done is not None:

@@ -65,6 +65,9 @@ class Offloader:
         self._dropped = {key: place for key, place in dropped.items() if key not in self._kept and key != self._home_key}
         total = max((place.start + place.size for place in self._kept.values()), default=0)
         if self._buffer.numel() < total:
+            if self._buffer.numel():  # or its pages stay pinned, and whatever lies there next cannot be registered
+                replica.device.unregister(self._buffer)
+                self._buffer = torch.empty(0, dtype=torch.uint8)
             self._buffer = replica.device.host_buffer(total, self._folder)
         for place in self._kept.values():
             self._in_buffer(place).copy_(_bytes(place), non_blocking=True)
@@ -88,6 +91,7 @@ class Offloader:
                 _bytes(place).copy_(self._in_buffer(place), non_blocking=True)
             self._replica.follow_masters()
         self._replica.device.synchronize()
+        self._kept, self._dropped = {}, {}  # or moments that are reset live as long as these
 
     def view(self, tensor: Tensor) -> Tensor:
         """A master or a moment where it is now: the tensor itself, or its copy in the host buffer."""

@@ -19,36 +19,33 @@ from rljob.trainer.place import chunk_prefix
 
 Contribute = Callable[[Row, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """From a row and its targets' log-probabilities to its loss. Called on the last stage only, for every row in turn."""
+Begun = Callable[[Row], None]
+"""Called on every stage, for every row that it begins with."""
 
 
-def forward_backward(replica: Replica, rows: list[Row], contribute: Contribute, begun: Callable[[Row], None]) -> None:
-    """Forward and backward of each micro-batch; gradients are added up, then reduced over ranks. `begun` is called on every stage.
+def forward_backward(replica: Replica, rows: list[Row], contribute: Contribute, begun: Begun) -> None:
+    """Forward and backward of each micro-batch; gradients are added up, then reduced over ranks.
 
     `rows`: a multiple of `Replica.together`.
     """
+    _schedule(replica, rows, begun, lambda row: partial(contribute, row), forward_only=False)
+
+
+@torch.no_grad()
+def forward_only(replica: Replica, rows: list[Row], begun: Begun) -> list[Tensor]:
+    """Log-probabilities of each row's targets in the training precision, fp32 [N]; empty on all stages but the last."""
+    with replica.device.megatron():
+        return _schedule(replica, rows, begun, lambda row: None, forward_only=True) if rows else []
+
+
+def _schedule(replica: Replica, rows: list[Row], begun: Begun, loss: Callable[[Row], Any], forward_only: bool) -> list[Any]:
+    from megatron.core.pipeline_parallel import get_forward_backward_func
 
     def forward(data: Iterator[Row], model: Any) -> tuple[Tensor, Any]:
         row = next(data)
         if model is replica.chunks[0].ddp:
             begun(row)
-        return model(row), partial(contribute, row)
-
-    _schedule(replica, rows, forward, forward_only=False)
-
-
-@torch.no_grad()
-def forward_only(replica: Replica, rows: list[Row]) -> list[Tensor]:
-    """Log-probabilities of each row's targets in the training precision, fp32 [N]; empty on all stages but the last."""
-
-    def forward(data: Iterator[Row], model: Any) -> tuple[Tensor, None]:
-        return model(next(data)), None
-
-    with replica.device.megatron():
-        return _schedule(replica, rows, forward, forward_only=True) if rows else []
-
-
-def _schedule(replica: Replica, rows: list[Row], forward: Callable[..., Any], forward_only: bool) -> list[Any]:
-    from megatron.core.pipeline_parallel import get_forward_backward_func
+        return model(row), loss(row)
 
     iterators = [iter(rows) for _ in replica.chunks]  # each chunk meets every row
     done: list[Any] = get_forward_backward_func()(

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +18,7 @@ from rljob.trainer.objectives import Loss
 from rljob.trainer.objectives.bradley_terry import bradley_terry
 from rljob.trainer.objectives.sft import warmed_up
 from rljob.trainer.packing import Answer, Part, Row, answers_of, share
-from rljob.trainer.training import Reference, ReportProgress, Step, Totals, logprobs, run_step
+from rljob.trainer.training import Reference, ReportProgress, Step, Totals, check, logprobs, run_step
 from rljob.wire.batch import Batch
 from rljob.wire.node import PairMetrics, TrainMetrics, TrainTask
 
@@ -61,13 +61,17 @@ def train(replica: Replica, spec: RLJobSpec, task: TrainTask, batch: Batch, repo
     parts = pairs_of(batch)
     trained, held_out = parts[: len(parts) - batch.held_out], parts[len(parts) - batch.held_out :]
     budget = spec.trainer.micro_batch_tokens
-    before = margins(replica, held_out, budget) if task.iteration == 1 else ()
     steps = plan_steps(replica, settings, task, trained, budget)
-    total, done, tally = sum(len(step.rows) for step in steps), 0, Tally()
+    measured = rows(replica, held_out, budget)
+    at_first = measured if task.iteration == 1 else []
+    total = len(at_first) + sum(len(step.rows) for step in steps) + len(measured)
+    before = margins(replica, held_out, at_first, partial(_shift, report, 0, total))
+    done, tally = len(at_first), Tally()
     results, norms = [], []
-    for step in steps:
+    for number, step in enumerate(steps):
         shown = partial(_shift, report, done, total)
         totals, norm = run_step(replica, step, tally.objective, Reference(), first=True, report=shown)
+        check(task, number, totals, norm)
         done += len(step.rows)
         results.append(totals)
         norms.append(norm)
@@ -75,7 +79,7 @@ def train(replica: Replica, spec: RLJobSpec, task: TrainTask, batch: Batch, repo
     pairs = PairMetrics(
         right=seen.right / max(1, seen.pairs),
         margin=seen.margin / max(1, seen.pairs),
-        held_out=margins(replica, held_out, budget),
+        held_out=margins(replica, held_out, measured, partial(_shift, report, done, total)),
         held_out_before=before,
     )
     return _metrics(task, steps, results, norms, pairs, time.monotonic() - started)
@@ -149,13 +153,17 @@ def whole_bins(parts: Iterable[Part], budget: int, ranks: int) -> list[list[Part
 
 
 @torch.no_grad()
-def margins(replica: Replica, parts: Sequence[Part], budget: int) -> tuple[float, ...]:
-    """r_chosen - r_rejected of each pair under the weights that the replica holds; the same on every rank."""
-    if not parts:
+def margins(replica: Replica, parts: Sequence[Part], rows: Sequence[Row], report: Callable[[int], None]) -> tuple[float, ...]:
+    """r_chosen - r_rejected of each pair under the weights that the replica holds, the same on every rank; nothing of no rows.
+
+    `rows`: this rank's micro-batches of `parts`.
+    """
+    if not rows:
         return ()
     first = parts[0].answers[0].index
     scores = torch.zeros(2 * len(parts), dtype=torch.float64, device=replica.device.device)
-    for row in rows(replica, parts, budget):
+    for number, row in enumerate(rows, 1):
+        report(number)
         values = logprobs(replica, row)
         if row.counted:
             scores[torch.from_numpy(row.indices - first).to(scores.device)] = values.to(scores.dtype)

@@ -1,5 +1,7 @@
 """One training task: from a batch to the next version of the weights."""
 
+import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ from rljob.wire.node import TrainMetrics, TrainTask
 
 ReportProgress = Callable[[int, int], None]
 """(micro-batches done, all of them)"""
+_RATE = {"rl": "trainer.optimizer.learningRate", "sft": "warmStart.learningRate", "preference": "rewardModel.learningRate"}
+"""Field of `spec` by kind of task."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,15 @@ def train(replica: Replica, spec: RLJobSpec, task: TrainTask, batch: Batch, repo
         replica.optimizer.reset()
     steps = plan_steps(replica, spec, task, batch)
     tau = spec.algorithm.tau if task.kind == "rl" else 0.0
-    total = sum(len(step.rows) for step in steps)
+    later = [row for step in steps[1:] for row in step.rows] if tau > 0 else []
+    total = len(later) + sum(len(step.rows) for step in steps)
     reference = Reference()
-    if tau > 0 and len(steps) > 1:
-        _look_ahead(replica, steps[1:], reference)
-    done, results, norms = 0, [], []
+    _look_ahead(replica, later, reference, partial(_shift, report, 0, total))
+    done, results, norms = len(later), [], []
     for number, step in enumerate(steps):
         objective: Objective = partial(mirror_descent, tau=tau) if task.kind == "rl" else negative_log_likelihood
         totals, norm = run_step(replica, step, objective, reference, first=number == 0, report=partial(_shift, report, done, total))
+        check(task, number, totals, norm)
         done += len(step.rows)
         results.append(totals)
         norms.append(norm)
@@ -146,7 +151,7 @@ def run_step(
     totals = Totals()
     if not step.rows:
         return totals, 0.0
-    count = 0
+    count = itertools.count(1)
 
     def contribute(row: Row, token_logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs, engine = per_sample(row, token_logprobs), per_sample(row, _tensor(row.engine_logprobs, token_logprobs))
@@ -158,25 +163,34 @@ def run_step(
         scale = len(step.rows) * replica.data_size / step.samples
         return loss.total * (scale if row.counted else 0.0), {}
 
-    def begun(_: Row) -> None:
-        nonlocal count
-        count += 1
-        report(count)
-
     with replica.device.megatron():
         for chunk in replica.chunks:
             chunk.ddp.zero_grad_buffer()
         replica.optimizer.megatron.zero_grad()
-        forward_backward(replica, step.rows, contribute, begun)
+        forward_backward(replica, step.rows, contribute, lambda _: report(next(count)))
         norm = replica.optimizer.step(step.learning_rate)
     return totals.over(replica), norm
 
 
-def _look_ahead(replica: Replica, steps: list[Step], reference: Reference) -> None:
+def check(task: TrainTask, number: int, totals: Totals, norm: float) -> None:
+    """After optimizer step `number` (from 0) of a task; all ranks come to the same result.
+
+    Raises:
+        ConfigurationError: the numbers have left the finite ones. The weights are lost, and trying again would lose them again.
+    """
+    if not math.isfinite(totals.loss + norm):
+        raise ConfigurationError(
+            f"spec.{_RATE[task.kind]}: training of version {task.version} has diverged in optimizer step {number + 1} of {task.steps} "
+            f"(sum of losses {totals.loss:.4g}, gradient norm {norm:.4g}); the version before is kept: lower the learning rate"
+        )
+
+
+def _look_ahead(replica: Replica, rows: list[Row], reference: Reference, report: Callable[[int], None]) -> None:
     """Forward passes under the first policy for the samples of later steps."""
-    rows = [row for step in steps for row in step.rows]
-    for row, found in zip(rows, forward_only(replica, rows), strict=replica.place.last):
-        reference.known.update(zip(row.indices.tolist(), per_sample(row, found).tolist(), strict=True))
+    count = itertools.count(1)
+    found = forward_only(replica, rows, lambda _: report(next(count)))
+    for row, values in zip(rows, found, strict=replica.place.last):
+        reference.known.update(zip(row.indices.tolist(), per_sample(row, values).tolist(), strict=True))
 
 
 def logprobs(replica: Replica, row: Row) -> Tensor:
