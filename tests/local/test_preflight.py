@@ -62,6 +62,14 @@ def test_the_machine_is_looked_at(tmp_path: Path) -> None:
     assert facts.libraries_missing == ()
 
 
+def test_a_package_that_python_does_not_have_is_missing_whatever_its_name(tmp_path: Path) -> None:
+    data = JOB.model_dump(by_alias=True, exclude_none=True)
+    for name in ("no_such_package.models", "__main__"):
+        source = {"model": {"source": {"package": {"name": name, "file": "m.gguf"}}}}
+        facts = gather(RLJob.model_validate(data | {"spec": data["spec"] | source}), tmp_path, tmp_path)
+        assert facts.packages_missing == (("spec.model.source.package.name", name),)
+
+
 def test_a_model_that_does_not_divide_as_asked_is_refused_with_the_nearest_sizes() -> None:
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     sizes = {"trainer": {"tensorParallel": 2, "pipelineParallel": 4}, "accelerator": {"perNode": 8}, "rollout": {"tensorParallel": 2}}

@@ -126,5 +126,13 @@ def test_only_a_job_that_downloads_reaches_the_world() -> None:
     assert outside(objects(nvidia())) == {"math-7b-master"}
 
 
+def test_what_a_job_downloads_can_be_a_service_of_the_cluster() -> None:
+    store = ("storage", {"app": "minio"})
+    manifests = objects(nvidia())
+    assert flows(manifests, member("master", "math-7b"), store, 9000)
+    assert not flows(manifests, member("worker", "math-7b"), store, 9000)
+    assert not flows(TINY, member("master"), store, 9000)
+
+
 def test_policies_can_be_turned_off() -> None:
     assert not [m for m in objects(tiny(), Settings(network_policies=False)) if m["kind"] == "NetworkPolicy"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rljob.api import RLJob
+from rljob.api import ConfigurationError, RLJob
 from rljob.api.sources import ScratchSource
 from rljob.plan import Machine, ModelShape, count_held_out, count_scorers, estimate, misfits, read_shape
 from rljob.plan.estimate import rank_memory, trainer_memory
@@ -117,11 +117,43 @@ def test_a_gguf_header_with_arrays_is_walked(tmp_path: Path) -> None:
     assert (shape.family, shape.parameters, shape.vocabulary, shape.kv_heads, shape.head_size) == ("qwen2", 6464, 100, 2, 32)
 
 
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 64, b"not a model"])
+_HEAD = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GGUF",
+        b"GGUF" + b"\xff" * 64,
+        b"not a model",
+        _HEAD + struct.pack("<Q", 1 << 62),
+        _HEAD + _text("a") + struct.pack("<IIQ", 9, 10, 1 << 62),
+    ],
+)
 def test_a_broken_file_only_means_that_the_shape_is_unknown(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.gguf").write_bytes(content)
     assert read_shape(job({"path": "m.gguf"}), tmp_path) is None
     assert read_shape(job({"path": "nowhere"}), tmp_path) is None
+    assert read_shape(job({"package": {"name": "__main__", "file": "m.gguf"}}), tmp_path) is None
+
+
+@pytest.mark.parametrize("heads", [struct.pack("<II", 4, 0), struct.pack("<IIQII", 9, 4, 2, 2, 2)], ids=["none", "by layer"])
+def test_a_gguf_file_without_one_number_of_heads_only_means_that_the_shape_is_unknown(tmp_path: Path, heads: bytes) -> None:
+    keys = [("general.architecture", struct.pack("<I", 8) + _text("llama")), ("llama.attention.head_count", heads)]
+    keys += [(f"llama.{name}", struct.pack("<II", 4, 64)) for name in ("embedding_length", "block_count", "feed_forward_length")]
+    data = b"GGUF" + struct.pack("<IQQ", 3, 1, len(keys)) + b"".join(_text(name) + value for name, value in keys)
+    (tmp_path / "m.gguf").write_bytes(data + _text("token_embd.weight") + struct.pack("<IQQIQ", 2, 64, 100, 0, 0))
+    assert read_shape(job({"path": "m.gguf"}), tmp_path) is None
+
+
+@pytest.mark.parametrize("value", ["30", 0, True])
+def test_a_size_in_config_json_that_is_no_size_is_named(tmp_path: Path, value: object) -> None:
+    sizes = {"num_hidden_layers": value, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 100}
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "llama", "rms_norm_eps": 1e-5} | sizes))
+    with pytest.raises(ConfigurationError, match=r"config.json: num_hidden_layers is .*, a positive whole number is needed"):
+        read_shape(job({"path": "m"}), tmp_path)
 
 
 def test_a_reward_model_in_a_folder_counts_where_it_is_held(tmp_path: Path) -> None:
@@ -223,6 +255,15 @@ def test_checkpoints_are_fp32_whatever_the_engine_has() -> None:
     spec: dict[str, Any] = {"accelerator": {"type": "nvidia"}}
     fewer, more = (estimate(job({"path": "m"}, checkpoint={"keep": n}, **spec), SMOL, TWO_CORES).disk for n in (2, 3))
     assert more - fewer >= 4 * SMOL.parameters
+
+
+def test_checkpoints_that_are_kept_for_good_count_and_are_named() -> None:
+    without, few, many = (
+        estimate(job({"path": "m"}, iterations=100, checkpoint={"keepEvery": every}), SMOL, TWO_CORES) for every in (None, 50, 10)
+    )
+    assert many.disk - without.disk == 5 * (few.disk - without.disk) > 0
+    assert any(note.startswith("checkpoint.keepEvery keeps 10 checkpoints for good: ") for note in many.notes)
+    assert not any("keepEvery" in note for note in without.notes)
 
 
 def test_a_kept_optimizer_makes_checkpoints_larger() -> None:

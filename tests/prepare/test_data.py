@@ -11,8 +11,8 @@ from tests.prepare.support import Place, words
 from transformers import AutoTokenizer
 
 from rljob.api import ConfigurationError
-from rljob.api.sources import ReasoningGymSource
-from rljob.prepare.data_sources import generated
+from rljob.api.sources import DataSource, ReasoningGymSource
+from rljob.prepare.data_sources import generated, load
 from rljob.prepare.preparation import dropped
 
 ROOMY = {"source": {"scratch": {"hiddenSize": 64, "ffnSize": 96, "layers": 1, "heads": 2, "kvHeads": 1, "contextLength": 256}}}
@@ -77,6 +77,37 @@ def test_parquet_and_jsonl_hold_the_same_records(place: Place) -> None:
     from_jsonl = place.split("train")
     place.prepare(data={"train": {"path": "train.parquet"}})
     assert place.split("train") == from_jsonl
+
+
+def test_what_only_other_rows_of_a_parquet_file_have_is_left_out(place: Place) -> None:
+    column = pyarrow.struct([("max_words", pyarrow.int64()), ("min_words", pyarrow.int64())])
+    chats = [[{"role": "user", "content": "a", "name": None}], [{"role": "user", "content": "b", "name": None}]]
+    table = {"messages": chats, "options": pyarrow.array([{"max_words": 9}, {"min_words": 3}], column), "demonstration": ["a", "b"]}
+    pyarrow.parquet.write_table(pyarrow.table(table), place.folders.source / "train.parquet")
+    place.prepare(data={"train": {"path": "train.parquet"}}, reward={"verifier": "instruction"})
+    assert [record.options for record in place.split("train")] == [{"max_words": 9}, {"min_words": 3}]
+    table["options"] = pyarrow.array([[("max_words", 8)], [("min_words", 2)]], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    pyarrow.parquet.write_table(pyarrow.table(table), place.folders.source / "train.parquet")
+    place.prepare(data={"train": {"path": "train.parquet"}}, reward={"verifier": "instruction"})
+    assert [record.options for record in place.split("train")] == [{"max_words": 8}, {"min_words": 2}]
+
+
+def test_nulls_within_a_parquet_reference_stay(place: Place) -> None:
+    reference = {"dataset": "chain_sum", "parameters": {}, "entry": {"question": "1+1", "answer": "2", "metadata": None}}
+    pyarrow.parquet.write_table(pyarrow.table({"q": ["a"], "r": [reference | {"parameters": None}]}), place.folders.source / "t.parquet")
+    source = DataSource.model_validate({"path": "t.parquet", "columns": {"prompt": "q", "reference": "r"}})
+    (located,) = load(source, "spec.data.train", place.folders.source, place.folders.cache)
+    assert located.record.reference == reference | {"parameters": None}
+
+
+def test_a_damaged_page_of_a_parquet_file_is_named(place: Place) -> None:
+    path = place.folders.source / "train.parquet"
+    rows = [{"prompt": "abc" * 1000 + str(i), "reference": "x"} for i in range(1000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes(2000) + whole[2200:])
+    with pytest.raises(ConfigurationError, match=r"spec.data.train.path: .*train.parquet is not a readable Parquet file \("):
+        place.prepare(data={"train": {"path": "train.parquet"}})
 
 
 def test_columns_of_a_foreign_file_are_mapped_and_the_rest_ignored(place: Place) -> None:
@@ -156,6 +187,18 @@ def test_a_generators_prompts_are_judged_by_its_own_scorer_and_demonstrate_by_te
     assert record.reference["dataset"] == "chain_sum"
 
 
+def test_demonstrations_of_a_warm_start_need_no_reference_because_nothing_judges_them(place: Place) -> None:
+    place.write("shown.jsonl", [{"prompt": "sft", "demonstration": "yes"}])
+    assert place.prepare(warmStart={"data": {"path": "shown.jsonl"}}).warmstart == 1
+    with pytest.raises(ConfigurationError, match=r"shown.jsonl line 1: verifier exact: `reference` must be a text"):
+        place.prepare(data={"train": {"path": "shown.jsonl"}})
+
+
+def test_a_generator_that_knows_no_answer_demonstrates_none() -> None:
+    source = ReasoningGymSource(dataset="graph_color", size=2, demonstration="\\boxed{{answer}}")
+    assert ["demonstration" in row for _, row in generated(source, "spec.data.train")] == [False, False]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -181,6 +224,13 @@ def test_a_generator_that_cannot_be_used_is_refused(place: Place, source: dict[s
         (['{"prompt": "a", "label": 1}'], "line 1: unknown field 'label'; fields are .* map other columns with `columns`"),
         (['{"prompt": 3}'], "line 1: `prompt`: Input should be a valid string"),
         (['{"prompt": "  "}'], "line 1: `prompt` is empty"),
+        (['{"prompt": "a"}', '{"prompt": "a", "difficulty": NaN}'], r"line 2: not JSON \(expected value at column 31\)"),
+        (['{"prompt": "a", "difficulty": 1e999}'], "line 1: `difficulty`: Input should be a finite number"),
+        (['{"prompt": "a"}', r'{"prompt": "a\ud83d"}'], "line 2: not JSON .*hex escape at column 20"),
+        (['{"prompt": "a", "reference": ' + "[" * 250 + "]" * 250 + "}"], "line 1: not JSON .*recursion limit"),
+        (['{"prompt": "a", "demonstration": " "}'], "line 1: `demonstration` is empty; leave it out"),
+        (['{"messages": [{"role": "user", "content": ""}]}'], "line 1: `messages`: the last message is empty"),
+        (['{"messages": [{"role": "human", "content": "a"}]}'], "line 1: `messages.0.role`: Input should be 'system', .* 'user'"),
         (['{"prompt": "a", "messages": []}'], "line 1: needs `prompt` .*, not both"),
         (['{"messages": [{"role": "assistant", "content": "a"}]}'], "line 1: `messages` must end with a message of role `user`"),
         (['{"id": "x", "prompt": "a"}', '{"id": "x", "prompt": "b"}'], "train.jsonl line 2: id 'x' stands already in train.jsonl line 1"),

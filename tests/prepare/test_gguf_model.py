@@ -1,6 +1,7 @@
 """GGUF files: what is written equals the model that the file was made from, and what transformers reads out of the released one."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,19 @@ def _write(path: Path, family: str, weights: dict[str, np.ndarray[Any, Any]], **
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(FFN)
     writer.add_block_count(LAYERS)
-    writer.add_head_count(HEADS)
+    writer.add_head_count(overrides.get("heads", HEADS))
     writer.add_head_count_kv(GROUPS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_tokenizer_model(overrides.get("tokenizer", "gpt2"))
-    writer.add_tokenizer_pre(overrides.get("pre", "smollm"))
-    writer.add_token_list(TOKENS)
+    if overrides.get("pre", "smollm"):
+        writer.add_tokenizer_pre(overrides.get("pre", "smollm"))
+    writer.add_token_list(overrides.get("tokens", TOKENS))
     writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
-    writer.add_token_merges(["a b", "Ġ a"])
+    writer.add_token_merges(overrides.get("merges", ["a b", "Ġ a"]))
     writer.add_eos_token_id(0)
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    overrides.get("add", lambda writer: None)(writer)
     for name, array in weights.items():
         if family == "llama" and ".q_proj." in name:
             array = _permute(array, HEADS)
@@ -126,12 +129,68 @@ def test_a_gguf_file_comes_from_an_address(place: Place, server: tuple[str, Path
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"tokenizer": "llama"}, "tokenizer of kind llama/smollm; .* use the Hugging Face folder"), ({"pre": "unheard"}, "gpt2/unheard")],
+    [
+        ({"tokenizer": "llama"}, "tokenizer of kind llama/smollm; .* use the Hugging Face folder"),
+        ({"pre": "unheard"}, "gpt2/unheard"),
+        ({"pre": "default"}, "gpt2/default"),
+        ({"pre": None}, "no metadata key tokenizer.ggml.pre; convert the model again or use its Hugging Face folder"),
+        ({"tokens": [*TOKENS[:-1], "ab"]}, "has the token 'ab' twice; download it again"),
+        ({"merges": ["a zz"]}, r"no usable tokenizer \(.*`zz` out of vocabulary\)"),
+    ],
 )
-def test_a_tokenizer_that_cannot_be_rebuilt_is_refused(tmp_path: Path, overrides: dict[str, str], message: str) -> None:
+def test_a_tokenizer_that_cannot_be_rebuilt_is_refused(tmp_path: Path, overrides: dict[str, Any], message: str) -> None:
     weights = {name: value.numpy() for name, value in _model("llama").state_dict().items()}
     with pytest.raises(ConfigurationError, match=message):
         convert(_write(tmp_path / "m.gguf", "llama", weights, **overrides), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"add": lambda w: w.add_uint16("split.count", 2)}, "is one of 2 parts of a model; join them with `llama-gguf-split --merge`"),
+        ({"add": lambda w: w.add_rope_scaling_factor(4.0)}, "uses RoPE scaling"),
+        ({"add": lambda w: w.add_float32("llama.rope.scale_linear", 4.0)}, "uses RoPE scaling"),
+        ({"add": lambda w: w.add_rope_dimension_count(16)}, "rotates 16 of 32 dimensions of every head"),
+        ({"heads": [HEADS, HEADS]}, r"llama.attention.head_count is \[4, 4\], one positive whole number is needed"),
+    ],
+    ids=["a part", "a factor without a type", "an old factor", "half rotated", "sizes by layer"],
+)
+def test_what_would_be_trained_as_another_model_is_refused(tmp_path: Path, overrides: dict[str, Any], message: str) -> None:
+    weights = {name: value.numpy() for name, value in _model("llama").state_dict().items()}
+    with pytest.raises(ConfigurationError, match=message):
+        convert(_write(tmp_path / "m.gguf", "llama", weights, **overrides), tmp_path)
+
+
+def test_a_tensor_of_a_type_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    weights = {name: value.numpy() for name, value in _model("llama").state_dict().items()}
+    weights["model.norm.weight"] = weights["model.norm.weight"].astype(np.float64)
+    with pytest.raises(ConfigurationError, match=r"output_norm.weight is of type F64, which cannot be read"):
+        convert(_write(tmp_path / "m.gguf", "llama", weights), tmp_path)
+
+
+def test_biases_that_a_llama_does_not_have_are_refused_by_the_users_file(place: Place) -> None:
+    weights = {name: value.numpy() for name, value in _model("qwen2").state_dict().items()}
+    file = _write(place.folders.source / "m.gguf", "llama", weights)
+    with pytest.raises(ConfigurationError, match=rf"^{file}: the weights hold model.layers.0.self_attn.._proj.bias, .* would lose"):
+        place.prepare(model={"source": {"path": "m.gguf"}}, warmStart=None)
+
+
+def test_answers_may_end_at_the_end_of_a_turn_too(tmp_path: Path) -> None:
+    weights = {name: value.numpy() for name, value in _model("llama").state_dict().items()}
+    convert(_write(tmp_path / "m.gguf", "llama", weights, add=lambda w: w.add_uint32("tokenizer.ggml.eot_token_id", 1)), tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [0, 1]
+
+
+def test_a_damaged_file_at_an_address_is_fetched_again(place: Place, server: tuple[str, Path]) -> None:
+    address, served = server
+    file = _write(served / "m.gguf", "llama", {name: value.numpy() for name, value in _model("llama").state_dict().items()})
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1000])
+    job: dict[str, Any] = {"model": {"source": {"url": f"{address}/m.gguf"}}, "warmStart": None}
+    with pytest.raises(ConfigurationError, match=r"m.gguf is not a readable GGUF file"):
+        place.prepare(**job)
+    file.write_bytes(whole)
+    assert place.prepare(**job).train == 5
 
 
 def test_other_families_and_damaged_files_are_refused(tmp_path: Path) -> None:

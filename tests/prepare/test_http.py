@@ -1,6 +1,7 @@
 """Models at http addresses: archives of every kind, and what is wrong with an address or an archive."""
 
 import io
+import re
 import shutil
 import tarfile
 import zipfile
@@ -109,6 +110,69 @@ def test_an_archive_without_a_model_is_named_and_not_kept(place: Place, saved_mo
         place.prepare(**at(f"{address}/empty.tar"))
     pack(saved_model(), served / "empty.tar")
     assert place.prepare(**at(f"{address}/empty.tar")).train == 5
+
+
+@pytest.mark.parametrize("method", [9, 12, 93], ids=["deflate64", "not bzip2", "zstandard"])
+def test_a_zip_archive_whose_compression_cannot_be_read_is_refused_and_fetched_again(
+    place: Place, saved_model: Saved, server: Server, method: int
+) -> None:
+    address, served = server
+    pack(saved_model(), served / "model.zip")
+    whole = (served / "model.zip").read_bytes()
+    changed = bytearray(whole)
+    for mark, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        for found in re.finditer(mark, whole):
+            changed[found.start() + offset] = method
+    (served / "model.zip").write_bytes(changed)
+    with pytest.raises(ConfigurationError, match=r"model.zip is not a readable archive \(.*\); check the address"):
+        place.prepare(**at(f"{address}/model.zip"))
+    (served / "model.zip").write_bytes(whole)
+    assert place.prepare(**at(f"{address}/model.zip")).train == 5
+
+
+def test_an_archive_whose_model_is_not_complete_is_fetched_again(place: Place, saved_model: Saved, server: Server) -> None:
+    address, served = server
+    folder = saved_model()
+    template = (folder / "chat_template.jinja").read_bytes()
+    (folder / "chat_template.jinja").unlink()
+    pack(folder, served / "model.tar")
+    with pytest.raises(ConfigurationError, match=r"no chat template"):
+        place.prepare(**at(f"{address}/model.tar"))
+    (folder / "chat_template.jinja").write_bytes(template)
+    pack(folder, served / "model.tar")
+    assert place.prepare(**at(f"{address}/model.tar")).train == 5
+
+
+def test_a_model_that_only_does_not_fit_the_job_is_not_fetched_again(place: Place, saved_model: Saved, server: Server) -> None:
+    address, served = server
+    pack(saved_model(), served / "model.tar")
+    with pytest.raises(ConfigurationError, match=r"spec.trainer.pipelineParallel is 2, but the model has 1 layers"):
+        place.prepare(**at(f"{address}/model.tar"), trainer={"pipelineParallel": 2}, accelerator={"perNode": 2})
+    (served / "model.tar").unlink()
+    assert place.prepare(**at(f"{address}/model.tar")).train == 5
+
+
+def test_an_archive_of_several_models_names_them(place: Place, saved_model: Saved, server: Server) -> None:
+    address, served = server
+    with tarfile.open(served / "models.tar", "w") as packed:
+        for name in ("checkpoint-100", "checkpoint-200"):
+            packed.add(saved_model(), name)
+    with pytest.raises(ConfigurationError, match=r"holds several models \(checkpoint-100, checkpoint-200\); pack one of them"):
+        place.prepare(**at(f"{address}/models.tar"))
+
+
+def test_a_signature_in_an_address_is_never_shown(place: Place, server: Server) -> None:
+    address = server[0].replace("//", "//user:SECRET@")
+    with pytest.raises(ConfigurationError) as refused:
+        place.prepare(**at(f"{address}/nothing.gguf?X-Amz-Signature=SECRET"))
+    assert f"{server[0]}/nothing.gguf answers 404" in str(refused.value)
+    assert "SECRET" not in str(refused.value) + "".join(place.said)
+
+
+@pytest.mark.parametrize("address", ["http://[::1/model.gguf", "http:///model.gguf"])
+def test_what_is_no_address_at_all_is_named(place: Place, address: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"/model.gguf cannot be fetched \(.*\); check the address"):
+        place.prepare(**at(address))
 
 
 def test_a_page_instead_of_a_gguf_file_is_named_and_not_kept(place: Place, server: Server) -> None:

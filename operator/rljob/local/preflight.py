@@ -10,7 +10,7 @@ from pathlib import Path
 from rljob.api import RLJob
 from rljob.api.sources import DataSource
 from rljob.plan import Estimate, misfits
-from rljob.plan.shape import locate
+from rljob.plan.shape import find_package, locate
 
 MiB = 1 << 20
 
@@ -53,7 +53,7 @@ def gather(job: RLJob, folder: Path, source: Path) -> Facts:
     files = [(field, data.path, source / data.path) for field, data in _data_sources(job) if data.path is not None]
     model = job.spec.model.source
     packages = []
-    if model.package is not None and importlib.util.find_spec(model.package.name.partition(".")[0]) is None:
+    if model.package is not None and find_package(model.package.name) is None:
         packages.append(("spec.model.source.package.name", model.package.name))
     elif model.package is not None and (found := locate(model, source)) is not None:
         files.append(("spec.model.source.package.file", model.package.file, found))

@@ -23,6 +23,8 @@ from rljob.plan import Pod
 
 NODES = ["rollout", "worker"]
 _DNS = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
+_ANYWHERE = [{"namespaceSelector": {}, "podSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
+"""A judge, a mirror of the hub or an S3 store can be a Service of any namespace, which no block of addresses covers."""
 
 
 def network_policies(context: Context) -> list[Manifest]:
@@ -30,9 +32,7 @@ def network_policies(context: Context) -> list[Manifest]:
     master = _port(context, "master")
     worker = next(pod for pod in context.plan.pods if pod.role in NODES)
     engine = [{"protocol": "TCP", "port": port_number(worker, "engine")}]
-    anywhere: list[Manifest] = (
-        [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]}] if downloads(context.job) else []
-    )
+    anywhere: list[Manifest] = [{"to": _ANYWHERE}] if downloads(context.job) else []
     nodes, alone = _pods(context, NODES), _pods(context, ["master"])
     asked: list[Manifest] = _judges(context.job)
     sandboxes: list[Manifest] = []
@@ -67,7 +67,7 @@ def network_policies(context: Context) -> list[Manifest]:
 
 
 def downloads(job: RLJob) -> bool:
-    """Does `prepare` fetch something from outside the cluster?"""
+    """Does `prepare` fetch something over the network?"""
     spec = job.spec
     data = [spec.data.train, spec.evaluation and spec.evaluation.data, spec.warm_start and spec.warm_start.data]
     source = spec.model.source
@@ -75,11 +75,10 @@ def downloads(job: RLJob) -> bool:
 
 
 def _judges(job: RLJob) -> list[Manifest]:
-    """Where the reward service asks others: a judge can be a Service of any namespace, which no block of addresses covers."""
+    """Where the reward service asks others."""
     if not uses(job.spec.reward.verifier, job.spec.reward.options) & {"http", "judge", "reward-model"}:
         return []
-    everywhere = [{"namespaceSelector": {}, "podSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
-    return [_DNS, {"to": everywhere}]
+    return [_DNS, {"to": _ANYWHERE}]
 
 
 def _port(context: Context, service: str) -> list[Manifest]:

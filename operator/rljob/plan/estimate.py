@@ -225,6 +225,10 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_re
     if (stages := job.spec.trainer.pipeline_parallel) > 1:
         largest = max(sum(rank_memory(job, shape, stage)) for stage in range(stages)) + _TORCH
         notes.append(f"a trainer rank needs at most {largest / MiB:,.0f} MiB of the memory of megatron; pipeline stages differ")
+    checkpoint = 4 * shape.parameters + optimizer
+    for_good = job.spec.iterations // job.spec.checkpoint.keep_every if job.spec.checkpoint.keep_every else 0
+    if for_good:
+        notes.append(f"checkpoint.keepEvery keeps {for_good} checkpoints for good: {for_good * checkpoint / MiB:,.0f} MiB of the disk")
     held_out = held_out_prompts(job, held_out_records)
     if held_out is None:
         notes.append("the size of the held-out set is not known before the file is read: evaluation is left out of the time")
@@ -234,7 +238,7 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_re
         # A second copy exists while peers still read the old version.
         arena=(2 if peers else 1) * weights,
         # The starting model, the kept checkpoints and one in the making, the final model: all fp32, whatever the engine has.
-        disk=4 * shape.parameters + (job.spec.checkpoint.keep + 1) * (4 * shape.parameters + optimizer) + 4 * shape.parameters,
+        disk=4 * shape.parameters + (job.spec.checkpoint.keep + 1 + for_good) * checkpoint + 4 * shape.parameters,
         answer_tokens=base.answer_tokens,
         trained_tokens=base.trained_tokens,
         seconds=_seconds(job, shape, machine, base.answer_tokens, base.trained_tokens, held_out or 0),

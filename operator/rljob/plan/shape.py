@@ -5,6 +5,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,9 +65,17 @@ def read_shape(job: RLJob, folder: Path) -> ModelShape | None:
                 return of_gguf(stream)
         if path is not None and (path / "config.json").is_file():
             return of_config(json.loads((path / "config.json").read_text()), path / "config.json")
-    except (KeyError, ValueError, TypeError, struct.error, OSError):
+    except (KeyError, ValueError, TypeError, ArithmeticError, MemoryError, struct.error, OSError):
         return None  # What is wrong with the model is for `rljob.prepare` to say; an estimate only does without.
     return None
+
+
+def find_package(name: str) -> ModuleSpec | None:
+    """Where Python has the top package of a dotted name; None if it has none."""
+    try:
+        return importlib.util.find_spec(name.partition(".")[0])
+    except ValueError:  # a module that was not imported as one, such as __main__
+        return None
 
 
 def locate(source: ModelSource, folder: Path) -> Path | None:
@@ -74,7 +83,7 @@ def locate(source: ModelSource, folder: Path) -> Path | None:
     if source.path is not None:
         return folder / source.path
     if source.package is not None:
-        spec = importlib.util.find_spec(source.package.name.partition(".")[0])
+        spec = find_package(source.package.name)
         if spec is not None and spec.submodule_search_locations:
             return Path(spec.submodule_search_locations[0], *source.package.name.split(".")[1:], source.package.file)
     return None
@@ -123,7 +132,7 @@ def _text(stream: BinaryIO) -> str:
 
 
 def _value(stream: BinaryIO, kind: int) -> Any:
-    """One metadata value; of an array only its length."""
+    """One metadata value; none of an array, which no size of a model that can be trained is."""
     if kind == _STRING:
         return _text(stream)
     if kind != _ARRAY:
@@ -134,14 +143,14 @@ def _value(stream: BinaryIO, kind: int) -> Any:
             stream.seek(_scalar(stream, "<Q"), 1)
     else:
         stream.seek(struct.calcsize(_SCALARS[member]) * length, 1)
-    return length
+    return None
 
 
 def of_gguf(stream: BinaryIO) -> ModelShape:
     """Shape from the header of a GGUF file, version 2 or 3 (layout: ggml's docs/gguf.md).
 
     Raises:
-        KeyError, ValueError, struct.error: it is no such file, or a key is missing.
+        KeyError, TypeError, ValueError, ArithmeticError, MemoryError, struct.error: it is no such file, or a key is missing or no size.
     """
     if stream.read(4) != b"GGUF" or _scalar(stream, "<I") not in (2, 3):
         raise ValueError("not a GGUF file of version 2 or 3")
@@ -164,9 +173,7 @@ def of_gguf(stream: BinaryIO) -> ModelShape:
             vocabulary = sizes[-1]
     family = str(meta["general.architecture"])
     hidden, heads = int(meta[f"{family}.embedding_length"]), int(meta[f"{family}.attention.head_count"])
-    return ModelShape(
-        family,
-        parameters,
+    sizes = (
         int(meta[f"{family}.block_count"]),
         hidden,
         int(meta[f"{family}.feed_forward_length"]),
@@ -174,5 +181,7 @@ def of_gguf(stream: BinaryIO) -> ModelShape:
         int(meta.get(f"{family}.attention.head_count_kv", heads)),
         int(meta.get(f"{family}.attention.key_length", hidden // heads)),
         vocabulary,
-        int(meta.get(f"{family}.context_length", 0)),
     )
+    if min(sizes) < 1:
+        raise ValueError("a size is missing or no positive number")
+    return ModelShape(family, parameters, *sizes, int(meta.get(f"{family}.context_length", 0)))

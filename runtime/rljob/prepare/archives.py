@@ -5,6 +5,7 @@ an archive that unpacks to more than the disk holds; that ends like any full dis
 """
 
 import gzip
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -15,7 +16,8 @@ from typing import IO, cast
 from rljob.api import ConfigurationError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+"""The last one: a zip archive compressed in a way that Python does not know."""
 _REFUSED = (tarfile.AbsolutePathError, tarfile.OutsideDestinationError, tarfile.AbsoluteLinkError, tarfile.LinkOutsideDestinationError)
 
 
@@ -38,7 +40,9 @@ def unpack(archive: Path, out: Path) -> None:
         raise ConfigurationError(
             f"the archive {archive.name} is refused: {error}; pack a Hugging Face model folder by relative names"
         ) from error
-    except _DAMAGED as error:
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, _DAMAGED) and error.errno is not None:
+            raise  # the operating system's; bz2 says by one without a number that its data are damaged
         archive.unlink()
         raise ConfigurationError(f"{archive.name} is not a readable archive ({_reason(error)}); check the address") from error
     finally:

@@ -1,12 +1,14 @@
 """Records out of a JSONL or Parquet file, a file on the hub, or a reasoning-gym generator."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from rljob.api import ConfigurationError
 from rljob.api.sources import DataSource, ReasoningGymSource
@@ -43,18 +45,18 @@ def _rows(source: DataSource, field: str, base: Path, cache: Path, distinct: boo
     if source.reasoning_gym is not None:
         return generated(source.reasoning_gym, field, distinct)
     if source.hub is not None:
-        return _file(hub_data_file(source.hub.repo, source.hub.revision, source.hub.file, cache), f"{field}.hub.file")
+        return _file(hub_data_file(source.hub.repo, source.hub.revision, source.hub.file, cache), f"{field}.hub.file", source.columns)
     assert source.path is not None  # DataSource has exactly one
-    return _file(base / source.path, f"{field}.path")
+    return _file(base / source.path, f"{field}.path", source.columns)
 
 
-def _file(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+def _file(path: Path, field: str, columns: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise ConfigurationError(f"{field}: {path} does not exist; name a .jsonl or .parquet file")
     if path.suffix in (".jsonl", ".ndjson"):
         return _jsonl(path)
     if path.suffix == ".parquet":
-        return _parquet(path, field)
+        return _parquet(path, field, columns.get("reference", "reference"))
     raise ConfigurationError(f"{field}: {path} is neither .jsonl nor .parquet; convert it")
 
 
@@ -65,23 +67,34 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             try:
-                yield where, json.loads(line)
+                # What the master reads prepared records with: it takes no NaN, no half of a surrogate pair, no endless nesting.
+                yield where, from_json(line.decode("utf-8-sig"), allow_inf_nan=False)
             except UnicodeDecodeError as error:
                 raise ConfigurationError(f"{where}: not UTF-8 (byte {error.start} of the line); save the file as UTF-8") from None
             except ValueError as error:
-                raise ConfigurationError(f"{where}: not JSON ({error}); one JSON object per line is expected") from None
+                reason = str(error).replace(" at line 1 column ", " at column ")
+                raise ConfigurationError(f"{where}: not JSON ({reason}); one JSON object per line is expected") from None
 
 
-def _parquet(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+def _parquet(path: Path, field: str, reference: str) -> Iterator[tuple[str, Any]]:
+    """Rows, without the nulls within their columns: there every row has all fields that any row has. References stay as they are."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
-        rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
+        rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist(maps_as_pydicts="lossy"))
         for number, row in enumerate(rows):
-            yield f"{path.name} row {number}", row
-    except ArrowException as error:
+            yield f"{path.name} row {number}", {name: value if name == reference else _given(value) for name, value in row.items()}
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the operating system's: nothing is wrong with the file
         raise ConfigurationError(f"{field}: {path} is not a readable Parquet file ({error})") from error
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _given(member) for name, member in value.items() if member is not None}
+    return [_given(member) for member in value] if isinstance(value, list) else value
 
 
 def generated(source: ReasoningGymSource, field: str, distinct: bool = False) -> Iterator[tuple[str, Any]]:
@@ -135,9 +148,9 @@ def _generated_row(source: ReasoningGymSource, index: int, entry: dict[str, Any]
         "reference": {"dataset": source.dataset, "parameters": source.parameters, "entry": entry},
         "family": source.dataset,
     }
-    if source.demonstration is not None:
-        answer = entry["answer"] or ""
-        row["demonstration"] = source.demonstration.replace("{question}", entry["question"]).replace("{answer}", answer)
+    if source.demonstration is not None and entry["answer"] is not None:
+        shown = source.demonstration.replace("{question}", entry["question"]).replace("{answer}", entry["answer"])
+        row["demonstration"] = shown if shown.strip() else None
     return row
 
 

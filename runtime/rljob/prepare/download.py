@@ -1,6 +1,7 @@
 """Files from elsewhere: the Hugging Face hub, http(s) and s3 addresses. Each failure says what to set."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from rljob.api import ConfigurationError
 from rljob.prepare import s3
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+IN_FOLDERS = ["*/*"]
+"""The hub's `*` matches `/` too: `checkpoint-100/model.safetensors` is no part of the model."""
 _TIMEOUT = httpx.Timeout(30.0)
 _TRANSPORT: type[Exception] = errors.HfHubHTTPError.__bases__[0]
 """What the HTTP library under huggingface_hub raises; which library that is differs between its releases."""
@@ -24,7 +27,13 @@ def hub_snapshot(repo: str, revision: str, cache: Path) -> Path:
         ConfigurationError: no such repository, no access, or the hub cannot be reached.
     """
     return Path(
-        from_hub(repo, revision, lambda: snapshot_download(repo, revision=revision, cache_dir=cache / "hub", allow_patterns=MODEL_FILES))
+        from_hub(
+            repo,
+            revision,
+            lambda: snapshot_download(
+                repo, revision=revision, cache_dir=cache / "hub", allow_patterns=MODEL_FILES, ignore_patterns=IN_FOLDERS
+            ),
+        )
     )
 
 
@@ -60,6 +69,8 @@ def from_hub(repo: str, revision: str, download: Callable[[], Any]) -> Any:
         raise ConfigurationError(f"hub repository {repo} does not hold the file; check `file`") from error
     except (_TRANSPORT, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _unreachable(repo, error) from error
+    except ValueError as error:  # a name that no repository or file can have
+        raise ConfigurationError(f"hub repository {repo} cannot be asked for ({_first_line(error)}); check `repo` and `file`") from error
 
 
 def _unreachable(repo: str, error: Exception) -> ConfigurationError:
@@ -72,6 +83,11 @@ def _unreachable(repo: str, error: Exception) -> ConfigurationError:
         f"hub repository {repo} cannot be fetched from {constants.ENDPOINT} ({_first_line(cause)}); set HF_ENDPOINT to a mirror or "
         "HTTPS_PROXY, unset HF_HUB_OFFLINE, or use a `path` source"
     )
+
+
+def shown(url: str) -> str:
+    """An address without what may be secret in it: a user's password, a signature."""
+    return re.sub(r"//[^/?#]*@", "//", re.sub(r"\?[^#]*", "", url))
 
 
 def fetch_url(url: str, out: Path) -> None:
@@ -99,9 +115,9 @@ def _fetch_http(url: str, out: Path) -> None:
             for chunk in response.iter_raw(1 << 20):
                 file.write(chunk)
     except httpx.HTTPStatusError as error:
-        raise ConfigurationError(f"{url} answers {error.response.status_code}; check the address and its permissions") from error
-    except httpx.HTTPError as error:
-        raise ConfigurationError(f"{url} cannot be fetched ({_first_line(error)}); check the address, or set HTTPS_PROXY") from error
+        raise ConfigurationError(f"{shown(url)} answers {error.response.status_code}; check the address and its permissions") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConfigurationError(f"{shown(url)} cannot be fetched ({_first_line(error)}); check the address, or set HTTPS_PROXY") from error
 
 
 def _fetch_s3(url: str, out: Path) -> None:

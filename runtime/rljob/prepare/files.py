@@ -41,17 +41,21 @@ def write_atomically(path: Path, content: str) -> None:
     os.replace(partial, path)
 
 
+class NoSpace(ConfigurationError):
+    """The disk is too small; nothing is wrong with what was to be written."""
+
+
 def require_space(
     folder: Path, needed: int, what: str, free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
 ) -> None:
     """Refuse before the work starts if `needed` bytes will not fit.
 
     Raises:
-        ConfigurationError: fewer bytes are free.
+        NoSpace: fewer bytes are free.
     """
     available = free(folder)
     if available < needed:
-        raise ConfigurationError(
+        raise NoSpace(
             f"{what} needs {needed >> 20} MiB in {folder}, {available >> 20} MiB are free; "
             "free some space or put the job folder on another disk"
         )

@@ -68,13 +68,25 @@ class GGUFModel:
 
     def field(self, name: str, default: Any = None) -> Any:
         """Metadata by key; `{arch}` stands for the architecture."""
-        found = self.reader.get_field(name.replace("{arch}", self.family) if "{arch}" in name else name)
+        found = self.reader.get_field(self._key(name))
         return default if found is None else found.contents()
+
+    def _key(self, name: str) -> str:
+        return name.replace("{arch}", self.family) if "{arch}" in name else name
 
     def required(self, name: str) -> Any:
         value = self.field(name)
         if value is None:
-            raise ConfigurationError(f"{self.path} has no metadata key {name}; convert the model again or use its Hugging Face folder")
+            raise ConfigurationError(
+                f"{self.path} has no metadata key {self._key(name)}; convert the model again or use its Hugging Face folder"
+            )
+        return value
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A size that is the same in all layers."""
+        value = self.required(name) if default is None else self.field(name, default)
+        if type(value) is not int or value < 1:
+            raise ConfigurationError(f"{self.path}: {self._key(name)} is {value!r}, one positive whole number is needed; use another model")
         return value
 
     @cached_property
@@ -109,14 +121,26 @@ def convert(path: Path, out: Path) -> None:
         (out / "chat_template.jinja").write_text(template)
     _write_json(out / "config.json", config)
     special = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(k) is not None}
+    if (end_of_turn := model.field("tokenizer.ggml.eot_token_id")) not in (None, special["eos_token_id"]):
+        special["eos_token_id"] = [special["eos_token_id"], end_of_turn]
     _write_json(out / "generation_config.json", special)
     save_file(weights(model), out / "model.safetensors", metadata={"format": "pt"})
 
 
 def configuration(model: GGUFModel) -> dict[str, Any]:
     """`config.json`, in the keys of transformers 5."""
-    hidden, heads = model.required("{arch}.embedding_length"), model.required("{arch}.attention.head_count")
-    if model.field("{arch}.rope.scaling.type", "none") != "none" or any(t.name == "rope_freqs.weight" for t in model.reader.tensors):
+    if model.field("split.count", 1) > 1:
+        raise ConfigurationError(
+            f"{model.path} is one of {model.field('split.count')} parts of a model; join them with `llama-gguf-split --merge`"
+        )
+    hidden, heads = model.size("{arch}.embedding_length"), model.size("{arch}.attention.head_count")
+    head_size = model.size("{arch}.attention.key_length", hidden // heads)
+    rotated = model.size("{arch}.rope.dimension_count", head_size)
+    if rotated != head_size:
+        raise ConfigurationError(
+            f"{model.path} rotates {rotated} of {head_size} dimensions of every head, the trainer all of them; use another model"
+        )
+    if _scales_positions(model):
         raise ConfigurationError(
             f"{model.path} uses RoPE scaling, which is not carried over from GGUF; use the model's Hugging Face folder"
         )
@@ -126,12 +150,12 @@ def configuration(model: GGUFModel) -> dict[str, Any]:
         "dtype": "float32",
         "vocab_size": len(model.required("tokenizer.ggml.tokens")),
         "hidden_size": hidden,
-        "intermediate_size": model.required("{arch}.feed_forward_length"),
-        "num_hidden_layers": model.required("{arch}.block_count"),
+        "intermediate_size": model.size("{arch}.feed_forward_length"),
+        "num_hidden_layers": model.size("{arch}.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": model.field("{arch}.attention.head_count_kv", heads),
+        "num_key_value_heads": model.size("{arch}.attention.head_count_kv", heads),
         "hidden_act": "silu",
-        "max_position_embeddings": model.required("{arch}.context_length"),
+        "max_position_embeddings": model.size("{arch}.context_length"),
         "rms_norm_eps": _shortest(model.required("{arch}.attention.layer_norm_rms_epsilon")),
         "rope_parameters": {"rope_type": "default", "rope_theta": model.field("{arch}.rope.freq_base", 10000.0)},
         "tie_word_embeddings": model.tied,
@@ -143,9 +167,16 @@ def configuration(model: GGUFModel) -> dict[str, Any]:
         "pad_token_id": model.field("tokenizer.ggml.padding_token_id"),
     }
     if model.family == "llama":
-        head_size = model.field("{arch}.rope.dimension_count", hidden // heads)
         config |= {"head_dim": head_size, "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
     return config
+
+
+def _scales_positions(model: GGUFModel) -> bool:
+    """As llama.cpp reads it: a factor alone means linear scaling, and older files have it as `rope.scale_linear`."""
+    kind = model.field("{arch}.rope.scaling.type")
+    factor = model.field("{arch}.rope.scaling.factor", model.field("{arch}.rope.scale_linear", 1.0))
+    scaled = factor not in (0.0, 1.0) if kind is None else kind != "none"
+    return scaled or any(t.name == "rope_freqs.weight" for t in model.reader.tensors)
 
 
 def weights(model: GGUFModel) -> dict[str, npt.NDArray[np.float32]]:
@@ -157,7 +188,12 @@ def weights(model: GGUFModel) -> dict[str, npt.NDArray[np.float32]]:
         name = hf_name(tensor.name)
         if name is None:
             raise ConfigurationError(f"{model.path} holds the tensor {tensor.name}, which a {model.family} model does not have")
-        array = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        try:
+            array = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        except NotImplementedError as error:
+            raise ConfigurationError(
+                f"{model.path}: the tensor {tensor.name} is of type {tensor.tensor_type.name}, which cannot be read; use another file"
+            ) from error
         if model.family == "llama" and ".attn_q." in tensor.name:
             array = unpermute(array, heads)
         elif model.family == "llama" and ".attn_k." in tensor.name:
@@ -188,7 +224,8 @@ def tokenizer(model: GGUFModel) -> Any:
     Raises:
         ConfigurationError: a tokenizer of another kind.
     """
-    kind, split = model.required("tokenizer.ggml.model"), model.field("tokenizer.ggml.pre", "default")
+    # Files from before `pre` do not say how their text is split, nor do those whose `pre` is `default`.
+    kind, split = model.required("tokenizer.ggml.model"), model.required("tokenizer.ggml.pre")
     if kind != "gpt2" or split not in _SPLITS:
         known = ", ".join(sorted(_SPLITS))
         raise ConfigurationError(
@@ -197,7 +234,14 @@ def tokenizer(model: GGUFModel) -> Any:
         )
     tokens, kinds = model.required("tokenizer.ggml.tokens"), model.required("tokenizer.ggml.token_type")
     merges = [tuple(m.split(" ", 1)) for m in model.required("tokenizer.ggml.merges")]
-    bpe = models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, ignore_merges=split == "llama-bpe")
+    vocabulary = {t: i for i, t in enumerate(tokens)}
+    if len(vocabulary) < len(tokens):
+        doubled = next(t for i, t in enumerate(tokens) if vocabulary[t] != i)
+        raise ConfigurationError(f"{model.path} has the token {doubled!r} twice; download it again, or use the Hugging Face folder")
+    try:
+        bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split == "llama-bpe")
+    except Exception as error:  # nothing narrower is raised where a merge names no token
+        raise ConfigurationError(f"{model.path} has no usable tokenizer ({error}); download it again") from error
     made = Tokenizer(bpe)
     made.normalizer = normalizers.NFC() if split == "qwen2" else None
     made.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[split]())
@@ -209,7 +253,6 @@ def tokenizer(model: GGUFModel) -> Any:
 
 
 _SPLITS: Mapping[str, Any] = {
-    "default": lambda: [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "gpt-2": lambda: [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "llama-bpe": lambda: [

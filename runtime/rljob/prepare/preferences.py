@@ -10,14 +10,13 @@ from safetensors.numpy import save_file
 
 from rljob.api import ConfigurationError
 from rljob.api.families import is_scorer
-from rljob.prepare.model_folder import tensor_shapes
+from rljob.prepare.model_folder import INDEX, MODEL, tensor_shapes
 from rljob.prepare.prompts import PromptTokenizer, open_tokenizer
 from rljob.prepare.records import Located
 from rljob.wire.data import PromptRecord
 from rljob.wire.reward_model import reply_text
 
 SCORE = "score.weight"
-_INDEX = "model.safetensors.index.json"
 
 
 def pair_records(records: Sequence[Located], split: str, tokens: PromptTokenizer) -> list[PromptRecord]:
@@ -34,7 +33,7 @@ def pair_records(records: Sequence[Located], split: str, tokens: PromptTokenizer
                 f"{located.where}: a reward model learns from pairs, and this record has no `chosen` and `rejected` answer; add them, "
                 "or map the columns that hold them with `columns`"
             )
-        chosen, rejected = _replies(located, (record.text("chosen"), record.text("rejected")), tokens)
+        chosen, rejected = replies(located, (record.text("chosen"), record.text("rejected")), tokens)
         if chosen == rejected:
             raise ConfigurationError(f"{located.where}: `chosen` and `rejected` are the same answer; leave such records out")
         made.append(
@@ -51,9 +50,20 @@ def pair_records(records: Sequence[Located], split: str, tokens: PromptTokenizer
     return made
 
 
-def _replies(located: Located, answers: tuple[str, str], tokens: PromptTokenizer) -> list[tuple[int, ...]]:
+def replies(
+    located: Located, answers: Sequence[str], tokens: PromptTokenizer, remedy: str = "change its messages"
+) -> list[tuple[int, ...]]:
+    """Tokens of answers to a record, up to where their scores stand.
+
+    Raises:
+        ConfigurationError: the chat template refuses the chat, or begins it differently once it has an answer.
+    """
+
+    def render(answer: str) -> str:
+        return tokens.rendered(located, lambda tokenizer, chat: reply_text(tokenizer, chat, answer), remedy)
+
     try:
-        texts = [reply_text(tokens.tokenizer, tokens.chat(located), answer) for answer in answers]
+        texts = [render(answer) for answer in answers]
     except ValueError as error:
         raise ConfigurationError(f"{located.where}: {error}") from None
     return [tuple(ids) for ids in tokens.tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -83,23 +93,20 @@ def add_value_head(folder: Path, seed: int) -> None:
     Implementation Details of RLHF with PPO", detail 11). A folder that is a reward model already keeps its own: training goes on.
 
     Raises:
-        ConfigurationError: the folder's head gives something else than one score, or its tokenizer cannot be used.
+        ConfigurationError: the folder's tokenizer cannot be used.
     """
     config = json.loads((folder / "config.json").read_text())
     hidden, shapes = config["hidden_size"], tensor_shapes(folder)
     if is_scorer(config):
-        if shapes.get(SCORE) != (1, hidden):
-            found = list(shapes[SCORE]) if SCORE in shapes else "missing"
-            raise ConfigurationError(f"{folder}: {SCORE} is {found}, a reward model has [1, {hidden}]; start from a model with one label")
         return
     _describe(folder, config)
     row = np.random.default_rng(seed).normal(0.0, (hidden + 1) ** -0.5, (1, hidden)).astype(np.float32)
     save_file({SCORE: row}, folder / "score.safetensors", metadata={"format": "pt"})
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.exists():
         known = json.loads(index.read_text())["weight_map"]
     else:  # transformers does not read an index beside a file of this name
-        (folder / "model.safetensors").rename(folder / "transformer.safetensors")
+        (folder / MODEL).rename(folder / "transformer.safetensors")
         known = dict.fromkeys(shapes, "transformer.safetensors")
     kept = {name: file for name, file in known.items() if name != "lm_head.weight"}
     index.write_text(json.dumps({"metadata": {}, "weight_map": kept | {SCORE: "score.safetensors"}}, indent=2) + "\n")

@@ -14,18 +14,20 @@ from rljob.api import ConfigurationError, RLJobSpec
 from rljob.api.sources import DataSource, ModelSource
 from rljob.prepare import scratch
 from rljob.prepare.data_sources import load
+from rljob.prepare.download import shown
 from rljob.prepare.files import clear_folder, explained, filled_folder, require_space, write_atomically
 from rljob.prepare.model_folder import ModelFacts, check_parallel_sizes, check_tokenizer, inspect
-from rljob.prepare.model_sources import locate
-from rljob.prepare.preferences import add_value_head, check_pair_lengths, pair_records
-from rljob.prepare.prompts import PromptTokenizer, check_lengths, open_tokenizer, prompt_records, without_heldout
-from rljob.prepare.records import Located
+from rljob.prepare.model_sources import fetched_again_if_refused, locate
+from rljob.prepare.preferences import add_value_head, check_pair_lengths, pair_records, replies
+from rljob.prepare.prompts import PromptTokenizer, check_lengths, open_tokenizer, prompt_records, without_heldout, write_tokenizer
+from rljob.prepare.records import Located, Record
 from rljob.wire.data import Prepared, PromptRecord
+from rljob.wire.reward_model import prompt_text
 
 Say = Callable[[str], None]
 
 _MARKER = ".source.json"
-_FORMAT = 1
+_FORMAT = 2
 """Raised when this code writes other files for the same job."""
 
 
@@ -63,37 +65,63 @@ def prepare_model(spec: RLJobSpec, folders: Folders, say: Say) -> ModelFacts:
         clear_folder(folders.model)
         with filled_folder(folders.model) as partial:
             _write_model(spec, folders, partial, say)
-            check_parallel_sizes(inspect(partial), spec)
             if not spec.generates:
-                add_value_head(partial, spec.seed)
+                with fetched_again_if_refused(spec.model.source, folders.cache):
+                    add_value_head(partial, spec.seed)
         write_atomically(folders.model / _MARKER, key)
     facts = inspect(folders.model)
     check_parallel_sizes(facts, spec)
-    if facts.architecture.scored and spec.generates:
-        raise ConfigurationError(
-            f"{_name(spec.model.source)} is a reward model, which writes no answers; name a language model in spec.model.source, or set "
-            "spec.rewardModel to train it on"
-        )
     say(f"model: {facts.model_type}, {facts.parameters / 1e6:.1f} M parameters, context {facts.context_length}")
     return facts
 
 
 def _write_model(spec: RLJobSpec, folders: Folders, out: Path, say: Say) -> None:
+    """Fill `out`. What is refused here is not kept, so that it can be mended where it came from."""
     source = spec.model.source
     if source.scratch is not None:
         say("model: new random weights")
         scratch.create(source.scratch, spec.seed, out)
+        check_parallel_sizes(inspect(out), spec)
         return
     say(f"model: looking for {_name(source)}")
     found = locate(source, folders.source, folders.cache)
     if found.is_dir():
-        check_parallel_sizes(inspect(found), spec)
+        with fetched_again_if_refused(source, folders.cache):
+            facts = inspect(found)
+        _check_fit(facts, spec)
         _copy(found, out, say)
     else:
         from rljob.prepare.gguf_model import convert
 
         say(f"model: converting {found.name} ({found.stat().st_size >> 20} MiB)")
-        convert(found, out)
+        with fetched_again_if_refused(source, folders.cache):
+            convert(found, out)
+            facts = inspect(out, found)
+        _check_fit(facts, spec)
+    with fetched_again_if_refused(source, folders.cache):
+        _check_text(out, found, facts, spec)
+
+
+def _check_fit(facts: ModelFacts, spec: RLJobSpec) -> None:
+    """Whether this job can use this model, nothing being wrong with either."""
+    if facts.architecture.scored and spec.generates:
+        raise ConfigurationError(
+            f"{_name(spec.model.source)} is a reward model, which writes no answers; name a language model in spec.model.source, or set "
+            "spec.rewardModel to train it on"
+        )
+    check_parallel_sizes(facts, spec)
+
+
+def _check_text(folder: Path, name: Path, facts: ModelFacts, spec: RLJobSpec) -> None:
+    """The tokenizer belongs to the model, and the chat template takes a question of this job. `name` is what the folder was made of."""
+    tokens = open_tokenizer(folder, spec.data.system, name)
+    write_tokenizer(tokens, folder, name)
+    check_tokenizer(name, tokens.highest_token, facts.vocab_size)
+    question = Located(str(name), Record(prompt="a"))
+    if spec.generates:
+        tokens.rendered(question, prompt_text, "mend the template")
+    else:
+        replies(question, ["b"], tokens, "mend the template")
 
 
 def _copy(found: Path, out: Path, say: Say) -> None:
@@ -114,7 +142,6 @@ def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say)
         return Prepared.model_validate_json(done.read_text())
     done.unlink(missing_ok=True)
     tokens = open_tokenizer(folders.model, spec.data.system)
-    check_tokenizer(folders.model, tokens.highest_token, model.vocab_size)
     splits = make_splits(spec, folders, tokens, say) if spec.generates else pair_splits(spec, folders, tokens, say)
     longest = _longest(spec, model, splits)
     with filled_folder(folders.data) as partial:
@@ -122,7 +149,8 @@ def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say)
             partial.joinpath(f"{name}.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
     prepared = Prepared(
         model_type=model.model_type,
-        eos_token_ids=model.eos_token_ids,
+        # Demonstrations end with the tokenizer's, which fine-tuned models often do not name in their generation configuration.
+        eos_token_ids=tuple(dict.fromkeys((*model.eos_token_ids, tokens.tokenizer.eos_token_id))),
         vocab_size=model.vocab_size,
         context_length=model.context_length,
         max_length=spec.model.max_length or longest,
@@ -164,7 +192,8 @@ def make_splits(spec: RLJobSpec, folders: Folders, tokens: PromptTokenizer, say:
         own = spec.warm_start.data
         records = without_heldout(read(own, "spec.warmStart.data"), heldout) if own else train
         shown = _demonstrations(records, "spec.warmStart.data" if own else "spec.data.train")
-        splits["warmstart"] = prompt_records(shown, "warmstart" if own else "train", own or spec.data.train, spec, tokens)
+        kind = "warmstart" if own else "train"
+        splits["warmstart"] = prompt_records(shown, kind, own or spec.data.train, spec, tokens, judged=own is None)
     for name, records_made in splits.items():
         _refuse_duplicates(name, records_made)
     return splits
@@ -272,4 +301,4 @@ def _name(source: ModelSource) -> str:
         return f"{source.hub.repo} at {constants.ENDPOINT}"
     if source.package is not None:
         return f"{source.package.file} in the package {source.package.name}"
-    return source.url or source.path or "a new model"
+    return shown(source.url) if source.url else source.path or "a new model"

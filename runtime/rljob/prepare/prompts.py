@@ -1,10 +1,12 @@
 """Records become tokenized prompts: chat template, lengths checked, held-out questions kept out of training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from rljob.api import ConfigurationError, RLJobSpec
 from rljob.api.sources import DataSource
@@ -12,6 +14,7 @@ from rljob.api.verifiers import named, uses
 from rljob.prepare.records import Located
 from rljob.reward.registry import VERIFIERS, check
 from rljob.wire.data import PromptRecord
+from rljob.wire.reward_model import Chat, prompt_text
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,27 @@ class PromptTokenizer:
 
     def prompts(self, records: Sequence[Located]) -> list[tuple[int, ...]]:
         """Tokens up to where the answer begins."""
-        texts = [self.tokenizer.apply_chat_template(self.chat(r), tokenize=False, add_generation_prompt=True) for r in records]
+        texts = [self.rendered(r, prompt_text) for r in records]
         return [tuple(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
     def answers(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Tokens of answers, the end of the turn included."""
         ends = (self.tokenizer.eos_token_id,)
         return [(*ids, *ends) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    def rendered(self, located: Located, render: Callable[[Any, Chat], str], remedy: str = "change its messages") -> str:
+        """What `render` makes of a record's chat with the model's chat template.
+
+        Raises:
+            ConfigurationError: the template refuses the chat, as many refuse a system message.
+        """
+        chat = self.chat(located)
+        try:
+            return render(self.tokenizer, chat)
+        except (TemplateError, TypeError) as error:
+            if len(chat) > len(located.record.chat):
+                remedy = f"leave out spec.data.system, or {remedy}"
+            raise ConfigurationError(f"{located.where}: the model's chat template refuses this chat ({error}); {remedy}") from error
 
     @property
     def highest_token(self) -> int:
@@ -43,24 +60,41 @@ class PromptTokenizer:
         return chat
 
 
-def open_tokenizer(folder: Path, system: str | None) -> PromptTokenizer:
+def open_tokenizer(folder: Path, system: str | None, name: Path | None = None) -> PromptTokenizer:
     """The tokenizer of a model folder.
+
+    Args:
+        name: what the folder was made of, for messages.
 
     Raises:
         ConfigurationError: there is none, it has no chat template, or it names no end-of-turn token.
     """
     from transformers import AutoTokenizer
 
+    name = name or folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # nothing narrower is raised for a tokenizer.json that does not fit together
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigurationError(f"{folder} has no usable tokenizer ({reason}); add tokenizer.json and tokenizer_config.json") from error
+        raise ConfigurationError(f"{name} has no usable tokenizer ({reason}); add tokenizer.json and tokenizer_config.json") from error
     if not tokenizer.chat_template:
-        raise ConfigurationError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja or use an instruction-tuned model")
+        raise ConfigurationError(f"{name}: the tokenizer has no chat template; add chat_template.jinja or use an instruction-tuned model")
     if tokenizer.eos_token_id is None:
-        raise ConfigurationError(f"{folder}: the tokenizer names no eos_token, so no answer could end; add it to tokenizer_config.json")
+        raise ConfigurationError(f"{name}: the tokenizer names no eos_token, so no answer could end; add it to tokenizer_config.json")
     return PromptTokenizer(tokenizer, system)
+
+
+def write_tokenizer(tokens: PromptTokenizer, folder: Path, name: Path) -> None:
+    """Put tokenizer.json, which the master reads, into a folder that has its tokenizer in another form, such as vocab.json and merges.txt.
+
+    Raises:
+        ConfigurationError: the tokenizer has no such form.
+    """
+    if (folder / "tokenizer.json").exists():
+        return
+    if not getattr(tokens.tokenizer, "is_fast", False):
+        raise ConfigurationError(f"{name} has no tokenizer.json, and it cannot be made from its tokenizer; add it")
+    tokens.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def without_heldout(train: Iterable[Located], heldout: Iterable[Located]) -> list[Located]:
@@ -77,9 +111,12 @@ def without_heldout(train: Iterable[Located], heldout: Iterable[Located]) -> lis
 
 
 def prompt_records(
-    records: Sequence[Located], split: str, source: DataSource, spec: RLJobSpec, tokens: PromptTokenizer
+    records: Sequence[Located], split: str, source: DataSource, spec: RLJobSpec, tokens: PromptTokenizer, *, judged: bool = True
 ) -> list[PromptRecord]:
     """What the master reads.
+
+    Args:
+        judged: the model will answer these prompts; else they are only shown, with their demonstrations.
 
     Raises:
         ConfigurationError: a verifier that does not exist, options or a reference that it cannot use, a duplicate id.
@@ -90,7 +127,7 @@ def prompt_records(
     made = []
     for number, (located, prompt) in enumerate(zip(records, tokens.prompts(records), strict=True)):
         record = located.record
-        verifier, options = verifier_of(located, source, spec)
+        verifier, options = verifier_of(located, source, spec) if judged else ("", {})
         made.append(
             PromptRecord(
                 id=record.id if record.id is not None else f"{split}-{number:06d}",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rljob.api import ConfigurationError
 
@@ -15,7 +15,7 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    role: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
 
 
@@ -31,7 +31,7 @@ class Record(BaseModel):
     verifier: str | None = None
     options: dict[str, Any] | None = None
     family: str = ""
-    difficulty: float = 0.0
+    difficulty: float = Field(default=0.0, allow_inf_nan=False)
     demonstration: str | None = None
     chosen: str | tuple[ChatMessage, ...] | None = None
     rejected: str | tuple[ChatMessage, ...] | None = None
@@ -44,6 +44,10 @@ class Record(BaseModel):
             raise ValueError("`prompt` is empty")
         if self.messages is not None and (not self.messages or self.messages[-1].role != "user"):
             raise ValueError("`messages` must end with a message of role `user`")
+        if self.messages is not None and not self.messages[-1].content.strip():
+            raise ValueError("`messages`: the last message is empty")
+        if self.demonstration is not None and not self.demonstration.strip():
+            raise ValueError("`demonstration` is empty; leave it out")
         return self
 
     @field_validator("chosen", "rejected")

@@ -42,13 +42,38 @@ def family(config: Mapping[str, Any], where: object) -> Family:
     return found
 
 
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
+_EXPERT_SIZES = (
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
+"""Fields of a config.json that are sizes, in whatever family has them; of experts a dense model may say anything."""
+
+
 def read(config: Mapping[str, Any], where: object) -> Architecture:
     """What a config.json says of a model.
 
     Raises:
-        ConfigurationError: as `family`, or a field is missing.
+        ConfigurationError: as `family`, or a field is missing, or a size is no positive whole number.
     """
     kind = family(config, where)
+    for key in (*_SIZES, *(_EXPERT_SIZES if kind.experts is not None else ())):
+        value = config.get(key)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConfigurationError(
+                f"{where}: {key} is {value!r}, a positive whole number is needed; use the file that came with the model"
+            )
     try:
         return _architecture(kind, {**kind.defaults, **{key: value for key, value in config.items() if value is not None}}, where)
     except KeyError as error:
