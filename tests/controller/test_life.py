@@ -9,10 +9,11 @@ import pytest
 from tests.controller.world import World, report, rljob
 from tests.master.virtual import clock, run, until
 
-from rljob.controller.client import ApiError
+from rljob.controller.client import ApiError, Applied
 from rljob.controller.kinds import Ref
 from rljob.controller.trim import iso
 from rljob.manifests import Manifest
+from rljob.manifests.types import ANNOTATION_HASH
 
 
 def living(story: Callable[[World], Awaitable[None]], **world: Any) -> World:
@@ -315,6 +316,68 @@ def test_time_before_a_pause_does_not_count_against_the_deadline() -> None:
     living(story)
 
 
+def gated(world: World, *pods: str) -> None:
+    """These pods wait in a queue."""
+    waits = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+    for pod in pods:
+        world.twin.set_status(Ref("Pod", "default", pod), phase="Pending", conditions=[waits])
+
+
+def admitted(world: World, *pods: str) -> None:
+    """The queue has let these pods go; they run."""
+    ready = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]
+    for pod in pods:
+        world.twin.set_status(Ref("Pod", "default", pod), phase="Running", podIP="10.0.0.1", conditions=ready)
+
+
+def test_time_in_a_queue_does_not_count_against_the_deadline() -> None:
+    async def story(world: World) -> None:
+        world.starts = lambda pod: False
+        world.add(rljob(activeDeadlineSeconds=3600, queueName="q", rollout={"replicas": 1}))
+        await until(lambda: len(world.pods()) == 3)
+        gated(world, "x-master", "x-worker-0", "x-rollout-0")
+        await until(lambda: world.condition("Ready").get("reason") == "Queued")
+        # Rollout pods are admitted by themselves: that one runs says nothing of the job.
+        admitted(world, "x-rollout-0")
+        await asyncio.sleep(10)
+        writes = world.twin.requests.count(("patch_status", "RLJob"))
+        await asyncio.sleep(10_000)
+        assert world.twin.requests.count(("patch_status", "RLJob")) == writes, "waiting is no news"
+        assert "startTime" not in world.status()
+        await world.kill()
+        world.start()
+        await asyncio.sleep(60)
+        admitted(world, "x-master", "x-worker-0")
+        await asyncio.sleep(3590)
+        assert world.holds("Ready")
+        await until(lambda: world.holds("Failed"))
+        assert world.condition("Failed")["reason"] == "DeadlineExceeded"
+
+    living(story)
+
+
+def test_a_job_that_its_queue_has_taken_back_gets_its_time_anew() -> None:
+    async def story(world: World) -> None:
+        await started(world, activeDeadlineSeconds=3600, queueName="q")
+        await asyncio.sleep(3000)
+        world.starts = lambda pod: False
+        for pod in ("x-master", "x-worker-0"):
+            world.lose(pod, 1.0)
+        await until(lambda: not world.pods())
+        await until(lambda: len(world.pods()) == 2)
+        gated(world, "x-master", "x-worker-0")
+        await asyncio.sleep(3000)
+        assert not world.holds("Failed")
+        # A worker that waits beside a master that runs is another thing.
+        admitted(world, "x-master")
+        await asyncio.sleep(3590)
+        assert not world.holds("Failed")
+        await until(lambda: world.holds("Failed"))
+        assert world.condition("Failed")["reason"] == "DeadlineExceeded"
+
+    living(story)
+
+
 def test_a_finished_job_is_deleted_after_its_time() -> None:
     async def story(world: World) -> None:
         await started(world, ttlSecondsAfterFinished=60)
@@ -411,6 +474,78 @@ def test_a_child_edited_by_hand_is_repaired(kind: str, name: str, change: Callab
         told = [e["message"] for e in world.twin.of("Event").values() if e["reason"] == "Repaired"]
         assert told == [f"{kind} {name} was changed by hand and is as rendered again"]
         assert [world.events().count(reason) for reason in ("Started", "PodMade", "PodLost")] == [1, 0, 0]
+
+    living(story)
+
+
+WORK = Ref("PersistentVolumeClaim", "default", "x-work")
+
+
+def grow(claim: Manifest) -> None:
+    claim["spec"]["resources"]["requests"]["storage"] = "500Gi"
+
+
+def only_grows(world: World) -> None:
+    """What a real API server does with claims."""
+    apply = world.twin.apply
+
+    async def checked(manifest: Manifest, uid: str) -> Applied:
+        if manifest["kind"] == "PersistentVolumeClaim" and manifest["spec"] != world.twin.objects[WORK]["spec"]:
+            raise ApiError(422, "Invalid", "spec is immutable after creation; resources.requests may not be less than status.capacity")
+        return await apply(manifest, uid)
+
+    world.twin.apply = checked  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_volume_that_somebody_has_grown_stays_so(asleep: bool) -> None:
+    async def story(world: World) -> None:
+        only_grows(world)
+        await started(world)
+        await asyncio.sleep(3)
+        if asleep:
+            await world.kill()
+        world.twin.edit(WORK, grow, "kubectl-patch")
+        if asleep:
+            world.start()
+        await asyncio.sleep(60)
+        # What is repaired of it is not its size, whoever wrote what.
+        labels = dict(world.twin.objects[WORK]["metadata"]["labels"])
+        for label in ("app.kubernetes.io/name", "app.kubernetes.io/managed-by"):
+            world.twin.edit(WORK, lambda claim, label=label: claim["metadata"]["labels"].pop(label))  # type: ignore[misc]
+            await until(lambda: world.twin.objects[WORK]["metadata"]["labels"] == labels)
+            await asyncio.sleep(60)
+        assert world.twin.objects[WORK]["spec"]["resources"]["requests"] == {"storage": "500Gi"}
+        assert world.holds("Ready")
+        told = [e["message"] for e in world.twin.of("Event").values() if e["reason"] == "Repaired"]
+        kept = "PersistentVolumeClaim x-work was changed by hand: its labels and owner are as rendered again, its spec stays as it is"
+        assert told == [kept, kept]
+
+    living(story)
+
+
+def test_a_volume_that_an_earlier_job_of_the_name_left_is_taken_over_as_it_is() -> None:
+    """Deleted with `--cascade=orphan`, and made again with another size."""
+
+    async def story(world: World) -> None:
+        only_grows(world)
+        await started(world)
+        await world.kill()
+
+        def leave(claim: Manifest) -> None:
+            claim["metadata"]["annotations"][ANNOTATION_HASH] = "of another size"
+            del claim["metadata"]["ownerReferences"]
+            claim["spec"]["resources"]["requests"]["storage"] = "7Gi"
+
+        world.twin.edit(WORK, leave)
+        world.start()
+        await until(lambda: "ownerReferences" in world.twin.objects[WORK]["metadata"])
+        await asyncio.sleep(60)
+        assert world.holds("Ready")
+        assert world.twin.objects[WORK]["spec"]["resources"]["requests"] == {"storage": "7Gi"}
+        assert world.twin.objects[WORK]["metadata"]["annotations"][ANNOTATION_HASH] == "of another size"
+        world.twin.erase(Ref("RLJob", "default", "x"))
+        await until(lambda: WORK not in world.twin.objects)
 
     living(story)
 
@@ -719,6 +854,65 @@ def test_a_finished_job_whose_spec_is_refused_for_a_while_does_not_run_again() -
     living(story)
 
 
+@pytest.mark.parametrize(
+    ("refused", "mended"),
+    [({"templates": {"worker": {"sepc": {}}}}, {"templates": {}}), ({"moonshot": {"speed": 3}}, None)],
+    ids=["invalid", "of a newer operator"],
+)
+def test_a_job_whose_spec_is_refused_can_be_suspended(refused: dict[str, Any], mended: dict[str, Any] | None) -> None:
+    async def story(world: World) -> None:
+        await started(world, rollout={"replicas": 1}, activeDeadlineSeconds=3600)
+        await asyncio.sleep(3000)
+        world.spec(**refused)
+        await until(lambda: world.holds("Stalled"))
+        await asyncio.sleep(60)
+        assert len(world.pods()) == 3, "what runs is let run"
+        world.spec(suspend=True)
+        await until(lambda: world.holds("Suspended") and not world.pods())
+        await asyncio.sleep(60)
+        assert not world.twin.of("Deployment")
+        assert WORK in world.twin.objects
+        assert world.holds("Stalled")
+        assert world.condition("Ready")["reason"] == world.condition("Stalled")["reason"]
+        assert "correct what Stalled names" in world.condition("Suspended")["message"]
+        status = world.status()
+        assert status["phase"] == "Suspended"
+        assert status["rollout"] == {"replicas": 0, "readyReplicas": 0, "selector": "rljob.dev/job=x,rljob.dev/role=rollout"}
+        assert world.events().count("Suspended") == 1
+        if mended is not None:
+            world.spec(suspend=False)
+            await asyncio.sleep(60)
+            assert not world.pods(), "a spec that is refused sets nothing going"
+            world.spec(**mended)
+            await until(lambda: world.holds("Ready") and len(world.pods()) == 3)
+            await asyncio.sleep(3000)
+            assert not world.holds("Failed"), "its time counts anew"
+
+    living(story)
+
+
+@pytest.mark.parametrize("ended", ["before", "after"])
+def test_a_pause_that_a_refused_spec_asks_for_leaves_a_master_that_is_done(ended: str) -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        if ended == "before":
+            world.pod_ended("x-master", "Succeeded")
+            await until(lambda: world.holds("Succeeded"))
+        world.spec(templates={"worker": {"sepc": {}}})
+        await until(lambda: world.condition("Stalled").get("reason") == "InvalidSpec")
+        if ended == "after":
+            world.pod_ended("x-master", "Succeeded")
+        world.spec(suspend=True)
+        await asyncio.sleep(60)
+        assert world.pods() == {"x-master"}
+        assert world.holds("Suspended") == (ended == "after")
+        world.spec(templates={})
+        await until(lambda: not world.holds("Stalled"))
+        assert world.holds("Succeeded")
+
+    living(story)
+
+
 def test_a_failed_job_is_tried_again_at_its_first_change_also_if_it_bears_nothing() -> None:
     async def story(world: World) -> None:
         await started(world, backoffLimit=0)
@@ -770,3 +964,33 @@ def test_a_new_job_says_nothing_that_an_earlier_one_of_its_name_has_said() -> No
         assert (told["iteration"], told.get("reward"), told.get("lastFailure")) == (1, None, None)
 
     living(story)
+
+
+def test_a_deployment_whose_newest_pods_do_not_come_up_is_told() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        reward = Ref("Deployment", "default", "x-reward")
+        # One pod of the older template answers still, one of the newest does not become ready.
+        world.twin.set_status(reward, replicas=2, updatedReplicas=1, availableReplicas=1)
+        await until(lambda: not world.holds("Ready"))
+        assert world.condition("Ready")["reason"] == "PodsStarting"
+        assert "waiting for x-reward" in world.condition("Ready")["message"]
+        late = 'ReplicaSet "x-reward-5d8" has timed out progressing.'
+        world.twin.set_status(reward, conditions=[{"type": "Progressing", "status": "False", "reason": LATE, "message": late}])
+        await until(lambda: world.condition("Ready")["reason"] == LATE)
+        assert 'Deployment x-reward: ReplicaSet "x-reward-5d8" has timed out progressing; its newest' in world.condition("Ready")["message"]
+        # What its pods say themselves is more telling.
+        labels = world.twin.objects[reward]["spec"]["template"]["metadata"]["labels"]
+        meta = {"name": "x-reward-5d8-abc", "namespace": "default", "labels": labels}
+        world.twin.add({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {}}, "kube-controller-manager")
+        world.pod_waits("x-reward-5d8-abc", "ErrImagePull", "no such image")
+        await until(lambda: world.condition("Ready")["reason"] == "ImagePullFailed")
+        world.twin.erase(Ref("Pod", "default", "x-reward-5d8-abc"))
+        done = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
+        world.twin.set_status(reward, replicas=1, updatedReplicas=1, availableReplicas=1, conditions=[done])
+        await until(lambda: world.holds("Ready"))
+
+    living(story)
+
+
+LATE = "ProgressDeadlineExceeded"

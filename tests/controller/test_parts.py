@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from rljob.controller.metrics import Metrics
 from rljob.controller.progress import LONGEST_SECONDS as SLOWEST
 from rljob.controller.progress import PER_SECOND, Poller, Target
 from rljob.controller.resync import RESYNC_SECONDS, Resync
+from rljob.controller.server import serve
 from rljob.controller.workqueue import LONGEST_DELAY, WorkQueue, delay
 
 A, B = Key("default", "a"), Key("default", "b")
@@ -321,3 +323,33 @@ def test_a_fault_in_looking_at_one_job_leaves_the_others_served() -> None:
         assert looks.count(B) == 1
 
     working(story, look)
+
+
+@pytest.mark.parametrize("families", [("127.0.0.1", "::1"), ("127.0.0.1",)], ids=["both", "IPv4 alone"])
+def test_probes_are_answered_at_every_address(families: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    if "::1" in families and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    if "::1" not in families:
+        monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+
+    async def ask(host: str, port: int) -> bytes:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def story() -> None:
+        async with serve(0, Metrics(), lambda: "", lambda: "") as port:
+            for host in families:
+                assert b"200 OK" in await ask(host, port)
+
+    asyncio.run(story())
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True

@@ -148,6 +148,7 @@ EDITS = [
     ("pod/a-worker-0", '[{"op":"remove","path":"/metadata/labels/app.kubernetes.io~1managed-by"}]'),
     ("serviceaccount/a-worker", '[{"op":"remove","path":"/metadata/ownerReferences"}]'),
     ("poddisruptionbudget/a-reward", '[{"op":"replace","path":"/spec/maxUnavailable","value":0}]'),
+    ("persistentvolumeclaim/a-work", '[{"op":"remove","path":"/metadata/labels/app.kubernetes.io~1managed-by"}]'),
 ]
 
 
@@ -186,6 +187,27 @@ def test_what_is_edited_by_hand_is_repaired(server: Cluster, namespace: str, ope
     told = at_rest(lambda: [e["message"] for e in events(server, namespace) if e["reason"] == "Repaired"])
     assert {message.split()[1] for message in told} == {what.partition("/")[2] for what, _ in EDITS}, told
     assert not [e["message"] for e in events(server, namespace) if e["reason"] in ("PodMade", "PodLost", "Remade")]
+
+
+def test_a_volume_grown_by_hand_stays_so_while_the_rest_of_its_claim_is_repaired(server: Cluster, namespace: str, tmp_path: Path) -> None:
+    growing = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": namespace}, "provisioner": "none"}
+    server.apply(growing | {"allowVolumeExpansion": True})
+    operator = Process(server, tmp_path, [namespace], leaderElection="{enabled: false}", storageClass=namespace)
+    operator.start()
+    server.apply(job("a"), namespace=namespace)
+    eventually(lambda: complete(server, namespace, "a"))
+    claim, bound = "persistentvolumeclaim/a-work", {"status": {"phase": "Bound", "capacity": {"storage": "100Gi"}}}
+    server.kubectl("patch", claim, "-n", namespace, "--subresource=status", "--type=merge", "-p", json.dumps(bound))
+    grown = {"metadata": {"labels": {"app.kubernetes.io/managed-by": "me"}}, "spec": {"resources": {"requests": {"storage": "500Gi"}}}}
+    server.kubectl("patch", claim, "-n", namespace, "--type=merge", "-p", json.dumps(grown))
+
+    def there() -> dict[str, Any]:
+        return server.get(claim, namespace=namespace)
+
+    eventually(lambda: there()["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "rljob", 30)
+    assert at_rest(lambda: there()["spec"]["resources"]["requests"]["storage"]) == "500Gi"
+    assert operator.stop() == 0
+    server.kubectl("delete", "storageclass", namespace)
 
 
 def test_a_changed_spec_takes_away_what_it_no_longer_says(server: Cluster, namespace: str, operator: Process) -> None:

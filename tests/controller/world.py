@@ -147,7 +147,8 @@ class World:
         ref = Ref("Deployment", stored["metadata"]["namespace"], stored["metadata"]["name"])
         now = self.twin.objects.get(ref)
         if now is not None and now.get("status", {}).get("observedGeneration") != now["metadata"]["generation"]:
-            self.twin.set_status(ref, observedGeneration=now["metadata"]["generation"], availableReplicas=now["spec"]["replicas"])
+            counts = dict.fromkeys(("replicas", "updatedReplicas", "availableReplicas"), now["spec"]["replicas"])
+            self.twin.set_status(ref, observedGeneration=now["metadata"]["generation"], **counts)
 
     async def _fetch(self, target: Target) -> dict[str, Any]:
         if target.key.name not in self.reports:

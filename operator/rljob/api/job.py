@@ -78,7 +78,7 @@ class RLJobSpec(Part):
     backoff_limit: Natural = 6
     """Restarts in a row of one container, without progress of the job between them, before the job fails."""
     active_deadline_seconds: Positive | None = None
-    """The job fails when it has run for so long since it was started, or last resumed after `suspend` or after its end."""
+    """The job fails when it has run for so long since it was started, admitted by its queue, or last resumed after `suspend` or its end."""
     ttl_seconds_after_finished: Natural | None = None
     """The finished job is deleted after so long."""
     queue_name: str | None = None

@@ -36,8 +36,9 @@ def conditions(
     """All conditions. `waiting`: what is not ready yet; empty when all runs."""
     said = _said(verdict, trouble, waiting)
     if verdict.fate == "refused":
-        # A spec that cannot be used ends, suspends and sets going nothing: how the job stands is what the next spec goes on from.
-        said = {kind: one for kind, one in said.items() if kind not in STANDS or not condition(old, kind)}
+        # A spec that cannot be used ends and sets going nothing: how the job stands is what the next spec goes on from. It can ask for a
+        # pause.
+        said = {kind: one for kind, one in said.items() if one.holds or kind not in STANDS or not condition(old, kind)}
     if verdict.fate == "foreign":
         # Somebody else's words stay; ours is that we stand aside.
         said = {"Ready": Said(False, verdict.reason, verdict.message), "Stalled": said["Stalled"], "Reconciling": said["Reconciling"]}
@@ -66,6 +67,9 @@ def _said(verdict: Verdict, trouble: Trouble | None, waiting: str) -> dict[str, 
             found |= {"Ready": Said(False, verdict.reason, verdict.message), "Stalled": why, "Failed": why}
         case "refused" | "foreign":
             found |= {"Ready": Said(False, verdict.reason, verdict.message), "Stalled": why}
+    if verdict.paused:
+        message = "spec.suspend is true: no pod runs, the state is kept; to go on, correct what Stalled names and set it to false"
+        found["Suspended"] = Said(True, "Suspended", message)
     return found
 
 

@@ -15,6 +15,7 @@ LOST_SECONDS = 90.0
 
 
 EDITED = "was changed by hand and is as rendered again"
+KEPT = "was changed by hand: its labels and owner are as rendered again, its spec stays as it is"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ def steps(desired: Desired, seen: Observed, verdict: Verdict, now: float) -> Ite
             yield Steps((Delete(child.kind, child.name, child.uid),))
 
 
+def pause(seen: Observed, verdict: Verdict) -> Iterator[Steps]:
+    """Stop what runs, without knowing what else should be."""
+    for child in seen.children.values():
+        if child.owner == seen.uid and child.deleting is None and child.kind in RUNNING:
+            yield from _stop(child, verdict)
+
+
 def _towards(want: Want, seen: Observed, now: float) -> Steps:
     child = seen.children.get((want.kind, want.name))
     if child is None:
@@ -94,23 +102,24 @@ def _towards(want: Want, seen: Observed, now: float) -> Steps:
     if child.deleting is not None:
         lost = now - child.deleting > LOST_SECONDS and child.kind == "Pod"
         return Steps(again=30.0, trouble=_lost(child) if lost else None)
-    if child.hash != want.hash:
+    if child.hash != want.hash and UPDATE.get(child.kind) != "keep":
         return _update(child)
     if child.pod is not None and (child.pod.phase == "Failed" or (child.pod.phase == "Succeeded" and want.pod != "master")):
         return _replace(child, now)
     if orphan or (want.kind, want.name) in seen.drifted:
-        return Steps((Apply(want.kind, want.name, child.uid, EDITED),))
+        return Steps((repair(want.kind, want.name, child.uid),))
     return Steps()
 
 
 def _update(child: Child) -> Steps:
-    match UPDATE.get(child.kind):
-        case "keep":
-            return Steps()
-        case "recreate":
-            return Steps((Delete(child.kind, child.name, child.uid, "the spec has changed"),))
-        case None:
-            return Steps((Apply(child.kind, child.name, child.uid),))
+    if UPDATE.get(child.kind) == "recreate":
+        return Steps((Delete(child.kind, child.name, child.uid, "the spec has changed"),))
+    return Steps((Apply(child.kind, child.name, child.uid),))
+
+
+def repair(kind: str, name: str, uid: str) -> Apply:
+    """Write over an object that somebody changed by hand."""
+    return Apply(kind, name, uid, KEPT if UPDATE.get(kind) == "keep" else EDITED)
 
 
 def _replace(child: Child, now: float) -> Steps:
@@ -126,9 +135,10 @@ def _replace(child: Child, now: float) -> Steps:
 
 
 def _stop(child: Child, verdict: Verdict) -> Iterator[Steps]:
-    """After the end, pods that have ended keep their log; the rest gives its resources back."""
+    """After the end, pods that have ended keep their log; the rest gives its resources back. They stay as well where a refused spec asks
+    for a pause: whether the job is done, only a spec that can be read tells."""
     ended = child.pod is not None and child.pod.phase in ("Succeeded", "Failed")
-    if not (ended and verdict.finished):
+    if not ended or verdict.fate == "suspended":
         yield Steps((Delete(child.kind, child.name, child.uid),))
 
 

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from rljob.api.status import JobStatus
 from rljob.controller.backoff import remember
 from rljob.controller.conditions import Notice, conditions, names
-from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, steps
+from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, pause, steps
 from rljob.controller.kinds import RUNNING
 from rljob.controller.trim import iso, unix
-from rljob.controller.verdict import Verdict, ends, judge, settling, trouble_of
+from rljob.controller.verdict import Verdict, ends, judge, queued, settling, trouble_of
 from rljob.controller.world import Child, DeploymentState, Desired, Observed, Trouble
 
 Status = dict[str, Any]
@@ -47,7 +47,8 @@ def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decisi
         return Decision()
     verdict = judge(desired, seen, now, version)
     if verdict.fate in ("foreign", "refused"):
-        return Decision(status=_stand_aside(seen, verdict, now))
+        stops = pause(seen, verdict) if verdict.paused else ()
+        return Decision(tuple(action for step in stops for action in step.actions), _stand_aside(seen, verdict, now))
     found = list(steps(desired, seen, verdict, now))
     actions = tuple(action for step in found for action in step.actions)
     trouble = trouble_of(desired, seen, now) or next((step.trouble for step in found if step.trouble), None)
@@ -75,7 +76,10 @@ def _stand_aside(seen: Observed, verdict: Verdict, now: float) -> Status:
     status: Status = dict(seen.status)
     status["conditions"] = conditions(verdict, None, "", seen.status, seen.generation, now)
     status["observedGeneration"] = seen.generation
-    if verdict.fate == "refused" and not seen.status.get("startTime"):
+    if verdict.paused:
+        status["phase"] = "Suspended"
+        status["rollout"] = _rollout(seen, (seen.status.get("rollout") or {}).get("selector", ""))
+    elif verdict.fate == "refused" and not seen.status.get("startTime"):
         status["phase"] = "Stalled"
     return status
 
@@ -87,7 +91,7 @@ def _ttl(desired: Desired, verdict: Verdict, status: Mapping[str, Any], now: flo
 
 
 def _deadline(desired: Desired, verdict: Verdict, status: Mapping[str, Any], now: float) -> float | None:
-    if desired.terms.deadline is None or verdict.fate != "runs":
+    if desired.terms.deadline is None or verdict.fate != "runs" or "startTime" not in status:
         return None
     return max(0.1, unix(status.get("startTime")) + desired.terms.deadline - now)
 
@@ -134,7 +138,10 @@ def _status(desired: Desired, seen: Observed, verdict: Verdict, trouble: Trouble
         status["lastFailure"] = {"stage": failure.stage, "pod": failure.pod, "reason": failure.reason, "message": failure.message}
     else:
         status |= _pod_failure(desired, seen)
-    if verdict.retried or not status.get("startTime"):
+    if verdict.fate == "runs" and queued(seen):
+        # As a Job that its queue has suspended: its time counts from when it is admitted.
+        status.pop("startTime", None)
+    elif verdict.retried or not status.get("startTime"):
         status["startTime"] = iso(now)
     if not verdict.finished:
         status.pop("completionTime", None)
@@ -148,7 +155,7 @@ def _status(desired: Desired, seen: Observed, verdict: Verdict, trouble: Trouble
     status["observedGeneration"] = seen.generation
     status["operatorVersion"] = version
     status["conditions"] = conditions(verdict, trouble, waiting, seen.status, seen.generation, now)
-    status["rollout"] = _rollout(desired, seen)
+    status["rollout"] = _rollout(seen, desired.selector)
     mode, reason = desired.sharing
     status["sharing"] = {"mode": mode, "reason": reason}
     status["fingerprint"] = seen.fingerprint
@@ -263,6 +270,6 @@ def _waiting(desired: Desired, seen: Observed) -> str:
     return f"{len(wanted) - len(missing)} of {len(wanted)} ready; waiting for {names(missing)}" if missing else ""
 
 
-def _rollout(desired: Desired, seen: Observed) -> Status:
+def _rollout(seen: Observed, selector: str) -> Status:
     pods = [c.pod for c in seen.own_pods() if c.pod is not None and c.pod.role == "rollout" and c.deleting is None]
-    return {"replicas": len(pods), "readyReplicas": sum(pod.ready for pod in pods), "selector": desired.selector}
+    return {"replicas": len(pods), "readyReplicas": sum(pod.ready for pod in pods), "selector": selector}

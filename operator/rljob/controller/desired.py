@@ -28,8 +28,8 @@ def refusal(error: ValidationError, version: str) -> Trouble:
     if unknown and len(unknown) == len(problems):
         return Trouble(
             "NewerOperator",
-            f"{', '.join(unknown)}: not known to this operator ({version}), so the job is left alone; run the operator that belongs to the "
-            "installed CustomResourceDefinition, or remove the field",
+            f"{', '.join(unknown)}: not known to this operator ({version}), so the job is left alone (spec.suspend still works); run the "
+            "operator that belongs to the installed CustomResourceDefinition, or remove the field",
         )
     return Trouble("InvalidSpec", "; ".join(str(problem) for problem in describe(error)))
 
@@ -113,7 +113,9 @@ class Renderer:
         try:
             parsed = parse(job)
         except ValidationError as error:
-            return Desired(refusal=refusal(error, self.version))
+            # That it asks for a pause is not in doubt.
+            terms = Terms(suspend=json.loads(job.spec).get("suspend") is True)
+            return Desired(terms=terms, refusal=refusal(error, self.version))
         try:
             sharing = choose_sharing(parsed, self.settings, self.cluster, chosen)
             manifests = self._render(job, parsed, sharing)

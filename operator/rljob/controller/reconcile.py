@@ -11,14 +11,15 @@ from rljob.api import GROUP, KIND, VERSION
 from rljob.controller.cache import Cache
 from rljob.controller.client import Api, ApiError
 from rljob.controller.conditions import Notice, notices
-from rljob.controller.converge import EDITED, Action, Apply, Create, Delete, DeleteJob
+from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, repair
 from rljob.controller.decide import Decision, Status, decide, difference, merge_patch, notices_of
 from rljob.controller.desired import Renderer
 from rljob.controller.kinds import Key, Ref
 from rljob.controller.log import log
 from rljob.controller.trim import iso, refusal_reason, short, silence_of
 from rljob.controller.world import Job, Observed, Trouble
-from rljob.manifests.types import ANNOTATION_HASH
+from rljob.manifests import Manifest
+from rljob.manifests.types import ANNOTATION_HASH, UPDATE
 
 AGAIN_SECONDS, LONGEST_SECONDS = 5.0, 60.0
 """An object that the API server refused is tried again after so long, then later and later."""
@@ -193,8 +194,8 @@ class Reconciler:
         meta = there["metadata"]
         ours = any(owner.get("uid") == job.uid for owner in meta.get("ownerReferences", ()))
         if ours and "deletionTimestamp" not in meta:
-            repair = Apply(action.kind, action.name, meta["uid"], EDITED)
-            return repair if await self._apply(job, repair) else action
+            mend = repair(action.kind, action.name, meta["uid"])
+            return mend if await self._apply(job, mend) else action
         if self.cache.put_child(action.kind, there) is None and (action.kind, action.name) not in self.cache.children(job.key):
             why = "is being deleted; it is made again when it is gone" if ours else "exists and does not belong to this RLJob"
             remedy = "" if ours else "; delete it, or give the RLJob another name"
@@ -204,17 +205,20 @@ class Reconciler:
     async def _apply(self, job: Job, action: Apply) -> bool:
         """Answers whether that changed anything."""
         manifest = self.renderer.manifest(job, action.kind, action.name)
+        kept = UPDATE.get(action.kind) == "keep"
         try:
+            if kept:
+                manifest = _as_made(manifest, await self.api.get(self._ref(job, action.kind, action.name)))
             applied = await self.api.apply(manifest, action.uid)
         except ApiError as error:
             if error.missing or error.conflict:
                 await self._look_again(job, action)
                 raise
             # What was good once is refused now: somebody made something of it that an apply cannot mend, such as a second port of the
-            # same name. It is made anew; a claim is not, because it holds the state.
+            # same name. It is made anew; what is kept is not, because it holds the state.
             known = self.cache.children(job.key).get((action.kind, action.name))
             spoilt = known is not None and known.hash == manifest["metadata"]["annotations"][ANNOTATION_HASH]
-            if error.code == 422 and action.kind != "PersistentVolumeClaim" and (spoilt or _is_fixed(error)):
+            if error.code == 422 and not kept and (spoilt or _is_fixed(error)):
                 await self.api.delete(self._ref(job, action.kind, action.name), action.uid)
                 return True
             raise
@@ -333,6 +337,14 @@ def event(job: Job, notice: Notice, now: float) -> dict[str, Any]:
         "lastTimestamp": iso(now),
         "count": 1,
     }
+
+
+def _as_made(manifest: Manifest, there: Manifest) -> Manifest:
+    """What to apply to an object that is kept: labels and owner as rendered, the rest as it is there. A claim that somebody has grown can
+    hardly shrink again, and most of its spec cannot change at all."""
+    made = there["metadata"].get("annotations", {}).get(ANNOTATION_HASH)
+    annotations = manifest["metadata"]["annotations"] | ({ANNOTATION_HASH: made} if made else {})
+    return manifest | {"metadata": manifest["metadata"] | {"annotations": annotations}, "spec": there["spec"]}
 
 
 def _is_fixed(error: ApiError) -> bool:

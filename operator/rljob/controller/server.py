@@ -1,5 +1,6 @@
 """/metrics, /healthz and /readyz."""
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -33,7 +34,13 @@ async def serve(port: int, metrics: Metrics, health: Check, ready: Check) -> Asy
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "0.0.0.0", port).start()
+        await web.SockSite(runner, _listener(port)).start()
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+def _listener(port: int) -> socket.socket:
+    """All addresses, of both families where the machine has both: a kubelet asks at the pod's first address."""
+    both = socket.has_dualstack_ipv6()
+    return socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)

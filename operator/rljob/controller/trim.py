@@ -241,13 +241,20 @@ def _pod_trouble(raw: Manifest) -> Trouble | None:
 
 def _deployment(raw: Manifest) -> DeploymentState:
     status, name = raw.get("status", {}), raw["metadata"]["name"]
-    failure = _condition(raw, "ReplicaFailure")
+    failure, progress = _condition(raw, "ReplicaFailure"), _condition(raw, "Progressing")
     trouble = None
     if failure.get("status") == "True":
         trouble = Trouble(refusal_reason(failure.get("message", "")), f"Deployment {name}: {short(failure.get('message', ''))}")
+    stuck = None
+    if progress.get("reason") == "ProgressDeadlineExceeded":
+        said = short(progress.get("message", "")).rstrip(".")
+        remedy = "its newest pods do not become ready: their logs and events (kubectl describe) say why"
+        stuck = Trouble("ProgressDeadlineExceeded", f"Deployment {name}: {said}; {remedy}")
+    # As `kubectl rollout status` has it: pods of an older template that still answer stand for none of the newest.
     current = status.get("observedGeneration", 0) >= raw["metadata"].get("generation", 0)
-    enough = status.get("availableReplicas", 0) >= raw.get("spec", {}).get("replicas", 1)
-    return DeploymentState(available=current and enough, trouble=trouble)
+    replicas, updated = raw.get("spec", {}).get("replicas", 1), status.get("updatedReplicas", 0)
+    enough = updated >= replicas and status.get("replicas", 0) == updated and status.get("availableReplicas", 0) >= updated
+    return DeploymentState(available=current and enough, trouble=trouble, stuck=stuck)
 
 
 def refusal_reason(message: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from rljob.api.errors import EXIT_CONFIGURATION, EXIT_FAILED
 from rljob.controller.backoff import worst
 from rljob.controller.trim import ANNOTATION_OPERATOR, unix
-from rljob.controller.world import Child, Desired, Exit, Observed, PodState, Trouble
+from rljob.controller.world import Child, DeploymentState, Desired, Exit, Observed, PodState, Trouble
 
 Fate = Literal["runs", "suspended", "succeeded", "failed", "refused", "foreign"]
 
@@ -32,6 +32,8 @@ class Verdict:
     failure: Failure | None = None
     retried: bool = False
     """A job that stood still (failed, suspended) goes on: its clock starts anew."""
+    paused: bool = False
+    """The spec is refused, but that it asks for a pause can be read, and is done."""
 
     @property
     def finished(self) -> bool:
@@ -66,7 +68,8 @@ def judge(desired: Desired, seen: Observed, now: float, version: str) -> Verdict
     if (other := newer_operator(seen, version)) is not None:
         return Verdict("foreign", "NewerOperator", _newer(other, version))
     if desired.refusal is not None:
-        return Verdict("refused", desired.refusal.reason, desired.refusal.message)
+        ended = holds(seen.status, "Succeeded") or holds(seen.status, "Failed")
+        return Verdict("refused", desired.refusal.reason, desired.refusal.message, paused=desired.terms.suspend and not ended)
     return _ended(desired, seen) or _going(desired, seen, now)
 
 
@@ -102,6 +105,12 @@ def _going(desired: Desired, seen: Observed, now: float) -> Verdict:
     return _failed(desired, seen, now) or Verdict("runs")
 
 
+def queued(seen: Observed) -> bool:
+    """Does the job wait until its queue admits it? Master and workers are admitted together, rollout pods one by one."""
+    pods = [child.pod for child in seen.own_pods() if child.deleting is None and child.pod is not None and child.pod.role != "rollout"]
+    return bool(pods) and all(pod.trouble is not None and pod.trouble.reason == "Queued" for pod in pods)
+
+
 def _master_done(desired: Desired, seen: Observed) -> bool:
     want = next((w for w in desired.wants if w.pod == "master"), None)
     if want is None:
@@ -131,7 +140,7 @@ def _failed(desired: Desired, seen: Observed, now: float) -> Verdict | None:
             "failed", "BackoffLimitExceeded", message, Failure(where.rpartition("/")[2], pod_name, "BackoffLimitExceeded", message)
         )
     deadline = desired.terms.deadline
-    if deadline is not None and now - started >= deadline:
+    if deadline is not None and now - started >= deadline and not queued(seen):
         message = f"the job has run for {now - started:.0f} s, spec.activeDeadlineSeconds is {deadline}; raise it to go on"
         return Verdict("failed", "DeadlineExceeded", message, Failure("job", "", "DeadlineExceeded", message))
     return None
@@ -179,4 +188,5 @@ def trouble_of(desired: Desired, seen: Observed, now: float) -> Trouble | None:
     for _, (kind, name), child in found:
         if kind == "Pod" and child.pod is not None and child.pod.pending_since is not None and name in seen.silences:
             return seen.silences[name]
-    return None
+    states = (child.state for _, _, child in found)
+    return next((state.stuck for state in states if isinstance(state, DeploymentState) and state.stuck is not None), None)

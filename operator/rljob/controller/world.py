@@ -63,7 +63,10 @@ class DeploymentState:
     """A Deployment's status."""
 
     available: bool
+    """All its pods are of its newest template, and ready."""
     trouble: Trouble | None = None
+    stuck: Trouble | None = None
+    """It has not got on for long; what its pods say is more telling."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ UPDATE: Mapping[str, Literal["recreate", "keep"]] = {
     "PersistentVolumeClaim": "keep",
 }
 """What to do with an existing object whose hash is not the wanted one, by kind: delete it and make it again, or leave it as it is (a claim
-cannot shrink, and what it holds is the job's state). Every other kind is applied over the existing object."""
+cannot shrink, and what it holds is the job's state) and never write more of it than labels and owner. Every other kind is applied over the
+existing object."""
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory, weight
             spec.trainer.nodes,
         ),
         node=environment.node,
-        engine_url=f"http://{environment.advertise_host}:{port}",
+        engine_url=environment.advertised_url(port),
         engine_argv=tuple(engine_argv(job, prepared, model, host, port)),
         engine_env=engine_environment(job),
         trainer_env={"NNODES": str(spec.trainer.nodes)},
@@ -142,7 +142,7 @@ def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory, weight
         leak_tolerance=parse_size(spec.switch.memory_gate.leak_tolerance),
         claims=claims(job, prepared, model, memory),
         engine_grace=engine_grace(job),
-        weights_url=f"http://{environment.advertise_host}:{weights_port}",
+        weights_url=environment.advertised_url(weights_port),
     )
 
 

@@ -81,3 +81,8 @@ class Environment:
     def advertise_host(self) -> str:
         """Host under which others reach this pod."""
         return self._get("RLJOB_ADVERTISE_HOST")
+
+    def advertised_url(self, port: int) -> str:
+        """Base address under which others reach a port of this pod."""
+        host = self.advertise_host
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
