@@ -72,19 +72,16 @@ def _kind(schema: Json) -> str:
 def kustomize_files(rendered: str) -> dict[Path, str]:
     """The base for `kubectl apply -k`: the chart's objects without what only Helm reads, and their namespace."""
     objects = [without_helm(item) for item in yaml.safe_load_all(rendered) if item]
-    definition = [item for item in objects if item["kind"] == "CustomResourceDefinition"]
-    rest = [item for item in objects if item["kind"] != "CustomResourceDefinition"]
+    # The settings stand alone, because an overlay starts from a copy of them (docs/install.md).
+    files = {"CustomResourceDefinition": "crd.yaml", "ConfigMap": "settings.yaml"}
     # Restricted: the operator needs nothing more, and no job runs here.
     level = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace: Json = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": level}}
-    resources = ["namespace.yaml", "crd.yaml", "operator.yaml"]
+    resources = ["namespace.yaml", *files.values(), "operator.yaml"]
     head: Json = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": resources}
-    texts: dict[str, list[Json]] = {
-        "kustomization.yaml": [head],
-        "namespace.yaml": [namespace],
-        "crd.yaml": definition,
-        "operator.yaml": rest,
-    }
+    texts: dict[str, list[Json]] = {"kustomization.yaml": [head], "namespace.yaml": [namespace]}
+    for item in objects:
+        texts.setdefault(files.get(item["kind"], "operator.yaml"), []).append(item)
     return {HERE / "kustomize" / name: MADE + _dump(items) for name, items in texts.items()}
 
 

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from rljob.api.base import Part
+from rljob.api.platform import ObjectName
 from rljob.manifests import Settings
 
 FILLED_IN = ("images", "namespaces", "operatorNamespace")
 """Fields of the settings file that the chart writes from its own values; the name of the Lease is another."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+"""Of a namespace."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 Json = dict[str, Any]
 Strings = dict[str, str]
@@ -24,8 +26,8 @@ Strings = dict[str, str]
 class ImageValues(Part):
     """Where images come from."""
 
-    registry: str = "rljob"
-    """Prefix of every image."""
+    registry: Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:]+\]|[^/:\s]+)(:[0-9]+)?(/[^/:\s]+)*/?$")] = "rljob"
+    """Prefix of every image, such as `registry.example/rljob`: no `https://`."""
     tag: str = ""
     """Tag of every image. Empty: the chart's appVersion."""
     operator: str = ""
@@ -76,7 +78,7 @@ class PodDisruptionBudget(Part):
 
     enabled: bool = True
     """Make one, where there is more than one replica."""
-    max_unavailable: int | Annotated[str, Field(pattern=r"^[0-9]+%$")] = 1
+    max_unavailable: Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(100|[0-9]{1,2})%$")] = 1
     """Number, or share such as `50%`."""
 
 
@@ -136,7 +138,7 @@ class Values(Part):
     """How metrics are found."""
     resources: Json = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
     """Resources of the operator's container."""
-    image_pull_secrets: list[Name] = []
+    image_pull_secrets: list[ObjectName] = []
     """Names of Secrets, in the operator's namespace, for the operator's image."""
     pod_annotations: Strings = {}
     """Annotations of the operator's pods."""

@@ -146,6 +146,19 @@ def test_what_is_no_job_at_all_is_said_in_one_line(text: str, message: str) -> N
     assert message in problem
 
 
+@pytest.mark.parametrize("text", [f"---\n{GOOD}---\n", f"# A job.\n---\n{GOOD}...\n---\n# The end.\n"])
+def test_documents_that_hold_nothing_are_passed_over(text: str) -> None:
+    assert parse(text) == parse(GOOD)
+
+
+def test_lines_are_those_of_the_file_also_behind_an_empty_document() -> None:
+    assert problems("  iteratons: 3\n---\n", "---\n" + GOOD) == ["line 11: spec.iteratons: is not a field; did you mean iterations?"]
+
+
+def test_an_object_beside_the_job_is_put_into_a_file_of_its_own() -> None:
+    assert problems("---\nkind: ConfigMap\n") == ["line 11: begins a second document; put the RLJob into a file of its own"]
+
+
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidJob, match="there is no such file; give the path of an RLJob in YAML"):
         load(tmp_path / "nowhere.yaml")

@@ -10,6 +10,8 @@ import yaml
 from charts.generate import kustomize_files, without_helm
 from tests.chart.rendering import ROOT, Chart, Json
 
+from rljob.manifests.settings import Images, Settings, parse_settings
+
 BASE = ROOT / "charts" / "kustomize"
 
 
@@ -39,6 +41,15 @@ def test_it_is_the_charts_default_rendering_object_by_object(chart: Chart, binar
     assert found == wanted
 
 
+def test_the_settings_that_an_overlay_copies_are_the_whole_of_them_in_a_file_of_their_own() -> None:
+    (alone,) = yaml.safe_load_all((BASE / "settings.yaml").read_text())
+    assert alone["kind"] == "ConfigMap"
+    given = yaml.safe_load(alone["data"]["settings.yaml"])
+    # Without a default of its own stands only what the cluster decides.
+    assert {str(field.alias) for field in Settings.model_fields.values()} - given.keys() == {"storageClass"}
+    assert {str(field.alias) for field in Images.model_fields.values()} == given["images"].keys()
+
+
 def test_it_names_nothing_that_only_helm_reads() -> None:
     for path in BASE.glob("*.yaml"):
         assert "helm" not in path.read_text().lower().replace("rljob", ""), path.name
@@ -50,11 +61,14 @@ def test_the_overlay_of_the_installation_page_builds(binaries: Callable[[str], P
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "kustomization.yaml").write_text(overlay)
-    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rljob-operator"}, "data": {"settings.yaml": "workers: 3\n"}}
-    (mine / "settings.yaml").write_text(yaml.safe_dump(settings))
+    copied = (BASE / "settings.yaml").read_text()
+    (mine / "settings.yaml").write_text(copied.replace("accessMode: ReadWriteMany", "accessMode: ReadWriteOnce"))
     built = subprocess.run(
         [str(binaries("kubectl")), "kustomize", str(mine)], check=True, capture_output=True, text=True, timeout=60
     ).stdout
     objects = {item["kind"]: item for item in yaml.load_all(built, Loader=_Loader)}
     assert objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example/rljob/operator:0.1.0"
-    assert objects["ConfigMap"]["data"]["settings.yaml"] == "workers: 3\n"
+    base = parse_settings(yaml.safe_load(copied)["data"]["settings.yaml"], "settings.yaml")
+    changed = parse_settings(objects["ConfigMap"]["data"]["settings.yaml"], "settings.yaml")
+    assert (base.access_mode, base.operator_namespace) == ("ReadWriteMany", "rljob-system")
+    assert changed == base.model_copy(update={"access_mode": "ReadWriteOnce"})

@@ -1,6 +1,7 @@
 """What the chart renders: by default (golden), and as values change it."""
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ VALUES = st.fixed_dictionaries(
     {},
     optional={
         "settings": SETTINGS,
-        "namespaces": st.lists(st.sampled_from(["a", "team-b", "0"]), unique=True, max_size=2),
+        "namespaces": st.lists(st.sampled_from(["a", "team-b", "0", "no"]), unique=True, max_size=2),
         "replicas": st.integers(0, 3),
         "images": st.fixed_dictionaries(
             {},
@@ -86,6 +87,37 @@ def test_images_come_from_registry_and_tag_unless_they_are_named(chart: Chart) -
     assert found.master == "registry.example/rljob/master:2"
     assert found.trainer == "other/trainer@sha256:abc"
     assert _container(chart, {"images": images})["image"] == "registry.example/rljob/operator:2"
+
+
+def test_a_registry_may_end_in_a_slash(chart: Chart) -> None:
+    found = parse_settings(settings_of(chart.objects({"images": {"registry": "[fd00::1]:5000/x/", "tag": "2"}})), "settings.yaml").images
+    assert found.master == "[fd00::1]:5000/x/master:2"
+
+
+@pytest.mark.parametrize("word", ["123", "no", "1e3", "null"])
+def test_names_that_yaml_takes_for_something_else_stay_names(chart: Chart, word: str) -> None:
+    values: Json = {
+        "namespaces": [word],
+        "imagePullSecrets": [word],
+        "priorityClassName": word,
+        "serviceAccount": {"name": word},
+        "metrics": {"serviceMonitor": {"enabled": True}},
+    }
+    text = chart.run("template", word, str(FOLDER), "--namespace", word, "--values", "-", stdin=json.dumps(values))
+    for item in yaml.load_all(text, Loader=yaml.CSafeLoader):
+        metadata = item["metadata"]
+        assert metadata.get("namespace", word) == word
+        assert metadata["labels"]["app.kubernetes.io/instance"] == word
+        assert all((s["name"], s["namespace"]) == (word, word) for s in item.get("subjects", ()))
+        if item["kind"] == "Deployment":
+            pod = item["spec"]["template"]["spec"]
+            assert [pod["serviceAccountName"], pod["priorityClassName"], pod["imagePullSecrets"]] == [word, word, [{"name": word}]]
+            assert item["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == word
+
+
+def test_the_longest_name_of_a_release_makes_names_that_a_cluster_takes(chart: Chart) -> None:
+    text = chart.run("template", "r" * 53, str(FOLDER), "--set", "crds.install=false")
+    assert max(len(item["metadata"]["name"]) for item in yaml.safe_load_all(text) if item["kind"] == "Service") <= 63
 
 
 def test_without_a_tag_images_are_the_charts_version(chart: Chart) -> None:
@@ -176,6 +208,7 @@ REFUSED = [
     ({"settings": {"metricsPort": 0}}, "metricsPort"),
     ({"settings": {"images": {"master": "x"}}}, "images"),
     ({"settings": {"leaderElection": {"lease": "x"}}}, "lease"),
+    ({"settings": {"metricsPort": 70000}}, "metricsPort"),
     ({"settings": {"storageSize": "100GB"}}, "storageSize"),
     ({"namespaces": ["Team_A"]}, "namespaces"),
     ({"replicas": 2, "settings": {"leaderElection": {"enabled": False}}}, "set replicas to 1 or enable it"),

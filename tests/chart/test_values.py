@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
+import pytest
 import yaml
 from charts.generate import chart_files
 from charts.values import FILLED_IN, Values
@@ -38,6 +40,33 @@ def test_defaults_are_those_of_the_models() -> None:
 def test_every_field_of_the_settings_file_can_be_set_or_is_filled_in() -> None:
     fields = {field.alias for field in Settings.model_fields.values()}
     assert fields == SCHEMA["$defs"]["Settings"]["properties"].keys() | set(FILLED_IN)
+
+
+@pytest.mark.parametrize(
+    ("values", "right"),
+    [
+        ({"imagePullSecrets": ["regcred.example.com"]}, True),
+        ({"imagePullSecrets": ["RegCred"]}, False),
+        ({"settings": {"imagePullSecrets": ["regcred.example.com"]}}, True),
+        ({"settings": {"imagePullSecrets": ["a b"]}}, False),
+        ({"settings": {"metricsPort": 65535}}, True),
+        ({"settings": {"metricsPort": 65536}}, False),
+        ({"settings": {"storageSize": "10Gi"}}, True),
+        ({"settings": {"storageSize": "0Gi"}}, False),
+        ({"podDisruptionBudget": {"maxUnavailable": 0}}, True),
+        ({"podDisruptionBudget": {"maxUnavailable": -1}}, False),
+        ({"podDisruptionBudget": {"maxUnavailable": "100%"}}, True),
+        ({"podDisruptionBudget": {"maxUnavailable": "101%"}}, False),
+        ({"images": {"registry": "registry.example:5000/some_team/rljob/"}}, True),
+        ({"images": {"registry": "[fd00::1]:5000"}}, True),
+        ({"images": {"registry": "https://registry.example/rljob"}}, False),
+        ({"images": {"registry": ""}}, False),
+        ({"images": {"registry": "registry.example//rljob"}}, False),
+    ],
+    ids=str,
+)
+def test_what_no_cluster_takes_is_refused_and_what_one_takes_is_not(values: dict[str, Any], right: bool) -> None:
+    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(values) == right
 
 
 def _objects(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

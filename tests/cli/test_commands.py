@@ -1,9 +1,13 @@
 """The `rljob` command as it is called from a shell."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import yaml
@@ -25,8 +29,19 @@ spec:
 """
 
 
-def rljob(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([RLJOB, *arguments], capture_output=True, text=True, cwd=cwd, check=False, timeout=60)
+def rljob(
+    *arguments: str | Path, cwd: Path = ROOT, stdin: str = "", environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RLJOB, *arguments],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        cwd=cwd,
+        env={**os.environ, **environment},
+        check=False,
+        timeout=60,
+    )
 
 
 @pytest.fixture
@@ -68,6 +83,44 @@ def test_a_wrong_job_gives_one_error_and_status_two(job_file: Path) -> None:
         done = rljob(command, job_file)
         assert done.returncode == 2
         assert done.stderr == f"error: {job_file}: line 8: spec.iteratons: is not a field; did you mean iterations?\n"
+
+
+def test_a_job_comes_through_a_pipe_and_its_files_are_then_looked_for_here(tmp_path: Path) -> None:
+    assert rljob("validate", "-", stdin=JOB).stdout.startswith("-: tiny is valid\n")
+    assert "python -m rljob.master" in rljob("plan", "-", stdin=JOB).stdout
+    assert rljob("validate", "-", stdin=JOB + "  iteratons: 3\n").stderr.startswith("error: standard input: line 8: spec.iteratons: ")
+    done = rljob("run", "-", stdin=JOB, cwd=tmp_path)
+    assert (done.returncode, f"{tmp_path}/train.jsonl does not exist" in done.stderr) == (2, True)
+
+
+def test_the_locale_decides_neither_how_a_job_is_read_nor_how_it_is_printed(job_file: Path) -> None:
+    note = "  templates: {master: {metadata: {annotations: {note: kürzer → 好}}}}\n"
+    job_file.write_text(JOB + note, encoding="utf-8")
+    # The only locale but UTF-8's that every machine has.
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = rljob("render", job_file, "--set", "spec.files.configMap=files", environment=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert "note: kürzer → 好\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("home", "words"),
+    [("~", "this user has no home folder"), ("/dev/null", "cannot make /dev/null/.cache/rljob, where downloads are kept: Not a directory")],
+)
+def test_a_home_that_is_not_there_is_said_so_before_anything_starts(job_file: Path, tmp_path: Path, home: str, words: str) -> None:
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    done = rljob("run", job_file, "--workdir", tmp_path / "job", environment={"HOME": home, "XDG_CACHE_HOME": ""})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(f"error: {words}")
+    assert "set XDG_CACHE_HOME" in done.stderr
+    assert not (tmp_path / "job").exists()
+
+
+def test_to_interrupt_a_command_that_is_only_beginning_shows_no_traceback(tmp_path: Path) -> None:
+    # What the command needs takes its time to be found; the signal comes meanwhile.
+    (tmp_path / "typer.py").write_text(f"import os\nos.kill(os.getpid(), {int(signal.SIGINT)})\n")
+    done = rljob("plan", "x.yaml", environment={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_a_field_without_effect_is_said_before_anything_starts(job_file: Path) -> None:
@@ -220,8 +273,19 @@ def test_followed_logs_grow_until_the_job_ends(folder: Path) -> None:
         with log.open("a") as stream:
             stream.write("more, unfin")
 
-    lines = list(read_logs([log], follow=True, going_on=lambda: next(going_on), wait=wait))
+    lines = list(read_logs(lambda: [log], follow=True, named=False, going_on=lambda: next(going_on), wait=wait))
     assert lines == ["one", "two", "more, unfinmore, unfin"]
+
+
+def test_followed_logs_show_containers_that_start_later(folder: Path) -> None:
+    (folder / "logs" / "master.master.log").unlink()
+    command = [str(RLJOB), "logs", str(folder), "-f"]
+    with JobFolder(folder).claim(), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        assert [next(following.stdout), next(following.stdout)] == ["worker-0.vllm: one\n", "worker-0.vllm: two\n"]
+        (folder / "logs" / "rollout-0.vllm.log").write_text("three\n")
+        assert next(following.stdout) == "rollout-0.vllm: three\n"
+        following.terminate()
 
 
 def test_what_is_no_job_folder_is_said_so(tmp_path: Path) -> None:

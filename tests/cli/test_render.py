@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,15 @@ def test_it_prints_every_object_without_an_owner() -> None:
     assert {o["metadata"]["namespace"] for o in objects} == {"team"}
     assert {"tiny-master", "tiny-worker-0"} <= {o["metadata"]["name"] for o in objects if o["kind"] == "Pod"}
     assert not any("ownerReferences" in o["metadata"] for o in objects)
+
+
+@pytest.mark.parametrize(
+    ("words", "field"), [(("--namespace", "Bad Name"), "--namespace"), (("--set", "metadata.namespace=Bad Name"), "metadata.namespace")]
+)
+def test_what_cannot_be_a_namespace_is_refused(words: tuple[str, str], field: str) -> None:
+    done = rljob("render", TINY, "--set", FILES, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {field}: is 'Bad Name'; use lower-case letters, digits and dashes")
 
 
 def test_the_operators_settings_are_followed(tmp_path: Path) -> None:

@@ -122,6 +122,22 @@ def test_a_wrong_field_is_named(text: str, message: str, tmp_path: Path) -> None
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"apiVersion": "rljob.dev/v1alpha1"}, "apiVersion: is not a field; this file has data, verifiers, concurrency, timeoutSeconds"),
+        ({"timeoutSecond": 1}, "timeoutSecond: is not a field; did you mean timeoutSeconds?"),
+        ({"verifiers": {"rule": {"verifier": "exact", "prize": {}}}}, "verifiers.rule.prize: is not a field; did you mean price?"),
+        ({"prompt": 1}, "prompt: is not a field here; there is verifiers.price.prompt"),
+    ],
+)
+def test_a_field_that_is_none_is_told_from_those_of_this_file(more: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump({"data": "x", "verifiers": {"rule": {"verifier": "exact"}}} | more))
+    with pytest.raises(ConfigurationError) as caught:
+        load_comparison(tmp_path / "compare.yaml")
+    assert str(caught.value) == f"{tmp_path}/compare.yaml: {message}"
+
+
 def test_labelled_answers_may_hold_any_character_that_json_may(tmp_path: Path) -> None:
     line = json.dumps({"prompt": "a\u2028b", "answer": "c\x85d", "reference": "e", "label": True}, ensure_ascii=False)
     (tmp_path / "labelled.jsonl").write_text(f"\ufeff{line}\r\n\r\n{line}\n")

@@ -1,5 +1,9 @@
 """Whose folder it is, and what may change between two runs."""
 
+import fcntl
+import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +65,45 @@ def test_what_a_killed_run_left_is_removed_by_the_next(folder: JobFolder, tmp_pa
     with folder.claim():
         assert not left.exists()
         assert folder.current() is None
+
+
+def test_only_the_folder_itself_cleans_up_after_a_run_wherever_it_was_moved_and_no_copy_does(folder: JobFolder, tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    left.mkdir()
+    folder.write_current(Current("nobody", 1, 0.0, (str(left),), "http://127.0.0.1:1", "x"))
+    copy = JobFolder(shutil.copytree(folder.root, tmp_path / "copy"))
+    with copy.claim():
+        assert left.exists()
+        assert copy.current() is None
+    with JobFolder(folder.root.rename(tmp_path / "moved")).claim():
+        assert not left.exists()
+
+
+def test_a_run_that_an_older_version_recorded_is_left_alone(folder: JobFolder, tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    left.mkdir()
+    record = {"run": "nobody", "pid": 1, "started": 0.0, "temporary": [str(left)], "master": "http://127.0.0.1:1", "source": "x"}
+    folder.current_file.write_text(json.dumps(record))
+    with folder.claim():
+        assert left.exists(), "nothing tells whether this folder is a copy"
+
+
+def test_who_may_only_read_sees_whether_a_run_holds_the_folder(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.root)
+    here, me = JobFolder(Path()), os.geteuid()
+    (here.root / "run" / "lock").chmod(0o444)
+    try:
+        if me == 0:  # whom no mode stops
+            os.seteuid(65534)
+        assert not here.running()
+    finally:
+        os.seteuid(me)
+
+
+def test_two_who_look_at_a_folder_do_not_take_each_other_for_a_run(folder: JobFolder) -> None:
+    with (folder.root / "run" / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert not folder.running()
 
 
 def test_a_job_may_get_more_iterations_but_not_another_seed(folder: JobFolder) -> None:

@@ -56,6 +56,12 @@ def test_processes_are_marked_and_stay_recognisable(shim_env: dict[str, str]) ->
     assert shim_env["SPT_NOENV"] == "1"
 
 
+def test_processes_read_and_write_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    pod = PLAN.pod("reward")
+    inherited = {"LC_ALL": "de_DE.ISO-8859-1", "PYTHONUTF8": "0"}
+    assert environment(PLAN, places(tmp_path, "run1", PORTS), pod, pod.containers[0], inherited)["PYTHONUTF8"] == "1"
+
+
 def test_pods_of_one_machine_do_not_share_sockets_or_memory(tmp_path: Path) -> None:
     made = {str(f.relative_to(tmp_path)) for f in folders(PLAN, places(tmp_path, "run1", PORTS))}
     assert {"shm/worker-0", "shm/worker-1", "sockets/worker-0", "sockets/worker-1", "job/state", "job/checkpoints"} <= made

@@ -1,6 +1,7 @@
 """The whole of `rljob run` around a small plan, from outside: signals, kill -9, a second run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,18 @@ def test_a_new_run_cleans_up_after_one_whose_guardian_died_too(tmp_path: Path) -
     assert process.returncode == 0, out
     assert of_run(current.run) == []
     assert not any(Path(folder).exists() for folder in current.temporary)
+
+
+def test_a_run_in_a_copy_of_a_folder_leaves_the_run_of_the_original_alone(tmp_path: Path) -> None:
+    with running(tmp_path / "job"):
+        current = all_up(tmp_path / "job")
+        up = of_run(current.run)
+        shutil.copytree(tmp_path / "job", tmp_path / "copy")
+        with running(tmp_path / "copy", "pass") as process:
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+        assert of_run(current.run) == up
+        assert list(Path(current.temporary[0]).glob("*/arena")) != []
 
 
 def _is_guardian(proc: Path, run: str) -> bool:

@@ -58,6 +58,12 @@ def test_what_was_written_is_merged_by_time() -> None:
     ]
 
 
+def test_a_progress_bar_is_a_line_for_each_of_its_states_all_of_one_time() -> None:
+    api = MemoryCluster({}, {"sums-master/master": ["2026-01-01T00:00:01Z \rone\rtwo\r", "2026-01-01T00:00:02Z "]})
+    found = [(line.at[-3:-1], line.text) for line in merged(api, choose("sums", FOUND, Wanted("master")), Wanted())]
+    assert found == [("01", "one"), ("01", "two"), ("02", "")]
+
+
 def test_following_reads_every_life_of_a_container_once_and_ends_with_the_job() -> None:
     first = pod_state(pod("master", "master", container("master")))
     again = pod_state(pod("master", "master", container("master", restarts=1)))

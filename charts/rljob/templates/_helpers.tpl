@@ -15,7 +15,7 @@
 {{- define "rljob.selector" -}}
 app.kubernetes.io/name: rljob
 app.kubernetes.io/component: operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* app.kubernetes.io/managed-by must not be rljob here: that marks the objects of jobs. */}}
@@ -30,7 +30,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "rljob.image" -}}
 {{- $top := index . 0 -}}{{- $name := index . 1 -}}
 {{- $images := $top.Values.images -}}
-{{- index $images $name | default (printf "%s/%s:%s" $images.registry $name ($images.tag | default $top.Chart.AppVersion)) -}}
+{{- index $images $name | default (printf "%s/%s:%s" (trimSuffix "/" $images.registry) $name ($images.tag | default $top.Chart.AppVersion)) -}}
 {{- end -}}
 
 {{/* The operator's settings file. */}}

@@ -59,15 +59,17 @@ def load_comparison(file: Path) -> Comparison:
         ConfigurationError: it cannot be read, or fields are wrong; all problems at once.
     """
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigurationError(f"{file} does not exist; name a YAML file as docs/compare.md shows it") from None
     except OSError as error:
         raise ConfigurationError(explained(error)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}; write it in UTF-8") from None
     try:
         spec = Comparison.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ConfigurationError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        raise ConfigurationError(f"{file}: {'; '.join(map(str, describe(error)))}") from None
+        raise ConfigurationError(f"{file}: {'; '.join(map(str, describe(error, Comparison)))}") from None
     return spec.model_copy(update={"data": str(file.parent / spec.data)})

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from rljob.api.job import RLJob
 from rljob.api.kube_yaml import Loader
 
 Path_ = tuple[str | int, ...]
+STANDARD_INPUT = Path("-")
+"""Stands for the file of a job that comes through a pipe, as for kubectl."""
 MOST_NODES = 100_000
 """Values of a job file, aliases expanded."""
 
@@ -96,27 +99,31 @@ def _bounded(root: yaml.Node | None) -> Iterator[Problem]:
 
 
 def load(file: Path, overrides: Iterable[str] = ()) -> RLJob:
-    """Read a job; `overrides` are `spec.iterations=3` and the like, applied on top.
+    """Read a job, from standard input if the file is `-`; `overrides` are `spec.iterations=3` and the like, applied on top.
 
     Raises:
         InvalidJob: it cannot be read, is no RLJob, or fields are wrong; all problems at once.
     """
+    name = "standard input" if file == STANDARD_INPUT else str(file)
     try:
-        text = file.read_text()
+        text = sys.stdin.buffer.read().decode() if file == STANDARD_INPUT else file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InvalidJob(str(file), [Problem("", "there is no such file; give the path of an RLJob in YAML")]) from None
+        raise InvalidJob(name, [Problem("", "there is no such file; give the path of an RLJob in YAML")]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidJob(str(file), [Problem("", f"cannot be read: {error}")]) from error
-    return parse(text, str(file), overrides)
+        raise InvalidJob(name, [Problem("", f"cannot be read: {error}")]) from error
+    return parse(text, name, overrides)
 
 
 def parse(text: str, name: str = "rljob.yaml", overrides: Iterable[str] = ()) -> RLJob:
     """Like `load`, from text; `name` stands in the messages."""
     try:
-        node = yaml.compose(text, Loader=Loader)
-        if problems := list(_bounded(node)) or list(_doubled(node)):
+        nodes = [node for node in yaml.compose_all(text, Loader=Loader) if not _is_empty(node)]
+        node = nodes[0] if nodes else None
+        problems = list(_several(nodes)) or list(_bounded(node)) or list(_doubled(node))
+        if problems:
             raise InvalidJob(name, problems)
-        data = yaml.load(text, Loader=Loader)
+        lines = dict(_lines(node))
+        data = Loader("").construct_document(node) if node is not None else None
     except RecursionError:
         raise InvalidJob(name, [Problem("", "is nested too deeply; a job has a few levels")]) from None
     except yaml.YAMLError as error:
@@ -127,7 +134,6 @@ def parse(text: str, name: str = "rljob.yaml", overrides: Iterable[str] = ()) ->
     data.pop("status", None)
     for override in overrides:
         _override(data, override)
-    lines = dict(_lines(node))
     try:
         return RLJob.model_validate(data, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
@@ -135,9 +141,19 @@ def parse(text: str, name: str = "rljob.yaml", overrides: Iterable[str] = ()) ->
         raise InvalidJob(name, sorted(problems, key=lambda p: p.line or 0)) from error
 
 
-def describe(error: ValidationError) -> list[Problem]:
-    """What is wrong with a job that did not come from a file."""
-    return [_problem(e, {}) for e in error.errors(include_url=False)]
+def describe(error: ValidationError, model: type[BaseModel] = RLJob) -> list[Problem]:
+    """What is wrong with a job, or something else of that model, whose lines are not known."""
+    return [_problem(e, {}, model) for e in error.errors(include_url=False)]
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    """Is it the document before a first `---` or after a last one?"""
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+def _several(nodes: Sequence[yaml.Node]) -> Iterator[Problem]:
+    for node in nodes[1:2]:
+        yield Problem("", "begins a second document; put the RLJob into a file of its own", node.start_mark.line + 1)
 
 
 def _of_yaml(error: yaml.YAMLError) -> Problem:
@@ -181,24 +197,24 @@ def _dotted(path: Path_) -> str:
     return text
 
 
-def _problem(error: ErrorDetails, lines: Mapping[Path_, int]) -> Problem:
+def _problem(error: ErrorDetails, lines: Mapping[Path_, int], root: type[BaseModel] = RLJob) -> Problem:
     """One pydantic error in a person's words."""
     path = tuple(error["loc"])
     # The nearest thing above that does stand in the file has a line.
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    return Problem(_dotted(path), _message(error, path), line)
+    return Problem(_dotted(path), _message(error, path, root), line)
 
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list", "dict": "a mapping"}
 
 
-def _message(error: ErrorDetails, path: Path_) -> str:
+def _message(error: ErrorDetails, path: Path_, root: type[BaseModel]) -> str:
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     said = _shown(value)
     if kind == "extra_forbidden":
-        return _unknown(path)
+        return _unknown(path, root)
     if kind == "missing":
-        return "is missing" + _described(path)
+        return "is missing" + _described(path, root)
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
@@ -214,7 +230,7 @@ def _message(error: ErrorDetails, path: Path_) -> str:
         if kind == comparison:
             return f"is {said}; it must be {words.format(**context)}"
     if kind == "string_pattern_mismatch":
-        return f"is {said}; it must match {context['pattern']}" + _described(path)
+        return f"is {said}; it must match {context['pattern']}" + _described(path, root)
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"is {said}, but has fields of its own; write them below it, indented"
     for prefix, words in _KINDS.items():
@@ -246,31 +262,33 @@ def _is_word(value: Any) -> bool:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that a field's type names, through `X | None`, `Annotated` and `list`."""
+    """The models that a field's type names, through `X | None`, `Annotated`, `list` and `dict`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, UnionType, Annotated, list):
+    elif get_origin(annotation) in (Union, UnionType, Annotated, list, dict):
         for argument in get_args(annotation):
             yield from models_in(argument)
 
 
-def model_at(path: Path_) -> type[BaseModel] | None:
+def model_at(path: Path_, root: type[BaseModel]) -> type[BaseModel] | None:
     """The model whose fields are at a path written in YAML spelling."""
-    model: type[BaseModel] = RLJob
-    for part in path:
+    model, parts = root, iter(path)
+    for part in parts:
         if isinstance(part, int):
             continue
         field = next((f for f in model.model_fields.values() if f.alias == part), None)
         below = next(models_in(field.annotation), None) if field else None
-        if below is None:
+        if field is None or below is None:
             return None
         model = below
+        if get_origin(field.annotation) is dict:
+            next(parts, None)  # the key
     return model
 
 
-def _described(path: Path_) -> str:
+def _described(path: Path_, root: type[BaseModel]) -> str:
     """What a field is for, from its own documentation."""
-    model = model_at(path[:-1])
+    model = model_at(path[:-1], root)
     field = next((f for f in model.model_fields.values() if f.alias == path[-1]), None) if model else None
     return f" ({field.description.splitlines()[0].rstrip('.')})" if field and field.description else ""
 
@@ -284,17 +302,17 @@ def _all_fields(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, str
             yield from _all_fields(below, path)
 
 
-def _unknown(path: Path_) -> str:
+def _unknown(path: Path_, root: type[BaseModel]) -> str:
     """An unknown field: the near name beside it, else where a field of that name does exist."""
     name = str(path[-1])
-    model = model_at(path[:-1])
+    model = model_at(path[:-1], root)
     beside = [str(f.alias) for f in model.model_fields.values()] if model else []
     spelling = {n.lower().replace("_", ""): n for n in beside}
     if exact := spelling.get(name.lower().replace("_", "").replace("-", "")):
         return f"is not a field; did you mean {exact}?"
-    elsewhere = [where for known, where in _all_fields(RLJob) if known == name and where.startswith("spec.")]
+    elsewhere = [where for known, where in _all_fields(root) if known == name and (root is not RLJob or where.startswith("spec."))]
     if elsewhere:
         return f"is not a field here; there is {' and '.join(elsewhere[:2])}"
     if near := difflib.get_close_matches(name, beside, 1, 0.7):
         return f"is not a field; did you mean {near[0]}?"
-    return f"is not a field; {_dotted(path[:-1]) or 'an RLJob'} has {', '.join(beside)}"
+    return f"is not a field; {_dotted(path[:-1]) or ('an RLJob' if root is RLJob else 'this file')} has {', '.join(beside)}"

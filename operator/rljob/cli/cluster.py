@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+from rich.ansi import AnsiDecoder
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -150,7 +151,7 @@ def logs(where: Where, name: str, wanted: "Wanted", follow: bool, console: Conso
     for line in followed(api, look, wanted) if follow else merged(api, sources, wanted):
         colour = colours.setdefault(line.source, _COLOURS[len(colours) % len(_COLOURS)])
         prefix = Text(f"{line.source:<18} ", style=colour) if several else Text()
-        console.print(Text.assemble(prefix, Text.from_ansi(line.text)), soft_wrap=True)
+        console.print(Text.assemble(prefix, AnsiDecoder().decode_line(line.text)), soft_wrap=True)
 
 
 app = typer.Typer(

@@ -6,9 +6,11 @@ k8s.io/kubectl/pkg/cmd/plugin/plugin_completion.go).
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
+import rljob.cli.main  # noqa: F401 - brings the commands that take a file
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.cli import cluster
 
@@ -39,8 +41,22 @@ def _arguments(words: Sequence[str]) -> list[str]:
     return [w for i, w in enumerate(words) if not w.startswith("-") and (i == 0 or words[i - 1] not in _WITH_VALUE)]
 
 
-def _value(words: Sequence[str], *names: str) -> str | None:
-    return next((words[i + 1] for i, w in enumerate(words[:-1]) if w in names), None)
+def where(words: Sequence[str]) -> cluster.Where:
+    """The cluster and namespace that a command line without its last word means."""
+    kubeconfig = _value(words, "--kubeconfig")
+    return cluster.Where(_value(words, "--namespace", "-n"), _value(words, "--context"), Path(kubeconfig) if kubeconfig else None)
+
+
+def _value(words: Sequence[str], long: str, short: str | None = None) -> str | None:
+    """Value of an option, written `--long VALUE`, `--long=VALUE`, `-s VALUE` or `-sVALUE`; None if it is not there."""
+    for word, after in zip(words, [*words[1:], None], strict=True):
+        if word in (long, short):
+            return after
+        if word.startswith(f"{long}="):
+            return word.partition("=")[2]
+        if short and word.startswith(short):
+            return word.removeprefix(short)
+    return None
 
 
 def main() -> None:
@@ -48,9 +64,8 @@ def main() -> None:
     words = sys.argv[1:]
     jobs: list[str] = []
     if len(_arguments(words[:-1])) == 1 and words[0] != _OF_FILES:
-        where = cluster.Where(_value(words, "-n", "--namespace"), _value(words, "--context"), None)
         try:
-            jobs = cluster.names(where)
+            jobs = cluster.names(where(words[:-1]))
         except (ConfigurationError, InfrastructureError):
             # Nobody reads an error while typing.
             jobs = []

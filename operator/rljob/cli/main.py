@@ -17,7 +17,7 @@ from rljob.api import ConfigurationError, RLJob, RLJobError
 from rljob.api.crd import crd_yaml
 from rljob.api.errors import EXIT_CONFIGURATION, explained
 from rljob.api.explain import explain
-from rljob.api.load import load
+from rljob.api.load import STANDARD_INPUT, load
 from rljob.api.notes import inert
 from rljob.cli import cluster, data, reward, sandbox
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
@@ -49,13 +49,13 @@ rljob explain spec.rollout""",
     rich_markup_mode=None,
 )
 
-File = Annotated[Path, typer.Argument(help="An RLJob in YAML.", show_default=False)]
+File = Annotated[Path, typer.Argument(help="An RLJob in YAML; - is standard input.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as spec.iterations=3.")]
 
 
 @app.command("validate")
 def validate_command(
-    files: Annotated[list[Path], typer.Argument(help="RLJobs in YAML.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="RLJobs in YAML; - is standard input.", show_default=False)],
 ) -> None:
     """Check jobs without starting anything."""
     failed = False
@@ -102,7 +102,10 @@ def explain_command(field: Annotated[str, typer.Argument(help="Such as spec.roll
 Env = Annotated[bool, typer.Option("--env", help="Show the environment of each container.")]
 Printed = Annotated[Output, typer.Option("--output", "-o", help="What to print.")]
 Planned = Annotated[
-    str, typer.Argument(metavar="FILE|NAME", help="An RLJob in YAML, or the name of one in the cluster.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="FILE|NAME", help="An RLJob in YAML (- is standard input), or the name of one in the cluster.", show_default=False
+    ),
 ]
 
 
@@ -134,7 +137,7 @@ def kubectl_plan_command(
 ) -> None:
     """Show what a job would run, with its memory and time, without starting anything: a file (with a dot or a slash in its name), or a
     job of the cluster (without)."""
-    if "/" in file or "." in file:
+    if "/" in file or "." in file or Path(file) == STANDARD_INPUT:
         return _show_plan(load(Path(file), set_ or ()), Path(file).absolute().parent, output, env)
     _show_plan(_of_cluster(Where(namespace, context, kubeconfig), file, set_), None, output, env)
 
@@ -242,7 +245,9 @@ def logs_command(
     if container or previous or tail is not None:
         raise ConfigurationError("-c, -p and --tail are for jobs of a cluster (add -n NAMESPACE); here write POD/CONTAINER")
     job = inspect.open_folder(folder)
-    for line in inspect.read_logs(inspect.logs(job, which), follow, job.running):
+    # Of one container no line needs a name; of all others more may come while they are followed.
+    named = "/" not in (which or "") and (follow or len(inspect.logs(job, which)) > 1)
+    for line in inspect.read_logs(lambda: inspect.logs(job, which), follow, named, job.running):
         print(line, flush=follow)
 
 

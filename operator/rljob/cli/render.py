@@ -1,14 +1,17 @@
 """`rljob render`: the objects of a job as YAML."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rljob.api import RLJob
+from rljob.api import ConfigurationError, RLJob
 from rljob.manifests import Cluster, Manifest, Owner, Settings, load_settings, render
 from rljob.plan import plan
+
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -31,10 +34,14 @@ def rendered(job: RLJob, settings_file: Path | None, namespace: str | None) -> s
     The cluster is taken to have the device classes of the settings.
 
     Raises:
-        ConfigurationError: the settings cannot be used, or the job cannot run in a cluster as it is written.
+        ConfigurationError: the settings or the namespace cannot be used, or the job cannot run in a cluster as it is written.
     """
     settings = load_settings(settings_file) if settings_file else Settings()
-    owner = Owner(job.metadata.name, namespace or job.metadata.namespace or "default", uid=None)
+    where = namespace or job.metadata.namespace or "default"
+    if not _NAMESPACE.fullmatch(where):
+        field = "--namespace" if namespace else "metadata.namespace"
+        raise ConfigurationError(f"{field}: is {where!r}; use lower-case letters, digits and dashes, at most 63, such as team-a")
+    owner = Owner(job.metadata.name, where, uid=None)
     cluster = Cluster(device_classes=frozenset(devices.device_class for devices in settings.devices.values()))
     return as_yaml(render(job, plan(job), owner, settings, cluster))
 

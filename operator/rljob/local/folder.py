@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Current:
     """Base address of the master."""
     source: str
     """The job file."""
+    lock: tuple[int, int] | None = None
+    """Device and inode of the folder's lock, filled in when this is written; None: written by an older version."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,22 @@ class JobFolder:
         return self.root / "run" / "current.json"
 
     @property
+    def _lock_file(self) -> Path:
+        return self.root / "run" / "lock"
+
+    def _lock_identity(self) -> tuple[int, int]:
+        """What the lock keeps when the folder is moved on its disk, and a copy of the folder does not have."""
+        found = self._lock_file.stat()
+        return found.st_dev, found.st_ino
+
+    @property
     def scale_file(self) -> Path:
         return self.root / "run" / "replicas"
 
     def wanted_replicas(self) -> int | None:
         """The number of rollout replicas that somebody has asked the run for; None if nobody has."""
         try:
-            return int(self.scale_file.read_text())
+            return int(self.scale_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -76,7 +87,7 @@ class JobFolder:
             ConfigurationError: `job.yaml` is there but cannot be read.
         """
         try:
-            data = yaml.safe_load(self.job_file.read_text())
+            data = yaml.safe_load(self.job_file.read_text(encoding="utf-8"))
             return RLJob.model_validate(data)
         except FileNotFoundError:
             return None
@@ -89,7 +100,7 @@ class JobFolder:
     def job_name(self) -> str | None:
         """Name of the job that the folder holds, also if this version cannot read the rest; None if it cannot be told."""
         try:
-            return str(yaml.safe_load(self.job_file.read_text())["metadata"]["name"])
+            return str(yaml.safe_load(self.job_file.read_text(encoding="utf-8"))["metadata"]["name"])
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
             return None
 
@@ -105,8 +116,9 @@ class JobFolder:
     def current(self) -> Current | None:
         """The run that is, or was, here."""
         try:
-            data: dict[str, Any] = json.loads(self.current_file.read_text())
-            return Current(**data | {"temporary": tuple(data["temporary"])})
+            data: dict[str, Any] = json.loads(self.current_file.read_text(encoding="utf-8"))
+            lock = data.get("lock")
+            return Current(**data | {"temporary": tuple(data["temporary"]), "lock": tuple(lock) if lock else None})
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
 
@@ -115,7 +127,7 @@ class JobFolder:
         if current is None:
             self.current_file.unlink(missing_ok=True)
         else:
-            replace_text(self.current_file, json.dumps(asdict(current), indent=1))
+            replace_text(self.current_file, json.dumps(asdict(replace(current, lock=self._lock_identity())), indent=1))
 
     def write_job(self, job: RLJob) -> None:
         """Record the job with every default filled in."""
@@ -125,11 +137,12 @@ class JobFolder:
     def running(self) -> bool:
         """Does a supervisor hold the folder?"""
         try:
-            lock = os.open(self.root / "run" / "lock", os.O_RDWR)
+            lock = os.open(self._lock_file, os.O_RDONLY)
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: who only looks needs no right to write, and several who look do not take each other for a run.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         finally:
@@ -138,7 +151,7 @@ class JobFolder:
 
     def foreign(self) -> list[str]:
         """Names in the folder if it is no job folder; empty if it is one, is empty or does not exist."""
-        if self.job_file.exists() or (self.root / "run" / "lock").exists() or not self.root.is_dir():
+        if self.job_file.exists() or self._lock_file.exists() or not self.root.is_dir():
             return []
         return sorted(entry.name for entry in self.root.iterdir())
 
@@ -165,8 +178,8 @@ class JobFolder:
                 f"{self.root} is not a job folder (it holds {', '.join(names[:3])}); give an empty or new folder with --workdir"
             )
         try:
-            (self.root / "run").mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.root / "run" / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise ConfigurationError(f"cannot write to {self.root}: {error.strerror}; give another folder with --workdir") from error
         try:
@@ -177,9 +190,10 @@ class JobFolder:
                     f"{self.root} is in use by another `rljob run`{who}; stop it with `rljob stop {self.root}` "
                     "or give another folder with --workdir"
                 )
-            if left := self.current():
+            # A copy of a job's folder names the run of the original, which may go on; only the lock tells the two apart.
+            if (left := self.current()) and left.lock == self._lock_identity():
                 sweep(left.run, left.temporary)
-                self.write_current(None)
+            self.write_current(None)
             yield
         finally:
             os.close(lock)
@@ -200,7 +214,7 @@ def _lock(file: int, tries: int = 10) -> bool:
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new text, never half."""
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
+    new.write_text(text, encoding="utf-8")
     new.replace(path)
 
 

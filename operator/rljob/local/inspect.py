@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rljob.api import ConfigurationError, InfrastructureError
@@ -82,18 +82,21 @@ def logs(folder: JobFolder, which: str | None) -> list[Path]:
     return chosen
 
 
-def read_logs(files: list[Path], follow: bool, going_on: Callable[[], bool], wait: Callable[[float], None] = time.sleep) -> Iterator[str]:
-    """Lines of log files; several get their name in front. With `follow` new ones too, until nothing is `going_on`."""
-    places = dict.fromkeys(files, 0)
+def read_logs(
+    find: Callable[[], Sequence[Path]], follow: bool, named: bool, going_on: Callable[[], bool], wait: Callable[[float], None] = time.sleep
+) -> Iterator[str]:
+    """Lines of the log files that `find` finds, each with the name of its file in front if they are `named`. With `follow` new lines and
+    files too, until nothing is `going_on`."""
+    places: dict[Path, int] = {}
     while True:
         alive = follow and going_on()
-        for file in files:
+        for file in find():
             with file.open("rb") as stream:
-                stream.seek(places[file])
+                stream.seek(places.get(file, 0))
                 text = stream.read()
             whole = text if not alive else text[: text.rfind(b"\n") + 1]
-            places[file] += len(whole)
-            name = f"{file.name.removesuffix('.log')}: " if len(files) > 1 else ""
+            places[file] = places.get(file, 0) + len(whole)
+            name = f"{file.name.removesuffix('.log')}: " if named else ""
             for line in whole.decode(errors="replace").splitlines():
                 yield name + line
         if not alive:

@@ -112,8 +112,9 @@ def environment(plan: Plan, places: Places, pod: Pod, container: Container, inhe
     """All variables of a container: the caller's (without this project's own and those of a torchrun around it), what local processes need,
     the plan's, the mark."""
     env = {name: text for name, text in inherited.items() if not name.startswith("RLJOB_") and name not in TORCHRUN}
-    # Lines reach the log when they are written; setproctitle must not overwrite the mark (rljob.local.marked).
-    env |= {"PYTHONUNBUFFERED": "1", "SPT_NOENV": "1"}
+    # Lines reach the log when they are written; files are UTF-8 whatever the caller's locale, as in a cluster; setproctitle must not
+    # overwrite the mark (rljob.local.marked).
+    env |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "SPT_NOENV": "1"}
     env |= {name: value(plan, places, pod, what) for name, what in container.env.items()}
     return env | {MARK: mark(places, pod, container)}
 

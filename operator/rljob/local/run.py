@@ -48,6 +48,25 @@ def this_machine() -> Machine:
     return Machine(len(os.sched_getaffinity(0)), bool({"avx512_bf16", "amx_bf16"} & set(flags)))
 
 
+def cache_folder() -> Path:
+    """What jobs download is kept here for the next one. Made if it is not there.
+
+    Raises:
+        ConfigurationError: nothing says where it is, or it cannot be written.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "rljob"
+    except RuntimeError as error:
+        raise ConfigurationError("this user has no home folder, where downloads are kept; set XDG_CACHE_HOME to a folder") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot make {folder}, where downloads are kept: {error.strerror}; set XDG_CACHE_HOME") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigurationError(f"cannot write to {folder}, where downloads are kept; change its owner or mode, or set XDG_CACHE_HOME")
+    return folder
+
+
 def run(request: Request, console: Console) -> int:
     """Run a job to its end. Returns the exit status of the command.
 
@@ -65,6 +84,7 @@ def run(request: Request, console: Console) -> int:
     facts = preflight.gather(job, folder.root, source)
     if found := preflight.problems(job, sizes, facts):
         raise ConfigurationError(found[0] if len(found) == 1 else "this cannot run here:\n  " + "\n  ".join(found))
+    cache_folder()  # refuses before anything else is made
     notes = (*preflight.warnings(sizes, facts), *inert(job.spec), *preflight.without_effect(job))
     return run_in(folder, plan(job, shape), job, request, console, notes, lambda scaled: plan(scaled, shape))
 
@@ -148,7 +168,7 @@ def _places(plan: Plan, folder: JobFolder, request: Request) -> Places:
         run=run_id,
         folder=folder.root,
         source=request.file.absolute().parent,
-        cache=Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rljob",
+        cache=cache_folder(),
         memory=Path("/dev/shm") / f"rljob-{run_id}",
         sockets=Path("/tmp") / f"rljob-{run_id}",
         ports=pick(wanted, random.SystemRandom()),

@@ -170,7 +170,7 @@ class Supervisor:
     def _write_config(self) -> None:
         for volume in self.plan.volumes:
             for name, text in volume.files.items():
-                volume_path(self.plan, self._places, self.plan.pods[0], VolumePath(volume.name, name)).write_text(text)
+                volume_path(self.plan, self._places, self.plan.pods[0], VolumePath(volume.name, name)).write_text(text, encoding="utf-8")
 
     async def _until_decided(self) -> Outcome:
         begun = self._clock()

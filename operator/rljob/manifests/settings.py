@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from rljob.api import ConfigurationError
 from rljob.api.base import Part
+from rljob.api.platform import ObjectName
 
 Sharing = Literal["claim", "single", "visible"]
 
@@ -71,7 +72,7 @@ class Settings(Part):
     """Images."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """Pull policy of every container."""
-    image_pull_secrets: list[str] = Field(default_factory=list)
+    image_pull_secrets: list[ObjectName] = Field(default_factory=list)
     """Names of Secrets in the job's namespace."""
     namespaces: list[str] = Field(default_factory=list)
     """Namespaces whose jobs are run; empty: all."""
@@ -81,7 +82,7 @@ class Settings(Part):
     """Class of the volumes that are created for jobs; None: the cluster's default."""
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
     """Of those volumes. `ReadWriteOnce` keeps all pods of a job on one node."""
-    storage_size: Annotated[str, Field(pattern=r"^\d+(Mi|Gi|Ti)$")] = "100Gi"
+    storage_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")] = "100Gi"
     """Of those volumes where the job's need is not known, because the model is not."""
     operator_namespace: str | None = None
     """Namespace of the operator's pods, from which masters are asked for progress; None: NetworkPolicies allow any namespace."""
@@ -91,7 +92,7 @@ class Settings(Part):
     """Between two looks at a running job's master."""
     workers: Annotated[int, Field(ge=1)] = 16
     """Jobs looked at at the same time."""
-    metrics_port: Annotated[int, Field(ge=0)] = 8080
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port of /metrics, /healthz and /readyz."""
     sandbox: SandboxPods = SandboxPods()
     """Sandbox pods."""
@@ -122,6 +123,6 @@ def load_settings(file: Path) -> Settings:
         ConfigurationError: it cannot be read or used.
     """
     try:
-        return parse_settings(file.read_text(), str(file))
+        return parse_settings(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: cannot be read ({error}); name the operator's settings file") from error

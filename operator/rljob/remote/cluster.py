@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import httpx
 from kubernetes.client.configuration import Configuration
@@ -14,6 +15,7 @@ from kubernetes.config import ConfigException, kube_config, load_incluster_confi
 
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.api.kubeconfig import read_kubeconfig
+from rljob.remote.proxy import proxy_of
 
 Json = dict[str, Any]
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -73,6 +75,7 @@ def connect(target: Target) -> "Cluster":
         ConfigurationError: there is no usable kubeconfig or no such context.
     """
     configuration: Configuration = type.__call__(Configuration)
+    configuration.proxy = None  # the environment's, without its exceptions (rljob.remote.proxy)
     file = str(target.kubeconfig) if target.kubeconfig else None
     for path, named in _files(target):
         read_kubeconfig(path, named)
@@ -82,7 +85,7 @@ def connect(target: Target) -> "Cluster":
     except ConfigException as error:
         return _from_pod(configuration, target, error)
     chosen = next(c for c in contexts if c["name"] == target.context) if target.context else current
-    if not configuration.host.startswith(("http://", "https://")):
+    if not _is_address(configuration.host):
         raise ConfigurationError(
             f"the kubeconfig cannot be used: the server of context {chosen['name']} is {configuration.host!r}; "
             "it must be an address such as https://HOST:6443"
@@ -91,15 +94,23 @@ def connect(target: Target) -> "Cluster":
     return Cluster(configuration, namespace, f"context {chosen['name']}, {configuration.host}")
 
 
+def _is_address(server: str) -> bool:
+    try:
+        parts = urlsplit(server)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _files(target: Target) -> list[tuple[Path, str]]:
     """The files that will be read, each with what names it. Of those that nobody named on the command line, some may be missing, as they
-    may for kubectl."""
+    may for kubectl; so may a home folder be unknown, which Path.expanduser does not take."""
     if target.kubeconfig is not None:
         return [(target.kubeconfig, "--kubeconfig")]
     if named := os.environ.get("KUBECONFIG"):
-        found = [(Path(part).expanduser(), "KUBECONFIG") for part in named.split(os.pathsep) if part]
+        found = [(Path(os.path.expanduser(part)), "KUBECONFIG") for part in named.split(os.pathsep) if part]
     else:
-        found = [(Path("~/.kube/config").expanduser(), "the kubeconfig")]
+        found = [(Path(os.path.expanduser("~/.kube/config")), "the kubeconfig")]
     return [(path, source) for path, source in found if path.exists()]
 
 
@@ -129,6 +140,18 @@ def _tls(configuration: Configuration) -> ssl.SSLContext:
     return context
 
 
+def _client(configuration: Configuration, tls: ssl.SSLContext) -> httpx.Client:
+    proxy = proxy_of(configuration.host, configuration.proxy, os.environ)
+    # What stands before the @ may be a password.
+    said = f"the proxy {(proxy or '').rpartition('@')[2]} (of the kubeconfig's proxy-url, HTTPS_PROXY or HTTP_PROXY) cannot be used"
+    try:
+        return httpx.Client(base_url=configuration.host, verify=tls, timeout=httpx.Timeout(15.0), trust_env=False, proxy=proxy)
+    except ImportError as error:
+        raise ConfigurationError(f"{said}: SOCKS needs one more package: pip install 'httpx[socks]'") from error
+    except (ValueError, httpx.InvalidURL) as error:
+        raise ConfigurationError(f"{said}: {error}; it must be an address such as http://HOST:3128") from error
+
+
 class Cluster:
     """`Api` over HTTP."""
 
@@ -140,13 +163,7 @@ class Cluster:
             tls = _tls(configuration)
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(f"the certificates of {where} cannot be used: {error}") from error
-        self._client = httpx.Client(
-            base_url=configuration.host,
-            verify=tls,
-            timeout=httpx.Timeout(15.0),
-            trust_env=False,
-            proxy=configuration.proxy or None,
-        )
+        self._client = _client(configuration, tls)
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Json:
         return self._json("GET", path, query)
@@ -161,19 +178,20 @@ class Cluster:
             request = self._request("GET", path, query, None, quiet)
             response = self._client.send(request, stream=True)
             try:
-                if response.is_error:
+                if not response.is_success:
                     response.read()
                     raise self._refusal(response)
-                yield from response.iter_lines()
+                yield from _lines(response.iter_bytes())
             finally:
                 response.close()
 
     def _json(self, method: str, path: str, query: Mapping[str, str] | None, body: Json | None = None) -> Json:
         with self._sending():
             response = self._client.send(self._request(method, path, query, body))
-        if response.is_error:
+        if not response.is_success:
             raise self._refusal(response)
-        found: Json = response.json()
+        if (found := _object(response)) is None:
+            raise self._stranger()
         return found
 
     def _request(
@@ -205,25 +223,44 @@ class Cluster:
                 "is it up, and is this the right context? `kubectl cluster-info` shows"
             ) from error
 
+    def _stranger(self) -> InfrastructureError:
+        return InfrastructureError(
+            f"what answers is no Kubernetes API server ({self.where}); is a proxy or a login page in between? `kubectl cluster-info` shows"
+        )
+
     def _refusal(self, response: httpx.Response) -> ConfigurationError | InfrastructureError:
-        """An error answer as the exception whose type says whether to try again."""
-        said = _said(response)
-        message = str(said.get("message") or response.text.strip() or response.reason_phrase)
+        """An answer that is not what was asked for, as the exception whose type says whether to try again."""
+        # A `Status` object, or a text.
+        said = _object(response) or {}
+        message = str(said.get("message") or " ".join(response.text.split())[:500] or response.reason_phrase)
         match response.status_code:
+            case code if code < 400:
+                return self._stranger()
             case 401:
                 return ConfigurationError(f"the cluster does not accept the credentials of {self.where}; log in again")
             case 403:
                 return ConfigurationError(f"not allowed: {message}; ask for a Role that grants it")
             case 404:
-                return NotFound(message, known_path=bool(said.get("details", {}).get("name")))
+                return NotFound(message, known_path=bool((said.get("details") or {}).get("name")))
             case 429 | 500 | 502 | 503 | 504:
                 return InfrastructureError(f"the API server answers {response.status_code} ({self.where}): {message}")
         return ConfigurationError(f"the API server refuses: {message}")
 
 
-def _said(response: httpx.Response) -> Json:
-    """The `Status` object that the API server answers errors with; empty if the answer is none."""
-    if "json" not in response.headers.get("content-type", ""):
-        return {}
-    said = response.json()
-    return said if isinstance(said, dict) else {}
+def _object(response: httpx.Response) -> Json | None:
+    """The object of an answer; None if it holds none."""
+    try:
+        found = response.json()
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Lines that end with a line feed and nothing else: what a container wrote may hold anything that ends lines elsewhere."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+    if rest:
+        yield rest.decode(errors="replace")

@@ -80,7 +80,9 @@ def _stream(api: Api, source: Source, wanted: Wanted, follow: bool) -> Iterator[
     query |= {"follow": "true"} if follow else {}
     for raw in api.lines(f"/api/v1/namespaces/{api.namespace}/pods/{source.pod.name}/log", query):
         at, _, text = raw.partition(" ")
-        yield Line(at, source.name, text)
+        # A progress bar is one line for the cluster, which gives it one time.
+        for part in [part for part in text.split("\r") if part] or [""]:
+            yield Line(at, source.name, part)
 
 
 def merged(api: Api, sources: Sequence[Source], wanted: Wanted) -> Iterator[Line]:

@@ -88,5 +88,5 @@ def replace_file(path: Path, text: str) -> None:
     """Write a file so that readers see the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
+    fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)
