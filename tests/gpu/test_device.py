@@ -58,13 +58,14 @@ def test_a_host_buffer_is_registered_once_at_its_exact_size_and_can_be_given_bac
 
 def test_a_buffer_that_grows_gives_the_smaller_one_back_first(runtime: Runtime, tmp_path: Path) -> None:
     """Registered memory that is unmapped stays pinned, and whatever is mapped there next cannot be registered."""
+    held: list[torch.Tensor] = []
     optimizer = SimpleNamespace(megatron=SimpleNamespace(zero_grad=lambda: None), tensors=lambda: iter(held))
     device = Nvidia(0)
     replica = SimpleNamespace(optimizer=optimizer, chunks=(), device=device, parameters=lambda: (), follow_masters=lambda: None)
     device.synchronize = device.release = lambda: None  # type: ignore[method-assign]
     offloader = Offloader(cast(Any, replica), tmp_path)
     for size, registered in ((4096, 4096), (8192, 8192), (4096, 8192)):
-        held = [torch.ones(size, dtype=torch.uint8)]
+        held[:] = [torch.ones(size, dtype=torch.uint8)]
         offloader.offload()
         assert list(runtime.registered.values()) == [registered]
         offloader.onload()

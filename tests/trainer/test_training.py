@@ -257,7 +257,12 @@ def test_every_micro_batch_is_told_also_those_before_the_first_step(
 
     told: list[tuple[int, int] | str] = []
     run_step = training.run_step
-    monkeypatch.setattr(training, "run_step", lambda *args, **more: (told.append("step"), run_step(*args, **more))[1])
+
+    def told_step(*args: Any, **more: Any) -> Any:
+        told.append("step")
+        return run_step(*args, **more)
+
+    monkeypatch.setattr(training, "run_step", told_step)
     job = spec(algorithm={"tau": 1.0, "stepsPerIteration": 3, "promptsPerIteration": 6}, trainer={"microBatchTokens": 64})
     training.train(replica(llama, job), job, task(steps=3), batch(groups=6), lambda done, total: told.append((done, total)))
     counts = [one for one in told if not isinstance(one, str)]
@@ -414,7 +419,12 @@ def test_what_is_durable_has_its_folders_durable_too(
     made = replica(llama, job)
     run(made, job, batch())
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.add(os.fstat(descriptor).st_ino), fsync(descriptor))[1])
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
     checkpoint.save(made, megatron, tmp_path / "v", 1, None, llama, "me")
     assert {path.stat().st_ino for path in [tmp_path, tmp_path / "v", *(tmp_path / "v").rglob("*")]} <= synced
 
