@@ -1,8 +1,10 @@
 """What the agent makes of the answers it gets."""
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +19,8 @@ from rljob.checkpoint_engine.clients import HttpEngine, HttpMaster, HttpShim, Ht
 from rljob.checkpoint_engine.outcome import AttestationFailed, ChecksumMismatch, MasterAway, WrongState, backoff, exit_error, telling_line
 from rljob.checkpoint_engine.state import EngineState
 from rljob.rollout.client import EngineClient
-from rljob.wire.node import TrainTask
+from rljob.wire.node import NodeDesired, NodeReport, TrainTask
+from rljob.wire.pieces import PullReport
 from rljob.wire.shim import ShimStatus, StartRequest
 from rljob.wire.trainer import TASK_HEADER, LoadCommand, OffloadCommand
 
@@ -72,6 +75,60 @@ def test_a_master_that_is_away_is_no_failure_of_the_node() -> None:
     for http in (answering(nobody), always(503, {"error": "starting"})):
         with pytest.raises(MasterAway):
             run(HttpMaster(http, "worker-0").batch(3))
+
+
+REPORT = NodeReport(node="worker-0", kind="worker", incarnation="i", seen_revision=0, step="idle", step_started=0.0)
+PULL = PullReport(node="worker-0", url="http://here", checksum="c3", have="0")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("<html>busy</html>", r"Invalid JSON.*found b'<html>busy</html>'"),
+        ('{"news": 7}', "[a-z]+: Field required, found {'news': 7}"),
+    ],
+)
+def test_what_is_no_word_of_this_jobs_master_counts_as_a_master_that_is_away(answer: str, why: str) -> None:
+    """A proxy's page, say: it is asked again, and the agent lives on."""
+    master = HttpMaster(answering(lambda _: httpx.Response(200, text=answer)), "worker-0")
+    calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "nodes/worker-0/sync": lambda: master.sync(REPORT, 0),
+        "weights/3": lambda: master.manifest(3),
+        "nodes": master.addresses,
+        "weights/3/pull": lambda: master.pull(3, PULL),
+    }
+    for path, call in calls.items():
+        with pytest.raises(MasterAway, match=f"^what answers /v1/{path} at the master's address is no [A-Z].*{why}"):
+            run(call())
+
+
+def test_a_field_that_only_a_newer_master_knows_is_named() -> None:
+    wanted = NodeDesired(revision=1, phase="idle", version=0, checksum=None)
+    http = always(200, {**json.loads(wanted.model_dump_json()), "news": 7})
+    with pytest.raises(MasterAway, match="is no NodeDesired, news: Extra inputs are not permitted, found 7; all of a job's processes"):
+        run(HttpMaster(http, "worker-0").sync(REPORT, 0))
+
+
+NO_NUMBER = {**json.loads(metrics(4).model_dump_json()), "loss": None}
+"""What becomes of a loss that is not a number."""
+
+
+def test_what_a_trainer_answers_and_nobody_can_read_is_its_failure() -> None:
+    with pytest.raises(InfrastructureError, match=r"what the trainer answers /v1/train is no TrainMetrics, loss: .* found None"):
+        run(HttpTrainer(always(200, NO_NUMBER)).train(TrainTask(version=4, kind="rl", steps=2, iteration=4), b""))
+    with pytest.raises(InfrastructureError, match="what the vllm shim answers /v1/start is no ShimStatus, pages: "):
+        run(HttpShim(always(200, {"pages": 1}), "vllm shim").start(StartRequest(incarnation="a")))
+
+
+def test_a_status_that_nobody_can_read_is_none_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    status = {"incarnation": "a", "version": 4, "resident": True}
+    bodies = iter([{**status, "trained": NO_NUMBER}, {**status, "trained": NO_NUMBER}, status, {"pages": 1}])
+    trainer = HttpTrainer(answering(lambda _: httpx.Response(200, json=next(bodies))))
+    with caplog.at_level(logging.ERROR):
+        assert [(found := run(trainer.status())) and found.version for _ in range(4)] == [None, None, 4, None]
+    unread = "what the trainer answers /v1/status is no TrainerStatus, "
+    assert [record.getMessage()[: len(unread) + 12] for record in caplog.records] == [f"{unread}trained.loss", f"{unread}incarnation:"]
+    assert run(HttpShim(always(200, {"pages": 1}), "vllm shim").status()) is None
 
 
 def test_a_master_that_knows_other_weights_by_this_version_refuses() -> None:

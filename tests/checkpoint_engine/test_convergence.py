@@ -2,13 +2,19 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.checkpoint_engine.twins import Fault, GiB, Kind, World, truth
-from tests.master.virtual import run
+from tests.master.virtual import clock, run
+
+from rljob.checkpoint_engine.clients import HttpMaster
+from rljob.checkpoint_engine.node import Node
+from rljob.wire.node import NodeDesired, NodeReport
 
 POINTS = [
     "trainer.start", "trainer.load", "trainer.train", "trainer.checkpoint", "trainer.export", "trainer.offload", "trainer.onload",
@@ -282,3 +288,46 @@ def test_sigterm_ends_everything_and_leaves_no_shared_memory() -> None:
     world = run(job())
     assert not any(sidecar.alive for sidecar in world.sidecars.values())
     assert world.removed
+
+
+def test_an_agent_hears_its_master_again_after_something_else_has_answered(caplog: pytest.LogCaptureFixture) -> None:
+    idle = NodeDesired(revision=1, phase="idle", version=0, checksum=None)
+    stop = idle.model_copy(update={"revision": 2, "phase": "stop"})
+    page = "<html>busy</html>"
+    answers = iter([idle.model_dump_json(), page, page, stop.model_dump_json()])
+
+    async def master(_: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(1)
+        return httpx.Response(200, text=next(answers))
+
+    async def job() -> World:
+        world = World()
+        http = httpx.AsyncClient(transport=httpx.MockTransport(master), base_url="http://master")
+        await Node(world.plan(), replace(world.parts(), master=HttpMaster(http, "worker-0")), "i", clock).run()
+        return world
+
+    assert run(job()).removed
+    assert sum("is no NodeDesired: Invalid JSON" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_an_agent_that_cannot_talk_to_its_master_any_more_ends_and_says_why() -> None:
+    """It is started again; one that lived on would never hear anything, not even that the job is over."""
+
+    async def job() -> None:
+        world = World()
+        agent = asyncio.create_task(world.make_node().run())
+        await asyncio.sleep(14)
+        world.master.refuses = KeyError("a mistake of ours")
+        await agent
+
+    with pytest.raises(KeyError, match="a mistake of ours"):
+        run(job())
+
+
+def test_the_numbers_of_an_agents_reports_rise() -> None:
+    reports: dict[str, list[NodeReport]] = {}
+    for report in play(iterations=1, faults=[Fault("trainer.train", 1, "kill-agent")]).master.reports:
+        reports.setdefault(report.incarnation, []).append(report)
+    assert len(reports) == 2
+    for told in reports.values():
+        assert [r.number for r in told] == sorted({r.number for r in told})

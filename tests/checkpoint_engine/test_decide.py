@@ -8,7 +8,7 @@ from tests.checkpoint_engine.twins import manifest_of, metrics, truth
 
 from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.decide import decide, keeps_engine, routable
-from rljob.checkpoint_engine.outcome import FillFailed, WrongState, failed, goal_changed, noticed
+from rljob.checkpoint_engine.outcome import ArenaHeld, FillFailed, WrongState, failed, goal_changed, noticed
 from rljob.checkpoint_engine.state import (
     Attest,
     Checkpoint,
@@ -404,6 +404,19 @@ def test_an_engine_with_an_older_version_stays_and_takes_the_next_in_its_place()
 def test_an_engine_that_may_read_what_the_next_pull_writes_is_ended_first(bad: dict[str, Any], why: str) -> None:
     seen = world(ROLLOUT, **{"arena": 2, "known": knows(2), **bad})
     assert decide(desired("rollout"), seen, 0.0) == StopEngine(why)
+
+
+def test_an_engine_that_says_nothing_of_what_it_reads_is_ended_once_that_is_in_the_way() -> None:
+    """It was told to load the next version, and the agent was killed before it did."""
+    seen = world(ROLLOUT, engine=engine(None), arena=2)
+    step = decide(desired("rollout"), seen, 0.0)
+    assert step == Pull(3, truth(3))
+    after = failed(seen.known, step, ArenaHeld("an engine serves from it"), seen, 0.0)
+    assert steps(desired("rollout"), replace(seen, known=after)) == [
+        StopEngine("it failed"), Pull(3, truth(3)), Gate("engine"), StartEngine(), LoadEngine(3), Attest(3)
+    ]  # fmt: skip
+    other = failed(seen.known, step, InfrastructureError("nobody has it"), seen, 0.0)
+    assert decide(desired("rollout"), replace(seen, known=other), 0.0) == step
 
 
 def test_while_others_train_a_node_without_a_trainer_keeps_its_engine_or_makes_one_ready() -> None:

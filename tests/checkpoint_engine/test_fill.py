@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rljob.checkpoint_engine.arena import TensorFile, WeightsRefused, manifest_c
 from rljob.checkpoint_engine.clients import LocalArena
 from rljob.checkpoint_engine.draft import part_of, version_of
 from rljob.checkpoint_engine.fill import Filler
-from rljob.checkpoint_engine.outcome import FillFailed
+from rljob.checkpoint_engine.outcome import FillFailed, MasterAway
 from rljob.checkpoint_engine.transport import HttpStream, HttpTransport, SourceFailed
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.wire.node import Progress
@@ -23,6 +23,15 @@ from rljob.wire.pieces import pieces
 from rljob.wire.weights import Manifest, TensorEntry
 
 NODES = ("worker-0", "worker-1")
+
+
+def known(sources: Mapping[str, str]) -> Callable[[], Awaitable[Mapping[str, str]]]:
+    """A master that says where the nodes are."""
+
+    async def addresses() -> Mapping[str, str]:
+        return sources
+
+    return addresses
 
 
 class Nodes:
@@ -68,7 +77,7 @@ class Nodes:
     async def fill(self, sources: dict[str, str], nodes: Sequence[str] = NODES) -> None:
         async with asyncio.TaskGroup() as group:
             for node in nodes:
-                group.create_task(self.filler(node).fill(self.manifest, sources, lambda progress: None))
+                group.create_task(self.filler(node).fill(self.manifest, known(sources), lambda progress: None))
 
     def whole(self, node: str) -> bool:
         with TensorFile.open(self.paths[node]) as file:
@@ -99,7 +108,7 @@ def test_two_nodes_fill_from_each_other_at_the_same_time(nodes: Nodes) -> None:
 def test_a_node_whose_agent_comes_later_is_waited_for(nodes: Nodes) -> None:
     async def both(sources: dict[str, str]) -> None:
         waited = asyncio.Event()
-        early = asyncio.create_task(nodes.filler("worker-0").fill(nodes.manifest, sources, lambda progress: waited.set()))
+        early = asyncio.create_task(nodes.filler("worker-0").fill(nodes.manifest, known(sources), lambda progress: waited.set()))
         await waited.wait()
         assert nodes.is_part("worker-0")
         await nodes.fill(sources, ["worker-1"])  # worker-0 offers its part while it waits
@@ -108,6 +117,25 @@ def test_a_node_whose_agent_comes_later_is_waited_for(nodes: Nodes) -> None:
     with nodes.serving() as sources:
         asyncio.run(both(sources))
     assert all(map(nodes.whole, NODES))
+
+
+def test_a_node_whose_agent_was_started_again_is_found_at_its_new_address(nodes: Nodes) -> None:
+    """The master may be away for a moment as well: what it said before holds on."""
+    shutil.copy(nodes.truth, nodes.paths["worker-1"])
+    with TensorFile.open(nodes.paths["worker-1"], writable=True) as file:
+        file.set_metadata(version_of(nodes.manifest))
+    with nodes.serving() as sources:
+        answers: list[Exception | dict[str, str]] = [{**sources, "worker-1": "http://127.0.0.1:1"}, MasterAway("no answer"), sources]
+
+        async def addresses() -> Mapping[str, str]:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        asyncio.run(nodes.filler("worker-0", patience=30).fill(nodes.manifest, addresses, lambda progress: None))
+    assert nodes.whole("worker-0")
+    assert answers == []
 
 
 def test_a_whole_arena_is_left_alone_and_gives_to_others(tmp_path: Path) -> None:
@@ -127,7 +155,7 @@ def test_a_wrong_byte_of_another_node_is_found_out_and_the_next_try_works(nodes:
             file.set_metadata(version_of(nodes.manifest))  # it says that it has all of it
         flip(nodes.paths["worker-1"], nodes.manifest, stolen)
         with pytest.raises(FillFailed, match="wrong checksum"):
-            asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, sources, lambda progress: None))
+            asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, known(sources), lambda progress: None))
         assert nodes.is_part("worker-0")
         nodes.paths["worker-1"].write_bytes(truth)
         asyncio.run(nodes.fill(sources))
@@ -139,7 +167,7 @@ def test_a_wrong_byte_in_its_own_part_is_found_before_anything_is_given(nodes: N
     flip(nodes.paths["worker-0"], nodes.manifest, own)
     with nodes.serving() as sources:
         with pytest.raises(WeightsRefused, match=f"damaged, {own}.*export again"):
-            asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, sources, lambda progress: None))
+            asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, known(sources), lambda progress: None))
         assert nodes.is_part("worker-0")
         nodes.export("worker-0")
         asyncio.run(nodes.fill(sources))
@@ -152,7 +180,7 @@ def test_a_node_that_has_another_version_gives_nothing_of_it(nodes: Nodes, tmp_p
         asyncio.run(stale.fill(old))
         mixed = {**sources, "worker-1": old["worker-1"]}
         with pytest.raises(FillFailed, match="status 404"):
-            asyncio.run(nodes.filler("worker-0", patience=0.0).fill(nodes.manifest, mixed, lambda progress: None))
+            asyncio.run(nodes.filler("worker-0", patience=0.0).fill(nodes.manifest, known(mixed), lambda progress: None))
         assert nodes.is_part("worker-0")
         asyncio.run(nodes.fill(sources))
     assert all(map(nodes.whole, NODES))
@@ -166,7 +194,7 @@ def test_an_arena_of_another_version_or_half_written_is_not_filled(nodes: Nodes,
                 file.set_metadata(state)
             before = nodes.paths["worker-0"].read_bytes()
             with pytest.raises(WeightsRefused, match="export again"):
-                asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, sources, lambda progress: None))
+                asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, known(sources), lambda progress: None))
             assert nodes.paths["worker-0"].read_bytes() == before
 
 
@@ -191,7 +219,7 @@ def test_a_set_that_is_not_the_arena_is_refused(nodes: Nodes, kind: str) -> None
     with TensorFile.open(nodes.paths["worker-0"], writable=True) as file:
         file.set_metadata(part_of(wrong))
     with pytest.raises(WeightsRefused, match="export again"):
-        asyncio.run(nodes.filler("worker-0").fill(wrong, {}, lambda progress: None))
+        asyncio.run(nodes.filler("worker-0").fill(wrong, known({}), lambda progress: None))
 
 
 class Dying(HttpTransport):
@@ -222,10 +250,10 @@ def test_a_source_that_dies_costs_what_was_under_way_and_no_more(nodes: Nodes) -
             file.set_metadata(version_of(nodes.manifest))
         dying = nodes.filler("worker-0", patience=0.0, transport=Dying(2))
         with pytest.raises(FillFailed, match="went away"):
-            asyncio.run(dying.fill(nodes.manifest, sources, lambda progress: None))
+            asyncio.run(dying.fill(nodes.manifest, known(sources), lambda progress: None))
         assert nodes.is_part("worker-0")
         rest: list[Progress | None] = []
-        asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, sources, rest.append))
+        asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, known(sources), rest.append))
     assert nodes.whole("worker-0")
     assert rest[-1] is not None
     assert rest[-1].done == rest[-1].total == len(pieces(nodes.manifest))
@@ -237,7 +265,7 @@ def test_the_next_export_begins_clean_after_a_fill_that_was_killed(nodes: Nodes,
         async def killed() -> None:
             begun = asyncio.Event()
             only = {"worker-1": sources["worker-1"]}  # which offers nothing yet
-            filling = asyncio.create_task(nodes.filler("worker-0").fill(nodes.manifest, only, lambda progress: begun.set()))
+            filling = asyncio.create_task(nodes.filler("worker-0").fill(nodes.manifest, known(only), lambda progress: begun.set()))
             await begun.wait()
             filling.cancel()
             await asyncio.wait([filling])
@@ -251,7 +279,7 @@ def test_the_next_export_begins_clean_after_a_fill_that_was_killed(nodes: Nodes,
 
 def test_a_node_whose_address_nobody_knows_is_named(nodes: Nodes) -> None:
     with pytest.raises(FillFailed, match=r"worker-1.*nobody knows the address"):
-        asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, {}, lambda progress: None))
+        asyncio.run(nodes.filler("worker-0").fill(nodes.manifest, known({}), lambda progress: None))
     assert nodes.is_part("worker-0")
 
 

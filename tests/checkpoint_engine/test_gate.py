@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -9,6 +10,7 @@ import pytest
 from tests.master.virtual import run
 
 from rljob.api import ConfigurationError
+from rljob.checkpoint_engine import gate
 from rljob.checkpoint_engine.gate import IDLE_CARD, Claim, CpuMemory, NvmlMemory, Reading, is_plenty, problem, wait_open
 from rljob.checkpoint_engine.outcome import GateFailed
 from rljob.checkpoint_engine.state import Owner
@@ -105,6 +107,17 @@ def test_main_memory_is_what_the_kernel_has_available() -> None:
     reading = asyncio.run(memory.read("engine"))
     assert reading.rest == 7
     assert 0 < reading.free <= memory.total() == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(("used", "free"), [(GiB - 4096, 4096), (GiB, 0)])
+def test_main_memory_ends_at_the_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: int, free: int) -> None:
+    async def held(owner: Owner) -> int:
+        return 0
+
+    for name, text in {"max": f"{GiB}\n", "current": f"{used}\n", "stat": "inactive_file 0\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(gate, "_CGROUP", tmp_path)
+    assert asyncio.run(CpuMemory(held).read("engine")).free == free
 
 
 def test_device_memory_counts_from_the_idle_card_and_the_fullest_device() -> None:

@@ -11,8 +11,9 @@ from tests.checkpoint_engine.test_pull import made, whole
 from tests.checkpoint_engine.tracker import Master
 
 from rljob.api import ConfigurationError
-from rljob.checkpoint_engine.mooncake import Memory, MooncakeTransport, open_engine
+from rljob.checkpoint_engine.mooncake import Memory, MooncakeStream, MooncakeTransport, open_engine
 from rljob.checkpoint_engine.pull import Puller, PullFailed
+from rljob.checkpoint_engine.transport import HttpStream, SourceFailed
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.wire.weights import Manifest
 
@@ -83,6 +84,26 @@ def test_a_read_that_fails_and_a_node_without_mooncake_are_sources_that_failed(t
     with pytest.raises(PullFailed, match=r"Mooncake could not read \d+ bytes from http://127.0.0.1:\d+: it went away or stalled"):
         pull(engine, Master(), source, arena, manifest)
     assert not arena.exists()
+
+
+class Control(HttpStream):
+    """A source that says where its memory is, in its own way."""
+
+    said = b""
+
+    def memory(self) -> bytes:
+        return self.said
+
+
+@pytest.mark.parametrize(
+    "said", [b'{"segment": "a", "address": 1e999}', b'{"segment": "a", "address": %d}' % 10**30, b"[" * 20000, b"5"],
+    ids=["infinite", "huge", "deep", "number"],
+)  # fmt: skip
+def test_a_place_that_no_memory_has_is_a_source_that_failed(said: bytes) -> None:
+    control = Control("http://b", 1, "c1", 60)
+    control.said = said
+    with pytest.raises(SourceFailed, match="http://b does not serve Mooncake"):
+        next(MooncakeStream(Engine(), control, "http://b").read(0, [memoryview(bytearray(8))]))
 
 
 def test_a_node_without_the_package_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,20 +3,22 @@
 import asyncio
 import contextlib
 import itertools
+import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from tests.checkpoint_engine.tracker import Master
 
+from rljob.checkpoint_engine import weight_server
 from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_checksum, tensor_entries, verify_manifest
 from rljob.checkpoint_engine.clients import LocalArena
-from rljob.checkpoint_engine.draft import Draft, aside_path, draft_path
+from rljob.checkpoint_engine.draft import Draft, aside_path, draft_path, read_metadata, version_of
 from rljob.checkpoint_engine.pull import Puller, PullFailed
-from rljob.checkpoint_engine.transport import HttpTransport
+from rljob.checkpoint_engine.transport import HttpStream, HttpTransport, SourceFailed
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.wire.pieces import PullReport, mask_of, pieces
 from rljob.wire.weights import Canary, Manifest
@@ -169,6 +171,22 @@ def test_nothing_stays_of_an_agent_that_was_killed_while_the_two_files_changed_n
     assert list(arena.parent.iterdir()) == []
 
 
+def test_the_version_before_is_found_again_by_an_agent_that_was_killed_before_it_got_its_new_name(tmp_path: Path) -> None:
+    """There is no memory for a third version."""
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    made(arena, 1)
+    before = arena.stat().st_ino
+    arena.rename(aside_path(arena))
+    made(arena, 2)
+    manifest = made(source, 3)
+    with serving(source) as url:
+        asyncio.run(master.want(manifest, url))
+        assert pulled(master, arena, manifest) == manifest
+    assert whole(arena, manifest)
+    assert arena.stat().st_ino == before
+    assert sorted(path.name for path in arena.parent.iterdir()) == ["w", "w.next"]
+
+
 def test_a_source_with_one_wrong_byte_is_found_out_and_nothing_of_it_stays(tmp_path: Path) -> None:
     honest, liar, arena, master = tmp_path / "a" / "w", tmp_path / "b" / "w", tmp_path / "rollout" / "w", Master()
     manifest = made(honest, 3, tensors=24)
@@ -282,6 +300,124 @@ def test_a_node_gives_what_it_has_checked_before_it_is_complete_itself(tmp_path:
     assert shelf.open(*label, second.offset, second.offset) is None
     assert shelf.open(*label, first.offset, second.offset) is None
     assert shelf.open(4, manifest.checksum, first.offset, first.offset) is None
+
+
+def test_a_node_that_becomes_whole_while_it_is_asked_gives_the_version_and_not_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, arena = tmp_path / "worker" / "w", tmp_path / "rollout" / "w"
+    made(arena, 2)
+    manifest = made(source, 3)
+    shelf, draft = Shelf(arena), Draft.of(draft_path(arena), manifest)
+    for number, piece in enumerate(draft.pieces):
+        draft.room(number)[:] = source.read_bytes()[piece.offset : piece.offset + piece.bytes]
+        draft.have |= 1 << number
+    shelf.offer(draft)
+    looks = itertools.count()
+
+    def look(descriptor: int) -> dict[str, str]:
+        found = read_metadata(descriptor)
+        if next(looks) == 0:  # at the arena, which is the version before
+            draft.become(arena)
+        return found
+
+    monkeypatch.setattr(weight_server, "read_metadata", look)
+    first = draft.pieces[0]
+    given = shelf.open(manifest.version, manifest.checksum, first.offset, first.offset + first.bytes - 1)
+    assert given is not None
+    with given:
+        assert read_metadata(given.fileno()) == version_of(manifest)
+    assert shelf.open(2, "c2") is None
+
+
+class Mumbling:
+    """A source that answers something odd."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer, self._listener = answer, socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(self._answer)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def test_a_source_that_speaks_of_more_bytes_than_anybody_can_count_has_failed(tmp_path: Path) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(source, 3)
+    odd = Mumbling(b"HTTP/1.1 206 Partial Content\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n")
+    with contextlib.closing(odd):
+        asyncio.run(master.want(manifest, odd.url))
+        with pytest.raises(PullFailed, match="does not speak HTTP"):
+            pulled(master, arena, manifest)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://fd00::17:8080", "http://[fd00", f"http://{'a' * 64}:80"])
+def test_an_address_that_is_none_is_a_source_that_failed(tmp_path: Path, url: str) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(source, 3)
+    asyncio.run(master.want(manifest, url))
+    with pytest.raises(PullFailed, match=f"{re.escape(url)} is no address of a weight server: "):
+        pulled(master, arena, manifest)
+
+
+class Late(asyncio.SelectorEventLoop):
+    """Its time can be moved on."""
+
+    moved = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.moved
+
+
+class Silent(HttpTransport):
+    """Whoever is asked says nothing for an hour."""
+
+    def __init__(self, loop: Late) -> None:
+        super().__init__(60)
+        self.loop, self.silent = loop, True
+
+    def connect(self, source: str, version: int, checksum: str) -> HttpStream:
+        transport = self
+
+        class Stream(HttpStream):
+            def read(self, offset: int, rooms: Sequence[memoryview]) -> Iterator[None]:
+                if not transport.silent:
+                    return super().read(offset, rooms)
+                transport.loop.moved += 3600
+                raise SourceFailed(f"{source} is silent")
+
+        return Stream(source, version, checksum, 60)
+
+
+def test_a_source_that_was_silent_for_long_leaves_the_time_for_another_to_turn_up(tmp_path: Path) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest, loop = made(source, 3), Late()
+    transport = Silent(loop)
+    arena.parent.mkdir()
+    one = Puller(master, transport, Shelf(arena), arena, "rollout-0", "http://127.0.0.1:1", patience=1e9, hopeless=1800.0)
+    with serving(source) as url, asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(master.want(manifest, "http://127.0.0.1:2"))
+
+        coming = list[asyncio.Future[None]]()
+
+        def turn_up(report: PullReport) -> None:
+            if sum(bool(told.refused) for told in master.told) == 2:
+                transport.silent = False
+                coming.append(asyncio.ensure_future(master.want(manifest, "http://127.0.0.1:2", url)))
+
+        master.on_report = turn_up
+        assert runner.run(one.pull(3, manifest.checksum, lambda progress: None)) == manifest
+    assert whole(arena, manifest)
 
 
 def test_three_nodes_share_what_one_source_sends(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from tests.master.virtual import clock, run, until
 
 from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.node import Node
-from rljob.checkpoint_engine.outcome import IdentityTaken, MasterAway
+from rljob.checkpoint_engine.outcome import ArenaHeld, IdentityTaken, MasterAway
 from rljob.checkpoint_engine.state import Site
 from rljob.wire.node import Progress
+from rljob.wire.shim import StartRequest
 from rljob.wire.weights import Manifest
 
 
@@ -87,6 +88,27 @@ def test_weights_that_the_engine_refuses_are_pulled_again_and_were_never_routabl
     world = play(answers=("garbage",))
     assert world.counts["peers.pull"] == 2
     assert any(r.failure is not None and "refused" in r.failure.message for r in world.master.reports)
+
+
+def test_an_engine_that_reads_what_an_agent_before_had_it_load_makes_room() -> None:
+    class Held(RolloutWorld):
+        """The engine reads the file that the next version comes into, and does not say so."""
+
+        async def pull(self, version: int, checksum: str | None, publish: Callable[[Progress | None], None]) -> Manifest | None:
+            if self.sidecars["engine"].status_now.incarnation == "old":
+                raise ArenaHeld("w.next is in use: an engine serves from it")
+            return await super().pull(version, checksum, publish)
+
+    async def job() -> Held:
+        world = Held(iterations=0)
+        await world.sidecars["engine"].start(StartRequest(incarnation="old"))
+        await asyncio.sleep(10)
+        await world.run()
+        return world
+
+    world = run(job())
+    assert world.sidecars["engine"].starts == 2
+    assert max(r.failures for r in world.master.reports) == 1
 
 
 @pytest.mark.parametrize("point", ["peers.pull", "engine.start", "engine.load", "engine.attest", "rollout", "master.sync"])

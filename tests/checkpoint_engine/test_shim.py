@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rljob.checkpoint_engine.payloads import EnginePayload, Tail, rank_environments, verdict
+from rljob.checkpoint_engine.payloads import LONGEST_LINE, EnginePayload, Tail, rank_environments, verdict
 from rljob.checkpoint_engine.processes import Child
 from rljob.checkpoint_engine.shim import Sidecar
 from rljob.wire.shim import StartRequest
@@ -205,7 +205,7 @@ def test_a_rank_that_ends_ends_all_ranks(trainer: Shim) -> None:
 
 def test_the_incarnation_and_environment_reach_the_payload(trainer: Shim) -> None:
     trainer.start("abc", "import os; print('got', os.environ['RLJOB_INCARNATION'], os.environ['COLOUR'])", COLOUR="blue")
-    assert "got abc blue" in trainer.until_logged("got")
+    assert "got abc blue" in trainer.until_logged("blue")
 
 
 def test_a_payload_that_cannot_be_started_has_exited(sockets: Path) -> None:
@@ -339,6 +339,32 @@ async def _started(sidecar: Sidecar, incarnation: str) -> None:
     async with asyncio.timeout(30):
         status = await sidecar.start(StartRequest(argv=(WAITS,), incarnation=incarnation))
         assert status.state == "running"
+
+
+def test_of_a_line_that_begins_anew_again_and_again_the_newest_is_kept() -> None:
+    """Progress bars do so, and a status says what the lines are."""
+    out = io.BytesIO()
+    tail = Tail(out)
+
+    def lines_after(data: bytes) -> tuple[str, ...]:
+        tail.add(data)
+        return tail.lines
+
+    for percent in range(100):
+        assert lines_after(b"\rloading %d%%" % percent) == (f"loading {percent}%",)
+    assert lines_after(b"\r\nnext\r") == ("loading 99%", "next")
+    assert lines_after(b"\nlast\r\n") == ("loading 99%", "next", "last")
+    assert out.getvalue().endswith(b"loading 99%\r\nnext\r\nlast\r\n"), "everything is passed on as it is"
+
+
+def test_of_a_line_without_an_end_the_beginning_is_kept() -> None:
+    tail = Tail(io.BytesIO())
+    tail.add(b"ValueError: ")
+    for _ in range(100):
+        tail.add(b"x" * 1000)
+        assert sum(map(len, tail.lines)) <= LONGEST_LINE
+    tail.add(b"\n" + b"y" * (LONGEST_LINE + 1) + b"\nz\n")
+    assert tail.lines == (("ValueError: " + "x" * LONGEST_LINE)[:LONGEST_LINE], "y" * LONGEST_LINE, "z")
 
 
 def test_ranks_count_over_all_nodes() -> None:

@@ -6,7 +6,7 @@ all of it.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -231,13 +231,16 @@ class NodeWorld(World):
     def other(self) -> "NodeWorld":
         return next(world for world in self.pair.worlds if world is not self)
 
-    async def fill(self, manifest: Manifest, sources: Mapping[str, str], publish: Callable[[Progress | None], None]) -> None:
+    async def fill(
+        self, manifest: Manifest, sources: Callable[[], Awaitable[Mapping[str, str]]], publish: Callable[[Progress | None], None]
+    ) -> None:
         label = (manifest.version, manifest.checksum)
         if self.arena == label:
             return
+        addresses = await sources()
         if self.part != label:
             raise InfrastructureError("not this node's part: export again")
-        if self.other.name not in sources:
+        if self.other.name not in addresses:
             raise FillFailed("nobody knows the address of the other node")
         self.gives, since = label, self.now
         try:

@@ -275,7 +275,7 @@ class MasterTwin:
         self.reports: list[NodeReport] = []
         self.desired = NodeDesired(revision=1, phase="idle", version=0, checksum=None)
         self.changed = asyncio.Condition()
-        self.refuses: InfrastructureError | None = None
+        self.refuses: Exception | None = None
         """What every call comes to."""
         self.pause = 0.0
         """Seconds that an answer takes at least."""

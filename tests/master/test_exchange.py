@@ -37,11 +37,14 @@ class Master:
         self.nodes = Nodes(1, lambda: self.now)
         self.exchange = Exchange(self.nodes, lambda: self.now)
         self.nodes.want("rollout", 3, "c3")
-        held = HeldWeights(version=3, checksum="c3", url=WORKER)
-        worker = NodeReport(
-            node="worker-0", kind="worker", incarnation="i", seen_revision=0, step="rollout", step_started=0.0, weights=held
-        )
-        asyncio.run(self.nodes.sync(worker, 0))
+        self.holds("worker-0", WORKER)
+
+    def holds(self, node: str, url: str, version: int = 3) -> None:
+        """A node says that it has the whole version."""
+        held = HeldWeights(version=version, checksum=f"c{version}", url=url)
+        kind = "rollout" if node.startswith("rollout") else "worker"
+        report = {"node": node, "kind": kind, "incarnation": "i", "seen_revision": 0, "step": "rollout", "step_started": 0.0}
+        asyncio.run(self.nodes.sync(NodeReport.model_validate({**report, "weights": held}), 0))
 
     def leases(self, one: PullReport) -> list[tuple[str, tuple[int, ...]]]:
         plan = self.exchange.plan(manifest(), one)
@@ -83,6 +86,19 @@ def test_a_node_that_was_started_again_takes_the_place_of_the_one_before() -> No
     master.leases(report("rollout-0", have="ff"))
     again = PullReport(node="rollout-0", url="http://elsewhere", checksum="c3", have="0")
     assert {source for source, _ in master.leases(again)} == {WORKER}
+
+
+def test_a_node_that_says_that_it_is_whole_gives_everything_and_fetches_no_more() -> None:
+    """Whatever it had and was told to fetch when it last asked for pieces."""
+    master = Master()
+    for number in range(4):
+        master.leases(report(f"rollout-{number}", have="0f"))
+    assert master.leases(report("late", have="0f")) == [], "the one that has the rest serves as many as it may"
+    for number in range(4):
+        master.holds(f"rollout-{number}", f"http://rollout-{number}")
+    master.holds("worker-0", WORKER, version=4)
+    assert {source for source, _ in master.leases(report("late", have="0f"))} <= {f"http://rollout-{i}" for i in range(4)}
+    assert master.leases(report("later", have="0f"))
 
 
 @pytest.mark.parametrize(

@@ -174,15 +174,18 @@ class Actor:
 
     async def _fill(self, filler: Filler, manifest: Manifest) -> None:
         """One that gets on may take as long as it takes, and it is not the trainer's fault if it does not."""
-        try:
-            async with asyncio.timeout(self.plan.deadline):
-                addresses = await self._workers()
-        except TimeoutError as error:
-            raise FillFailed(
-                f"not all of {self.plan.site.nodes} worker nodes have reported to the master for {self.plan.deadline:.0f} s, and "
-                f"version {manifest.version} lies on them in part"
-            ) from error
-        await filler.fill(manifest, addresses.weights, self._publish)
+
+        async def sources() -> Mapping[str, str]:
+            try:
+                async with asyncio.timeout(self.plan.deadline):
+                    return (await self._workers()).weights
+            except TimeoutError as error:
+                raise FillFailed(
+                    f"not all of {self.plan.site.nodes} worker nodes have reported to the master for {self.plan.deadline:.0f} s, and "
+                    f"version {manifest.version} lies on them in part"
+                ) from error
+
+        await filler.fill(manifest, sources, self._publish)
 
     async def _workers(self) -> NodeAddresses:
         """What all worker nodes have; a master that was started again hears of them one after the other."""

@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+import logging
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
+from pydantic import ValidationError
 
-from rljob.api import ConfigurationError, InfrastructureError
+from rljob.api import ConfigurationError, InfrastructureError, RLJobError
 from rljob.checkpoint_engine.draft import aside_path, draft_path
 from rljob.checkpoint_engine.outcome import ChecksumMismatch, IdentityTaken, MasterAway, WrongState
 from rljob.checkpoint_engine.state import EngineState
@@ -21,6 +23,8 @@ from rljob.wire.pieces import PullPlan, PullReport
 from rljob.wire.shim import ShimStatus, StartRequest, StopRequest
 from rljob.wire.trainer import TASK_HEADER, CheckpointCommand, ExportCommand, LoadCommand, OffloadCommand, TrainerStatus
 from rljob.wire.weights import Manifest
+
+log = logging.getLogger(__name__)
 
 STATUS_TIMEOUT = 5.0
 """Seconds for a call that only asks."""
@@ -116,8 +120,10 @@ class Peers(Protocol):
 class Filler(Protocol):
     """What makes an arena whole that the ranks of several nodes have written (rljob.checkpoint_engine.fill)."""
 
-    async def fill(self, manifest: Manifest, sources: Mapping[str, str], publish: Callable[[Progress | None], None]) -> None:
-        """`sources`: address of each node's weight server."""
+    async def fill(
+        self, manifest: Manifest, sources: Callable[[], Awaitable[Mapping[str, str]]], publish: Callable[[Progress | None], None]
+    ) -> None:
+        """`sources` tells the address of each node's weight server, as it is by then."""
 
 
 def socket_client(path: Path) -> httpx.AsyncClient:
@@ -125,18 +131,40 @@ def socket_client(path: Path) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=pool(uds=path), base_url="http://socket", timeout=None)
 
 
+class _Status[M: Message]:
+    """What somebody says of itself, asked again and again."""
+
+    def __init__(self, http: httpx.AsyncClient, kind: type[M], whose: str) -> None:
+        self._http, self._kind, self._whose = http, kind, whose
+        self._told = False
+
+    async def ask(self, params: Mapping[str, int] | None = None) -> M | None:
+        """None: no answer, or none that can be read, which the log says once."""
+        try:
+            answer = await self._http.get("/v1/status", params=params, timeout=STATUS_TIMEOUT)
+            if answer.status_code != 200:
+                return None
+            status = _read(self._kind, answer, f"what the {self._whose} answers /v1/status")
+        except httpx.HTTPError:
+            return None
+        except InfrastructureError as error:
+            if not self._told:
+                log.error("%s", error)
+            self._told = True
+            return None
+        self._told = False
+        return status
+
+
 class HttpShim:
     """A shim on its unix socket."""
 
     def __init__(self, http: httpx.AsyncClient, name: str) -> None:
         self._http, self._name = http, name
+        self._status = _Status(http, ShimStatus, name)
 
     async def status(self, memory: bool = False) -> ShimStatus | None:
-        try:
-            answer = await self._http.get("/v1/status", params={"memory": 1} if memory else None, timeout=STATUS_TIMEOUT)
-        except httpx.HTTPError:
-            return None
-        return ShimStatus.model_validate_json(answer.content) if answer.status_code == 200 else None
+        return await self._status.ask({"memory": 1} if memory else None)
 
     async def start(self, request: StartRequest) -> ShimStatus:
         return await self._post("/v1/start", request)
@@ -151,7 +179,7 @@ class HttpShim:
             raise InfrastructureError(f"the {self._name} does not answer {path}: {_said(error)}") from error
         if answer.status_code != 200:
             raise InfrastructureError(f"the {self._name} refused {path}: {_reason(answer)}")
-        return ShimStatus.model_validate_json(answer.content)
+        return _read(ShimStatus, answer, f"what the {self._name} answers {path}")
 
 
 class HttpTrainer:
@@ -159,22 +187,20 @@ class HttpTrainer:
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
+        self._status = _Status(http, TrainerStatus, "trainer")
 
     async def status(self) -> TrainerStatus | None:
-        try:
-            answer = await self._http.get("/v1/status", timeout=STATUS_TIMEOUT)
-        except httpx.HTTPError:
-            return None
-        return TrainerStatus.model_validate_json(answer.content) if answer.status_code == 200 else None
+        return await self._status.ask()
 
     async def load(self, command: LoadCommand) -> None:
         await self._post("/v1/load", command.model_dump_json())
 
     async def train(self, task: TrainTask, batch: bytes) -> TrainMetrics:
-        return TrainMetrics.model_validate_json(await self._post("/v1/train", batch, {TASK_HEADER: task.model_dump_json()}))
+        answer = await self._post("/v1/train", batch, {TASK_HEADER: task.model_dump_json()})
+        return _read(TrainMetrics, answer, "what the trainer answers /v1/train")
 
     async def export(self, command: ExportCommand) -> Manifest:
-        return Manifest.model_validate_json(await self._post("/v1/export", command.model_dump_json()))
+        return _read(Manifest, await self._post("/v1/export", command.model_dump_json()), "what the trainer answers /v1/export")
 
     async def checkpoint(self, command: CheckpointCommand) -> None:
         await self._post("/v1/checkpoint", command.model_dump_json())
@@ -185,13 +211,13 @@ class HttpTrainer:
     async def onload(self) -> None:
         await self._post("/v1/onload", b"")
 
-    async def _post(self, path: str, content: str | bytes, headers: dict[str, str] | None = None) -> bytes:
+    async def _post(self, path: str, content: str | bytes, headers: dict[str, str] | None = None) -> httpx.Response:
         try:
             answer = await self._http.post(path, content=content, headers=headers)
         except httpx.HTTPError as error:
             raise InfrastructureError(f"the trainer went away during {path}: {_said(error)}") from error
         if answer.status_code == 200:
-            return answer.content
+            return answer
         kind = {409: WrongState, 422: ConfigurationError}.get(answer.status_code, InfrastructureError)
         raise kind(f"the trainer failed {path}: {_reason(answer)}" if kind is not ConfigurationError else _reason(answer))
 
@@ -236,7 +262,7 @@ class HttpEngine:
 
 
 class HttpMaster:
-    """The master. What only means that it is not there raises MasterAway."""
+    """The master. What only means that it is not there, or that something else answers in its place, raises MasterAway."""
 
     def __init__(self, http: httpx.AsyncClient, node: str) -> None:
         """`http` has the master's address as its base URL."""
@@ -247,7 +273,7 @@ class HttpMaster:
         answer = await self._request("POST", path, body, patience=wait + 10, accept=(409,))
         if answer.status_code == 409:
             raise IdentityTaken(_reason(answer))
-        return NodeDesired.model_validate_json(answer.content)
+        return _of_master(NodeDesired, answer)
 
     async def batch(self, version: int) -> bytes:
         return (await self._request("GET", f"/v1/batches/{version}")).content
@@ -259,14 +285,14 @@ class HttpMaster:
 
     async def manifest(self, version: int) -> Manifest | None:
         answer = await self._request("GET", f"/v1/weights/{version}", accept=(404,))
-        return None if answer.status_code == 404 else Manifest.model_validate_json(answer.content)
+        return None if answer.status_code == 404 else _of_master(Manifest, answer)
 
     async def addresses(self) -> NodeAddresses:
-        return NodeAddresses.model_validate_json((await self._request("GET", "/v1/nodes")).content)
+        return _of_master(NodeAddresses, await self._request("GET", "/v1/nodes"))
 
     async def pull(self, version: int, report: PullReport) -> PullPlan:
         answer = await self._request("POST", f"/v1/weights/{version}/pull", report.model_dump_json(), accept=(404,))
-        return PullPlan(wanted=False) if answer.status_code == 404 else PullPlan.model_validate_json(answer.content)
+        return PullPlan(wanted=False) if answer.status_code == 404 else _of_master(PullPlan, answer)
 
     async def _request(
         self, method: str, path: str, content: str | None = None, patience: float = 60, accept: tuple[int, ...] = ()
@@ -309,6 +335,27 @@ def parse_label(label: str) -> tuple[int | None, str | None]:
     """Version and checksum out of `version:checksum`; nothing for an engine whose weights nobody vouches for."""
     version, colon, checksum = label.partition(":")
     return (int(version), checksum) if colon and version.isdigit() else (None, None)
+
+
+def _of_master[M: Message](kind: type[M], answer: httpx.Response) -> M:
+    return _read(kind, answer, f"what answers {answer.request.url.path} at the master's address", MasterAway)
+
+
+def _read[M: Message](kind: type[M], answer: httpx.Response, what: str, error: type[RLJobError] = InfrastructureError) -> M:
+    """The message of an answer.
+
+    Raises:
+        RLJobError: it is none; of the type `error`.
+    """
+    try:
+        return kind.model_validate_json(answer.content)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise error(
+            f"{what} is no {kind.__name__}{f', {where}' if where else ''}: {first['msg']}, found {repr(first['input'])[:200]}; all of a "
+            "job's processes have to be of one version, and nothing may stand between them"
+        ) from problem
 
 
 def _said(error: httpx.HTTPError) -> str:

@@ -19,6 +19,7 @@ import xxhash
 
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.hold import held
+from rljob.checkpoint_engine.outcome import ArenaHeld
 from rljob.checkpoint_engine.space import reserve
 from rljob.wire.pieces import Piece, pieces
 from rljob.wire.weights import Manifest
@@ -44,6 +45,13 @@ def draft_path(arena: Path) -> Path:
 def aside_path(arena: Path) -> Path:
     """Where the version before lies between two renames (`Draft.become`); what an agent that was killed there leaves behind."""
     return arena.with_name(f"{arena.stem}.before{arena.suffix}")
+
+
+def take_back(arena: Path) -> None:
+    """Have the version before lie where the next one is put together, if an agent that was killed has left it between the two."""
+    draft, aside = draft_path(arena), aside_path(arena)
+    if aside.exists() and not draft.exists():
+        os.rename(aside, draft)
 
 
 def read_metadata(descriptor: int) -> dict[str, str]:
@@ -95,7 +103,8 @@ class Draft:
 
         Raises:
             ConfigurationError: no space or no permission.
-            InfrastructureError: an engine reads the file, or the version cannot be pulled.
+            ArenaHeld: an engine reads the file.
+            InfrastructureError: the version cannot be pulled.
         """
         found = pieces(manifest)
         size = found[-1].offset + found[-1].bytes
@@ -105,7 +114,7 @@ class Draft:
             raise ConfigurationError(f"cannot create {path}: {error.strerror}; check that the folder exists and may be written") from error
         try:
             if held(descriptor):
-                raise InfrastructureError(f"{path} is in use: an engine serves from it; the next version waits for its end")
+                raise ArenaHeld(f"{path} is in use: an engine serves from it; the next version waits for its end")
             if os.fstat(descriptor).st_size != size:
                 os.ftruncate(descriptor, 0)
                 reserve(path, descriptor, size)

@@ -9,13 +9,13 @@ a trainer that was killed leaves an arena that is neither version nor part: it e
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rljob.checkpoint_engine.draft import Draft, is_laid_out_as, part_of, read_metadata, version_of
-from rljob.checkpoint_engine.outcome import FillFailed
+from rljob.checkpoint_engine.outcome import FillFailed, MasterAway
 from rljob.checkpoint_engine.pull import HEARTBEAT, coming, wrong_bytes
 from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
 from rljob.checkpoint_engine.weight_server import Shelf
@@ -45,21 +45,25 @@ class Filler:
         self._transport, self._shelf, self._arena, self._node = transport, shelf, arena, node
         self._patience, self._pause = patience, pause
 
-    async def fill(self, manifest: Manifest, sources: Mapping[str, str], publish: Callable[[Progress | None], None]) -> None:
+    async def fill(
+        self, manifest: Manifest, sources: Callable[[], Awaitable[Mapping[str, str]]], publish: Callable[[Progress | None], None]
+    ) -> None:
         """Have the version in the arena, whole. For the time of it nobody else may write there.
 
         Args:
-            sources: address of the weight server of each node.
+            sources: tells the address of the weight server of each node, as it is by then: an agent that was started again has another.
 
         Raises:
             WeightsRefused: the arena is not this node's part of the version.
             FillFailed: another node sent something else, or nothing for too long.
+            MasterAway: the master has to be asked where the nodes are.
             InfrastructureError: an engine reads the arena.
         """
         if _metadata(self._arena) == version_of(manifest):
             return
+        addresses = await sources()
         draft = await asyncio.to_thread(self._own_part, manifest)
-        fill, threads = _Fill(draft, self._transport), ThreadPoolExecutor(STREAMS * max(1, len(sources)), "fill")
+        fill, threads = _Fill(draft, self._transport, addresses), ThreadPoolExecutor(STREAMS * max(1, len(addresses)), "fill")
         async with coming(draft, self._transport, self._shelf, threads, fill.end):
             await self._fetch_all(fill, threads, sources, publish)
             if _metadata(self._arena) != part_of(manifest):
@@ -80,13 +84,18 @@ class Filler:
         return draft
 
     async def _fetch_all(
-        self, fill: "_Fill", threads: ThreadPoolExecutor, sources: Mapping[str, str], publish: Callable[[Progress | None], None]
+        self,
+        fill: "_Fill",
+        threads: ThreadPoolExecutor,
+        sources: Callable[[], Awaitable[Mapping[str, str]]],
+        publish: Callable[[Progress | None], None],
     ) -> None:
         """Until every piece is here."""
         loop, draft = asyncio.get_running_loop(), fill.draft
         have, since = draft.have, loop.time()
+        asked = since
         while draft.missing:
-            pending = {loop.run_in_executor(threads, fill.fetch, *share) for share in _shares(draft, sources)}
+            pending = {loop.run_in_executor(threads, fill.fetch, *share) for share in _shares(draft, fill.addresses)}
             while pending:
                 done, pending = await asyncio.wait(pending, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
                 for future in done:
@@ -97,6 +106,9 @@ class Filler:
             if draft.missing:
                 fill.despair(loop.time() - since > self._patience)
                 await asyncio.sleep(self._pause)
+                if loop.time() - asked > HEARTBEAT:
+                    fill.addresses = await _now(sources, fill.addresses)
+                    asked = loop.time()
 
 
 @dataclass
@@ -105,6 +117,8 @@ class _Fill:
 
     draft: Draft
     transport: Transport
+    addresses: Mapping[str, str]
+    """Of the weight server of each node, as far as is known."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     streams: set[Stream] = field(default_factory=set)
     failures: dict[str, SourceFailed] = field(default_factory=dict)
@@ -150,15 +164,24 @@ class _Fill:
                 stream.close()
 
 
-def _shares(draft: Draft, sources: Mapping[str, str]) -> list[tuple[str, int]]:
+async def _now(sources: Callable[[], Awaitable[Mapping[str, str]]], before: Mapping[str, str]) -> Mapping[str, str]:
+    """Where the nodes are by now. If the master does not say so at once, where they were: whoever has not moved may have its part."""
+    try:
+        async with asyncio.timeout(HEARTBEAT):
+            return await sources()
+    except (TimeoutError, MasterAway):
+        return before
+
+
+def _shares(draft: Draft, addresses: Mapping[str, str]) -> list[tuple[str, int]]:
     """What is missing, for each stream: address of the node that holds it, and which pieces."""
     found = []
     for node in sorted({draft.pieces[i].node for i in members(draft.missing)}):
-        if node not in sources:
+        if node not in addresses:
             raise FillFailed(f"version {draft.manifest.version} lies on {node} in part, and nobody knows the address of that node")
         theirs = [i for i in members(draft.missing) if draft.pieces[i].node == node]
         step = -(-len(theirs) // STREAMS)
-        found += [(sources[node], sum(1 << i for i in theirs[at : at + step])) for at in range(0, len(theirs), step)]
+        found += [(addresses[node], sum(1 << i for i in theirs[at : at + step])) for at in range(0, len(theirs), step)]
     return found
 
 

@@ -69,8 +69,8 @@ class CpuMemory:
         self._held = held
 
     async def read(self, leaving: Owner) -> Reading:
-        available = int(psutil.virtual_memory().available)
-        return Reading(min(available, _cgroup_free() or available), await self._held(leaving))
+        available, room = int(psutil.virtual_memory().available), _cgroup_free()
+        return Reading(available if room is None else min(available, room), await self._held(leaving))
 
     def total(self) -> int:
         return int(psutil.virtual_memory().total)

@@ -161,8 +161,11 @@ class MooncakeStream:
     def _ask(self) -> tuple[str, int]:
         try:
             found = json.loads(self._control.memory())
-            return str(found["segment"]), int(found["address"])
-        except (ValueError, KeyError, TypeError) as error:
+            segment, address = str(found["segment"]), int(found["address"])
+            if not 0 <= address < 1 << 63:
+                raise ValueError(f"address {address}")
+            return segment, address
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise SourceFailed(f"{self._source} does not serve Mooncake: {error!r}") from error
 
     def holds(self) -> bool:

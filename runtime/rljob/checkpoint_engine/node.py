@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from itertools import count
 
 from rljob.api import RLJobError
 from rljob.checkpoint_engine import outcome
@@ -61,18 +62,17 @@ class Node:
         Raises:
             RLJobError: what was started could not be ended.
         """
-        talk = asyncio.create_task(self._talk())
-        try:
-            while not isinstance(step := await self._look_and_decide(), Finish):
-                if isinstance(step, (Rollout, Idle)):
-                    await self._rest(step)
-                else:
-                    await self._perform(step)
-            await self._leave()
-            await self._actor.finish()
-            log.info("the job is over: sidecars are stopped, shared memory is empty")
-        finally:
-            talk.cancel()
+        await _unless(self._talk(), self._converge())
+
+    async def _converge(self) -> None:
+        while not isinstance(step := await self._look_and_decide(), Finish):
+            if isinstance(step, (Rollout, Idle)):
+                await self._rest(step)
+            else:
+                await self._perform(step)
+        await self._leave()
+        await self._actor.finish()
+        log.info("the job is over: sidecars are stopped, shared memory is empty")
 
     async def _leave(self) -> None:
         """If the job goes on without this node: first nobody sends it anything more, then it hands back what its engine is writing."""
@@ -154,11 +154,11 @@ class Node:
         """Report whatever changes, and hear what is wanted; a master that is away is asked again."""
         away = False
         untold = 0
-        while True:
+        for number in count(1):
             self._told.clear()
             self._reported = report = self.report()
             try:
-                desired = await self._sync(report)
+                desired = await self._sync(report.model_copy(update={"number": number}))
             except RLJobError as error:
                 if not away:
                     log.warning("%s; asking again every second", error)
@@ -248,11 +248,14 @@ class Node:
 
 
 async def _unless[T](over: Coroutine[None, None, object], work: Coroutine[None, None, T]) -> T | None:
-    """The work's result, or None if `over` came first."""
+    """The work's result, or None if `over` came first; what ends either with an error is raised."""
     task, end = asyncio.create_task(work), asyncio.create_task(over)
     try:
         await asyncio.wait([task, end], return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
+        if task.done():
+            return task.result()
+        end.result()
+        return None
     finally:
         for each in (task, end):
             each.cancel()

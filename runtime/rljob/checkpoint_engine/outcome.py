@@ -52,6 +52,10 @@ class AttestationFailed(InfrastructureError):
     """An engine does not hold the weights it should."""
 
 
+class ArenaHeld(InfrastructureError):
+    """An engine reads the memory in which the next version is put together."""
+
+
 class FillFailed(InfrastructureError):
     """What other nodes hold of a version did not come. Nothing of it counts; the next try goes on with what is here."""
 
@@ -98,7 +102,8 @@ def failed(known: Known, step: Step, error: RLJobError, seen: Observed, now: flo
         known = replace(known, trained=None, checkpointed=None)
     if isinstance(step, Checkpoint):
         known = replace(known, saving=None)
-    if isinstance(step, ENGINE_STEPS):
+    if isinstance(step, ENGINE_STEPS) or isinstance(error, ArenaHeld):
+        # An engine that was told to load something else may still read what it had, and no longer says what that is.
         known = _unfit(known, *engine)
     # A living engine that refuses, or an export that came out wrong: nobody vouches for what the arena holds.
     refused = isinstance(step, (LoadEngine, Attest)) and seen.engine.life == "running"

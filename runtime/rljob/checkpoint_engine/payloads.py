@@ -17,6 +17,8 @@ from rljob.rollout.engine import zygote_environment
 from rljob.wire.environment import Environment
 
 TAIL_LINES = 20
+LONGEST_LINE = 4096
+"""Characters that are kept of a line; its beginning says most."""
 ZYGOTE_RETRY = (0.5, 30.0)
 """Seconds before a dead zygote is started again: the first pause, doubled up to the last."""
 
@@ -33,7 +35,7 @@ class Tail:
     @property
     def lines(self) -> tuple[str, ...]:
         """Newest lines, oldest first; the last may be unfinished."""
-        return (*self._lines, *([self._open] if self._open else []))
+        return (*self._lines, *([line] if (line := _shown(self._open)) else []))
 
     def add(self, data: bytes) -> None:
         """Pass on and keep. A reader of our output that went away, or a full disk behind it, costs lines and must not stop the payload."""
@@ -46,8 +48,9 @@ class Tail:
                 self._out = None
             except OSError:
                 pass  # there may be space again for the next line
-        *whole, self._open = (self._open + data.decode(errors="replace")).split("\n")
-        self._lines.extend(line.rstrip("\r") for line in whole if line.strip())
+        *whole, rest = (self._open + data.decode(errors="replace")).split("\n")
+        self._open = _shown(rest) + ("\r" if rest.endswith("\r") else "")
+        self._lines.extend(line for line in map(_shown, whole) if line.strip())
 
     def note(self, text: str) -> None:
         """A line of the shim's own."""
@@ -66,6 +69,11 @@ class Tail:
             await asyncio.sleep(0.05)
             if self._bytes == before:
                 return
+
+
+def _shown(line: str) -> str:
+    """What is left of a line that goes back to its beginning again and again, as progress bars do."""
+    return line.rstrip("\r").rpartition("\r")[2][:LONGEST_LINE]
 
 
 class Payload(Protocol):

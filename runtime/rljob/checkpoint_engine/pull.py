@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rljob.api import InfrastructureError
-from rljob.checkpoint_engine.draft import Draft, draft_path
+from rljob.checkpoint_engine.draft import Draft, draft_path, take_back
 from rljob.checkpoint_engine.outcome import DeadlineExceeded, MasterAway
 from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
 from rljob.checkpoint_engine.weight_server import IDLE, Shelf
@@ -141,12 +141,14 @@ class Puller:
         Raises:
             PullFailed: nobody is left who could give it.
             DeadlineExceeded: no piece came for too long.
+            ArenaHeld: an engine reads the memory that it would come into.
             MasterAway: the master has to be asked where the version is.
         """
         manifest = await self._tracker.manifest(version)
         if manifest is None or checksum not in (None, manifest.checksum):
             await asyncio.sleep(HEARTBEAT)  # it is being made
             return None
+        take_back(self._arena)
         draft = await asyncio.to_thread(Draft.of, draft_path(self._arena), manifest)
         pull, threads = _Pull(draft), ThreadPoolExecutor(thread_name_prefix="pull")
         async with coming(draft, self._transport, self._shelf, threads, pull.end):
@@ -160,6 +162,7 @@ class Puller:
         loop = asyncio.get_running_loop()
         running: dict[asyncio.Future[None], PullLease] = {}
         have, since = pull.draft.have, loop.time()
+        busy = since  # until when anybody was asked for anything
         while pull.draft.missing:
             plan = await self._ask(pull, tuple(running.values()))
             if not plan.wanted:
@@ -172,8 +175,9 @@ class Puller:
                 for future in done:
                     running.pop(future)
                     future.result()
+                busy = loop.time()
             else:
-                self._despair(pull, loop.time() - since)
+                self._despair(pull, loop.time() - busy)
                 await asyncio.sleep(HEARTBEAT)
             publish(Progress(done=pull.draft.have.bit_count(), total=len(pull.draft.pieces)))
             if pull.draft.have != have:

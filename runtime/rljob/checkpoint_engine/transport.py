@@ -20,7 +20,7 @@ STALL = 5.0
 SLOWEST = 1 << 20
 """Bytes per second below which a source counts as stalled, however steadily it drips."""
 LONGEST_HEAD = 1 << 16
-_HEAD = re.compile(rb"HTTP/1\.1 (\d{3})\b.*?\r\ncontent-length: *(\d+)", re.IGNORECASE | re.DOTALL)
+_HEAD = re.compile(rb"HTTP/1\.1 (\d{3})\b.*?\r\ncontent-length: *(\d{1,15})\b", re.IGNORECASE | re.DOTALL)
 
 
 class SourceFailed(InfrastructureError):
@@ -81,10 +81,8 @@ class HttpStream:
     """One connection, kept from read to read. Without http.client, whose buffer hides whether a source works or drips."""
 
     def __init__(self, source: str, version: int, checksum: str, stall: float) -> None:
-        address = urlsplit(source)
         self._source, self._stall = source, stall
-        self._address = (str(address.hostname), address.port or 80)
-        self._label, self._host = f"{version}/{checksum}", address.netloc
+        self._label, self._host = f"{version}/{checksum}", source.partition("//")[2]
         self._socket: socket.socket | None = None
         self._closed = False
 
@@ -162,7 +160,11 @@ class HttpStream:
         if self._closed:
             raise ConnectionAbortedError("given up")
         if self._socket is None:
-            self._socket = socket.create_connection(self._address, self._stall)
+            try:
+                address = urlsplit(self._source)
+                self._socket = socket.create_connection((str(address.hostname), address.port or 80), self._stall)
+            except ValueError as error:
+                raise SourceFailed(f"{self._source} is no address of a weight server: {error}") from error
         return self._socket
 
     def close(self) -> None:

@@ -12,13 +12,14 @@ a job: the job's NetworkPolicies let its own nodes in and nobody else.
 import logging
 import re
 import threading
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
 
 from rljob.api import InfrastructureError
-from rljob.checkpoint_engine.draft import Draft, read_metadata
+from rljob.checkpoint_engine.draft import Draft, part_of, read_metadata
 from rljob.checkpoint_engine.mooncake import Memory
 
 log = logging.getLogger(__name__)
@@ -42,24 +43,28 @@ class Shelf:
 
     def open(self, version: int, checksum: str, first: int = 0, last: int = -1) -> BinaryIO | None:
         """A file whose bytes `first` to `last` are the version's; None if they are not here."""
-        file = _opened(self._arena)
-        if file is not None:
-            found = read_metadata(file.fileno())
-            if (found.get("version"), found.get("checksum")) == (str(version), checksum):
-                return file
-            file.close()
-        draft = self._draft
+        draft, whole = self._draft, {"version": str(version), "checksum": checksum}
+        if (file := _opened(self._arena, whole)) is not None:
+            return file
         if draft is None or (draft.manifest.version, draft.manifest.checksum) != (version, checksum):
             return None
         inside = [i for i, p in enumerate(draft.pieces) if p.offset <= last and p.offset + p.bytes > first]
-        return _opened(draft.path) if all(draft.have >> i & 1 for i in inside) else None
+        if not all(draft.have >> i & 1 for i in inside):
+            return None
+        # The draft may become the arena at any moment; then the file before lies in its place.
+        return _opened(draft.path, part_of(draft.manifest), whole) or _opened(self._arena, whole)
 
 
-def _opened(path: Path) -> BinaryIO | None:
+def _opened(path: Path, *accepted: Mapping[str, str]) -> BinaryIO | None:
+    """The file, if it says that it is one of these."""
     try:
-        return path.open("rb")
+        file = path.open("rb")
     except OSError:
         return None
+    if read_metadata(file.fileno()) in accepted:
+        return file
+    file.close()
+    return None
 
 
 class WeightServer:

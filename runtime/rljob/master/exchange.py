@@ -54,9 +54,12 @@ class Exchange:
             self._label, self._count, self._pulls = label, len(pieces(manifest)), {}
         now = self._clock()
         me = self._take_up(report)
-        self._pulls = {url: pull for url, pull in self._pulls.items() if now - pull.heard < SILENCE and pull.node != report.node}
-        peers = _whole(self._nodes.reports, label, (1 << self._count) - 1) | {url: pull.peer for url, pull in self._pulls.items()}
-        leases = grant(self._count, {**peers, report.url: me}, report.url, self._limits)
+        whole = _whole(self._nodes.reports, label, (1 << self._count) - 1)
+        # Who says that it has all of it by now fetches no more, whatever it was told when it last asked.
+        pulling = {url: pull for url, pull in self._pulls.items() if url not in whole and pull.node != report.node}
+        self._pulls = {url: pull for url, pull in pulling.items() if now - pull.heard < SILENCE}
+        peers = whole | {url: pull.peer for url, pull in self._pulls.items()} | {report.url: me}
+        leases = grant(self._count, peers, report.url, self._limits)
         self._pulls[report.url] = _Pull(report.node, Peer(me.have, (*me.leases, *leases), me.refuses), now)
         return PullPlan(wanted=True, leases=tuple(PullLease(source=lease.source, pieces=text_of(lease.pieces)) for lease in leases))
 

@@ -70,12 +70,14 @@ class Nodes:
         """
         node = report.node
         self._admit(report)
-        self._reports[node], self._heard[node] = report, self._clock()
+        self._heard[node] = self._clock()
         self._polling[node] = self._polling.get(node, 0) + 1
         try:
-            for observe in self.observers:
-                observe(report)
-            self.news.announce()
+            if self._is_news(report):
+                self._reports[node] = report
+                for observe in self.observers:
+                    observe(report)
+                self.news.announce()
             if self.desired.revision == report.seen_revision and not self._closed:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(wait, LONGEST_POLL)):
@@ -86,6 +88,11 @@ class Nodes:
         self._told[node] = self.desired.revision
         self.news.announce()
         return self.desired
+
+    def _is_news(self, report: NodeReport) -> bool:
+        """An agent gives up a poll when it has something to report, and what it reports may overtake that poll."""
+        known = self._reports.get(report.node)
+        return known is None or known.incarnation != report.incarnation or known.number <= report.number
 
     def _admit(self, report: NodeReport) -> None:
         node, came = report.node, self._came.setdefault(report.node, [])

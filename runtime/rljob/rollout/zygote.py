@@ -101,8 +101,12 @@ class Zygote:
         try:
             start = json.loads(line)["start"]
             argv, env, log = list(start["argv"]), dict(start["env"]), str(start["log"])
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             folder = tempfile.mkdtemp(prefix="vllm-")
+            try:
+                output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            except (ValueError, OSError):
+                os.rmdir(folder)
+                raise
         except (ValueError, KeyError, TypeError, OSError) as error:
             return self.say({"error": f"cannot start from {line[:200]!r}: {error!r}"})
         pid = self._fork(argv, {**env, "TMPDIR": folder}, output)

@@ -101,6 +101,8 @@ class NodeReport(Message):
     kind: Literal["worker", "rollout"]
     incarnation: str
     """New for every start of the node agent."""
+    number: int = 0
+    """Rises with every report of an incarnation: one that was on its way for long does not take the place of a newer one."""
     seen_revision: int
     """Newest NodeDesired.revision this node has taken up; 0 for none."""
     step: Step
