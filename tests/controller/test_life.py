@@ -9,6 +9,7 @@ import pytest
 from tests.controller.world import World, report, rljob
 from tests.master.virtual import clock, run, until
 
+from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.controller.client import ApiError, Applied
 from rljob.controller.kinds import Ref
 from rljob.controller.trim import iso
@@ -356,6 +357,37 @@ def test_time_in_a_queue_does_not_count_against_the_deadline() -> None:
     living(story)
 
 
+@pytest.mark.parametrize("who", ["reward", "rollout", "worker while nobody looks"])
+def test_what_cannot_work_ends_a_job_also_in_its_queue(who: str) -> None:
+    """The reward service waits in no queue, and rollout pods in places of their own."""
+
+    async def story(world: World) -> None:
+        world.starts = lambda pod: False
+        world.add(rljob(queueName="q", rollout={"replicas": 1}))
+        await until(lambda: len(world.pods()) == 3)
+        gated(world, "x-master", "x-worker-0", "x-rollout-0")
+        await until(lambda: world.condition("Ready").get("reason") == "Queued")
+        await asyncio.sleep(30)
+        if who == "reward":
+            labels = world.twin.objects[Ref("Deployment", "default", "x-reward")]["spec"]["template"]["metadata"]["labels"]
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x-reward-1", "namespace": "default", "labels": labels}}
+            world.twin.add(pod | {"spec": {}}, "kube-controller-manager")
+            world.container_ended("x-reward-1", "reward", EXIT_CONFIGURATION, "no such function")
+        elif who == "rollout":
+            admitted(world, "x-rollout-0")
+            world.container_ended("x-rollout-0", "vllm", EXIT_CONFIGURATION, "no such model")
+        else:
+            await world.kill()
+            admitted(world, "x-master", "x-worker-0")
+            world.container_ended("x-worker-0", "vllm", EXIT_CONFIGURATION, "no such model")
+            await asyncio.sleep(10)
+            world.start()
+        await until(lambda: world.holds("Failed"))
+        assert world.condition("Failed")["reason"] == "Configuration"
+
+    living(story)
+
+
 def test_a_job_that_its_queue_has_taken_back_gets_its_time_anew() -> None:
     async def story(world: World) -> None:
         await started(world, activeDeadlineSeconds=3600, queueName="q")
@@ -520,6 +552,29 @@ def test_a_volume_that_somebody_has_grown_stays_so(asleep: bool) -> None:
         told = [e["message"] for e in world.twin.of("Event").values() if e["reason"] == "Repaired"]
         kept = "PersistentVolumeClaim x-work was changed by hand: its labels and owner are as rendered again, its spec stays as it is"
         assert told == [kept, kept]
+
+    living(story)
+
+
+def test_a_volume_that_grows_while_its_claim_is_repaired_stays_so() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        await asyncio.sleep(3)
+        get, grown = world.twin.get, asyncio.Event()
+
+        async def then_grow(ref: Ref) -> Manifest:
+            found = await get(ref)
+            if ref == WORK and not grown.is_set():
+                grown.set()
+                world.twin.edit(WORK, grow, "kubectl-patch")
+            return found
+
+        world.twin.get = then_grow  # type: ignore[method-assign]
+        labels = dict(world.twin.objects[WORK]["metadata"]["labels"])
+        world.twin.edit(WORK, lambda claim: claim["metadata"]["labels"].clear())
+        await until(lambda: world.twin.objects[WORK]["metadata"]["labels"] == labels)
+        assert grown.is_set()
+        assert world.twin.objects[WORK]["spec"]["resources"]["requests"] == {"storage": "500Gi"}
 
     living(story)
 
@@ -989,6 +1044,27 @@ def test_a_deployment_whose_newest_pods_do_not_come_up_is_told() -> None:
         done = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
         world.twin.set_status(reward, replicas=1, updatedReplicas=1, availableReplicas=1, conditions=[done])
         await until(lambda: world.holds("Ready"))
+
+    living(story)
+
+
+def test_a_pod_that_waited_for_long_and_starts_now_is_no_bad_news() -> None:
+    """Its Deployment goes on saying for how long until the pod is ready."""
+
+    async def story(world: World) -> None:
+        await started(world)
+        reward, pod = Ref("Deployment", "default", "x-reward"), Ref("Pod", "default", "x-reward-1")
+        labels = world.twin.objects[reward]["spec"]["template"]["metadata"]["labels"]
+        meta = {"name": pod.name, "namespace": "default", "labels": labels}
+        world.twin.add({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {}}, "kube-controller-manager")
+        gated(world, pod.name)
+        late = {"type": "Progressing", "status": "False", "reason": LATE, "message": "late."}
+        world.twin.set_status(reward, replicas=1, updatedReplicas=1, availableReplicas=0, conditions=[late])
+        await until(lambda: world.condition("Ready")["reason"] == "Queued")
+        there = {"type": "PodScheduled", "status": "True", "lastTransitionTime": iso(clock())}
+        world.twin.set_status(pod, phase="Pending", conditions=[there])
+        await until(lambda: world.condition("Ready")["reason"] == LATE)
+        assert LATE not in world.events()
 
     living(story)
 

@@ -160,6 +160,8 @@ class Twin:
             stored = self.objects.get(ref)
             if stored is None or stored["metadata"]["uid"] != uid:
                 raise ApiError(409, "Conflict", f"{ref}: uid {uid} is not that of the object")
+            if "resourceVersion" in manifest["metadata"]:
+                self._must_be_newest(ref, manifest["metadata"]["resourceVersion"])
             new, wanted = copy.deepcopy(stored), _owned(manifest)
             for path in self._owners[ref].get(FIELD_MANAGER, {}):
                 if path not in wanted:

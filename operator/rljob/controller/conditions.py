@@ -102,9 +102,15 @@ def notices(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Notice]:
         return found
     if holds(new, "Ready") and not holds(old, "Ready"):
         found.append(Notice("Normal", "Running", ready.get("message", "")))
-    elif not holds(new, "Ready") and ready.get("reason") not in ("PodsStarting", "Queued", "PullingImage", was.get("reason")):
+    elif not holds(new, "Ready") and _is_bad_news(ready.get("reason"), was.get("reason")):
         found.append(Notice("Warning", str(ready.get("reason")), _line(ready)))
     return found
+
+
+def _is_bad_news(reason: str | None, before: str | None) -> bool:
+    if reason == "ProgressDeadlineExceeded":
+        return before == "PodsStarting"  # after anything else it only says again that pods are late, whose cause has been told
+    return reason not in ("PodsStarting", "Queued", "PullingImage", before)
 
 
 def _line(said: Mapping[str, Any]) -> str:

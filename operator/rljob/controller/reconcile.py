@@ -340,11 +340,13 @@ def event(job: Job, notice: Notice, now: float) -> dict[str, Any]:
 
 
 def _as_made(manifest: Manifest, there: Manifest) -> Manifest:
-    """What to apply to an object that is kept: labels and owner as rendered, the rest as it is there. A claim that somebody has grown can
-    hardly shrink again, and most of its spec cannot change at all."""
-    made = there["metadata"].get("annotations", {}).get(ANNOTATION_HASH)
+    """What to apply to an object that is kept, if nobody changes it meanwhile: labels and owner as rendered, the rest as it is there. A
+    claim that somebody has grown can hardly shrink again, and most of its spec cannot change at all."""
+    meta = there["metadata"]
+    made = meta.get("annotations", {}).get(ANNOTATION_HASH)
     annotations = manifest["metadata"]["annotations"] | ({ANNOTATION_HASH: made} if made else {})
-    return manifest | {"metadata": manifest["metadata"] | {"annotations": annotations}, "spec": there["spec"]}
+    kept = {"annotations": annotations, "resourceVersion": meta["resourceVersion"]}
+    return manifest | {"metadata": manifest["metadata"] | kept, "spec": there["spec"]}
 
 
 def _is_fixed(error: ApiError) -> bool:

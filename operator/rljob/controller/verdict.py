@@ -123,9 +123,11 @@ def _master_done(desired: Desired, seen: Observed) -> bool:
 
 
 def _failed(desired: Desired, seen: Observed, now: float) -> Verdict | None:
-    started = unix(seen.status.get("startTime")) or now
+    started = unix(seen.status.get("startTime"))
+    # Before its queue lets a job go, it has no time yet; its reward service or a rollout pod may have begun, and ended.
+    begun = started or min((child.pod.created for child in seen.own_pods() if child.pod is not None), default=now)
     for child, pod, end in ends(desired, seen):
-        if end.code in (EXIT_CONFIGURATION, EXIT_FAILED) and end.finished >= started:
+        if end.code in (EXIT_CONFIGURATION, EXIT_FAILED) and end.finished >= begun:
             reason = "Configuration" if end.code == EXIT_CONFIGURATION else "JobFailed"
             failure = Failure(end.container, child.name, reason, end.message)
             return Verdict("failed", reason, f"{pod.role} pod {child.name}, container {end.container}: {end.message}", failure)
@@ -140,7 +142,7 @@ def _failed(desired: Desired, seen: Observed, now: float) -> Verdict | None:
             "failed", "BackoffLimitExceeded", message, Failure(where.rpartition("/")[2], pod_name, "BackoffLimitExceeded", message)
         )
     deadline = desired.terms.deadline
-    if deadline is not None and now - started >= deadline and not queued(seen):
+    if deadline is not None and started and now - started >= deadline and not queued(seen):
         message = f"the job has run for {now - started:.0f} s, spec.activeDeadlineSeconds is {deadline}; raise it to go on"
         return Verdict("failed", "DeadlineExceeded", message, Failure("job", "", "DeadlineExceeded", message))
     return None
