@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.sandbox.twins import Gate, TwinPool, ended, in_turn, printed
 
+from rljob.reward.outside import LONGEST_REPLY
 from rljob.sandbox.checkers import compare_text, compare_value
 from rljob.sandbox.judge import CheckerFault, check
 from rljob.sandbox.queue import Place
@@ -160,6 +161,16 @@ async def test_a_compiler_that_is_made_to_say_megabytes_is_cut_short() -> None:
     assert len(result.model_dump_json()) < 20_000
     assert result.compile is not None
     assert result.compile.truncated
+
+
+@pytest.mark.asyncio
+async def test_a_submission_cannot_make_the_answer_about_many_tests_long_and_its_first_reasons_are_there() -> None:
+    tests = [{"stdin": str(n), "expected": ""} for n in range(600)]
+    failed = ended("runtime_error", "it ended with exit status 1", stderr="\x01" * 1000)
+    result = await judged(TwinPool(in_turn(*[failed] * 600)), asked(*tests, stop_at_first_failure=False))
+    assert len(result.model_dump_json()) < LONGEST_REPLY / 2
+    assert (result.verdict, len(result.cases), result.cases[99].reason != "") == ("runtime_error", 600, True)
+    assert result.reason.startswith("test 0: it ended with exit status 1")
 
 
 # ---- what enters a run

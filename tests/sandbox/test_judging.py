@@ -1,11 +1,13 @@
 """Honest submissions in the real sandbox: what should pass passes, and what fails is told apart."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 from tests.sandbox.real import judged, real_service
+from tests.sandbox.sandbox import HERE, descendants
 
 from rljob.sandbox.pool import Pool, PoolSettings
 from rljob.sandbox.service import Service
@@ -146,3 +148,27 @@ async def test_a_built_file_that_the_kernel_refuses_is_wrong_and_no_failure_of_o
     refused = '__asm__(".pushsection .interp,\\"a\\"; .ascii \\"x\\"; .popsection");\nint main(void) { return 0; }'
     result = await judged(service, language="c", code=refused, tests=SQUARES)
     assert (result.verdict, "Exec format error" in result.reason) == ("runtime_error", True), result
+
+
+LIBRARIES = {"rust": '#![crate_type = "lib"]\npub fn f() {}', "go": "package foo\n\nfunc F() {}"}
+
+
+@pytest.mark.parametrize("language", [name for name in LIBRARIES if name in HERE])
+async def test_a_library_instead_of_a_program_does_not_compile_and_is_no_failure_of_ours(service: Service, language: str) -> None:
+    result = await judged(service, language=language, code=LIBRARIES[language], tests=SQUARES)
+    reason = "the compiler made no program build/main: the code is a library, perhaps"
+    assert (result.verdict, result.reason) == ("compile_error", reason), result
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.003, 0.03, 0.1, 0.3])
+async def test_a_pool_that_is_stopped_while_a_slot_is_made_anew_leaves_nothing(moment: float) -> None:
+    before = descendants(os.getpid())
+    pool = Pool(PoolSettings(slots=1, retire_after=1))
+    await pool.start()
+    await pool.run(RunRequest(language="python", code="print(1)"))
+    await asyncio.sleep(moment)
+    slots = list(pool._all.values())
+    await pool.stop()
+    assert [folder for folder in pool._parents.parents.values() if folder.exists()] == []
+    assert [slot._process for slot in slots] == [None] * len(slots)  # type: ignore[attr-defined]
+    assert descendants(os.getpid()) == before

@@ -12,6 +12,7 @@ from rljob.api.errors import ConfigurationError
 from rljob.sandbox import cgroups, protections, requests
 from rljob.sandbox.inside import archive, seccomp
 from rljob.sandbox.inside.runner import Ended
+from rljob.sandbox.languages import TABLE
 from rljob.sandbox.slot import Ran
 from rljob.wire.sandbox import Limits
 
@@ -106,6 +107,29 @@ def test_a_path_that_could_not_be_unpacked_is_not_packed(tmp_path: Path, monkeyp
     output = os.memfd_create("out")
     with pytest.raises(archive.ArchiveError, match="a path has more than 1024 bytes"):
         archive.pack([name], output, 10**6)
+    os.close(output)
+
+
+@pytest.mark.parametrize(
+    ("built", "lacks"),
+    [
+        ({"build/main": 0o755}, ""),
+        ({"build/main": 0o644}, "the compiler made no program build/main: the code is a library, perhaps"),
+        ({"build/other": 0o755}, "the compiler made no program build/main: the code is a library, perhaps"),
+        ({}, "the compiler wrote nothing into build/"),
+    ],
+)
+def test_what_was_built_is_a_program_if_it_has_its_name_and_can_be_executed(
+    built: dict[str, int], lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("build").mkdir()
+    for name, mode in built.items():
+        Path(name).touch(mode)
+    output = os.memfd_create("out")
+    archive.pack(built, output, 10**6)
+    (language,) = (row for row in TABLE if row.name == "rust")
+    assert requests.lacking(language, archive.read(output)) == lacks
     os.close(output)
 
 

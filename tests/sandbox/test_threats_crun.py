@@ -41,6 +41,11 @@ ATTACKS: dict[str, tuple[RunRequest, tuple[str, ...], str]] = {
     "an output flood": (request("python", FLOOD["python"], output_kb=16), ("output_limit",), "x" * 16384),
     "a full disk": (request("bash", "cat /dev/zero > big", disk_mb=16), ("runtime_error", "disk_limit"), ""),
     "killing everything": (request("python", KILL_EVERYTHING["python"]), ("ok", "runtime_error"), ""),
+    "signals to the first process": (
+        request("python", "import os\nfor n in range(1, 65):\n    try: os.kill(1, n)\n    except OSError: pass\nprint('alive')"),
+        ("ok",),
+        "alive\n",
+    ),
     "reaching out": (request("python", REACH), ("ok",), "False True\n"),
 }
 

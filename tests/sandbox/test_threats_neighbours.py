@@ -267,6 +267,24 @@ os._exit(0)
         assert sandbox.prints("python", code) == "made"
 
 
+def test_nothing_can_be_left_on_a_device_file(sandbox: Sandbox) -> None:
+    code = """
+import os
+for name in ("null", "zero", "full", "random", "urandom"):
+    for change in (os.utime, lambda path: os.chmod(path, 0o600), lambda path: os.chown(path, os.getuid(), os.getgid())):
+        try:
+            change(f"/dev/{name}")
+            print("ESCAPED", name)
+        except OSError:
+            pass
+open("/dev/null", "w").write("x")
+print(open("/dev/zero", "rb").read(2))
+"""
+    before = os.stat("/dev/null").st_mtime_ns
+    assert sandbox.prints("python", code) == r"b'\x00\x00'"
+    assert os.stat("/dev/null").st_mtime_ns == before
+
+
 def test_the_host_name_is_not_the_machines(sandbox: Sandbox) -> None:
     assert sandbox.prints("python", "import os; print(os.uname().nodename)") == "sandbox"
 

@@ -16,6 +16,88 @@ from tests.sandbox.test_threats_resources import BURN, FORK_BOMB, MEMORY_BOMB
 from rljob.api.errors import ConfigurationError
 from rljob.wire.sandbox import RunRequest, RunResult
 
+ORPHANS = r"""
+#include <time.h>
+#include <unistd.h>
+#include <sys/wait.h>
+int main(void) {
+    int ends[2];
+    char c;
+    pipe(ends);
+    for (int i = 0; i < 25; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            if (fork() == 0) {
+                struct timespec used;
+                do clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used); while (used.tv_nsec < 100000000);
+                write(ends[1], "x", 1);
+            }
+            _exit(0);
+        }
+        waitpid(child, 0, 0);
+        read(ends[0], &c, 1);
+    }
+    write(1, "ESCAPED", 7);
+}
+"""
+FORGOTTEN = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(15):
+    if os.fork() == 0:
+        while time.process_time() < 0.2: pass
+        os._exit(0)
+    try:
+        os.wait()
+    except OSError:
+        pass
+print("ESCAPED")
+"""
+WAITED_FOR = """
+import os, time
+def burn(depth):
+    if os.fork() == 0:
+        if depth: burn(depth - 1)
+        while time.process_time() < 0.2: pass
+        os._exit(0)
+    os.wait()
+for _ in range(2): burn(1)
+print("done")
+"""
+PAGE_TABLES = r"""
+#include <sys/mman.h>
+#include <unistd.h>
+int main(void) {
+    long count = 100000;
+    volatile char *memory = mmap(0, count << 21, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    madvise((void *)memory, count << 21, MADV_NOHUGEPAGE);
+    for (long i = 0; i < count; i++) memory[i << 21];
+    sleep(5);
+    write(1, "ESCAPED", 7);
+}
+"""
+SOCKETS = r"""
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+static char data[65536];
+int main(void) {
+    int pair[2];
+    fork();
+    fork();
+    while (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) == 0)
+        for (int i = 0; i < 2; i++)
+            while (write(pair[i], data, sizeof data) > 0);
+    sleep(5);
+    write(1, "ESCAPED", 7);
+}
+"""
+BIG = (
+    "".join(f'__asm__(".pushsection .d{n},\\"a\\"; .balign 33554432; .byte 1; .popsection");\n' for n in range(4))
+    + "int main(void) { return 0; }"
+)
+"""Some 128 MiB when it is built."""
+
 ATTACKS: dict[str, tuple[RunRequest, tuple[str, ...]]] = {
     "a fork bomb": (request("python", FORK_BOMB["python"], processes=16, cpu_seconds=0.5, wall_seconds=2), ("time_limit", "wall_limit")),
     "a fork bomb in C": (request("c", FORK_BOMB["c"], processes=16, cpu_seconds=0.5, wall_seconds=2), ("time_limit", "wall_limit")),
@@ -36,6 +118,37 @@ ATTACKS: dict[str, tuple[RunRequest, tuple[str, ...]]] = {
     "processor time of children": (
         request("python", "import os\nfor _ in range(4): os.fork()\nwhile True: pass", cpu_seconds=0.4, wall_seconds=20),
         ("time_limit",),
+    ),
+    "processor time of orphans": (request("c", ORPHANS, cpu_seconds=0.5, wall_seconds=60), ("time_limit",)),
+    "processor time of children for which nobody waits": (
+        request("python", FORGOTTEN, cpu_seconds=0.5, wall_seconds=60),
+        ("time_limit",),
+    ),
+    "page tables": (request("c", PAGE_TABLES, memory_mb=64, cpu_seconds=20, wall_seconds=60), ("memory_limit",)),
+    "the buffers of sockets": (request("c", SOCKETS, memory_mb=64, cpu_seconds=20, wall_seconds=60), ("memory_limit",)),
+    "buffers of sockets that are enlarged": (
+        request("python", "import socket\nfor end in socket.socketpair(): end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)"),
+        ("runtime_error",),
+    ),
+    "memory that is shared": (
+        request(
+            "python",
+            "import mmap, time\nkept = mmap.mmap(-1, 256 << 20)\nfor _ in range(256): kept.write(bytes([1]) * (1 << 20))\n"
+            "time.sleep(5)\nprint('ESCAPED')",
+            memory_mb=64,
+            wall_seconds=60,
+        ),
+        ("memory_limit",),
+    ),
+    "hiding from whoever watches": (
+        request("python", "import ctypes, sys\nsys.exit(ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) and 'refused' or print('ESCAPED'))"),
+        ("runtime_error",),
+    ),
+    "a file that was built and is bigger than the memory": (request("c", BIG, memory_mb=32, disk_mb=256), ("ok",)),
+    "a file that was built and is bigger than the disk": (request("c", BIG, memory_mb=32, disk_mb=64), ("disk_limit",)),
+    "signals to the first process": (
+        request("python", "import os\nfor n in range(1, 65):\n    try: os.kill(1, n)\n    except OSError: pass\nprint('alive')"),
+        ("ok",),
     ),
     "a full disk": (request("bash", "cat /dev/zero > big", disk_mb=16), ("runtime_error", "disk_limit")),
     "killing everything": (request("python", KILL_EVERYTHING["python"]), ("ok", "runtime_error")),
@@ -90,6 +203,11 @@ def test_is_survived_without_privileges(what: str, answers: Answers) -> None:
     assert attack.run is not None
     assert "ESCAPED" not in attack.run.stdout
     assert [result.run.stdout for result in after if result.run] == ["42\n", "42\n"], after
+
+
+def test_processor_time_of_children_for_whom_somebody_waits_counts_once() -> None:
+    with Sandbox(slots=1, use_cgroups=False) as fresh:
+        assert fresh.prints("python", WAITED_FOR, cpu_seconds=1.4, wall_seconds=60) == "done"
 
 
 def test_an_unprivileged_service_says_what_is_off(answers: Answers) -> None:

@@ -108,8 +108,7 @@ class CrunSlot(NamespaceSlot):
 
     async def _gone(self) -> None:
         """Wait until the container is no more; end it if it does not end."""
-        process, self._process = self._process, None
-        control, self._control = self._control, None
+        process, control = self._process, self._control
         if control is not None:
             control.close()
         if process is None or self._folder is None:
@@ -123,14 +122,14 @@ class CrunSlot(NamespaceSlot):
                 kill(int(pid.read_text()))
             kill(process.pid)
             await process.wait()
-        await self._listener
+        await asyncio.wait({self._listener})
+        self._process = self._control = None
 
     async def stop(self) -> None:
         """End what runs and remove the bundle."""
         self.broken = True
         await self._gone()
         await super().stop()
-        await self._empty()
         folder, self._folder = self._folder, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ difference. A status of ours (`sandbox_error`) makes the whole verdict one of ou
 """
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Verdict = Literal["passed", "wrong_answer"] | Status
 _LONG = 1 << 16
 """Characters; longer outputs are compared in a thread, so that the service answers others meanwhile."""
 _LONGEST_REASON = 300
+_REASONS = 100
+"""Of so many tests at most the reason is sent back: programs write them, and whoever asks takes no answer of any length."""
 _COMPILER_SAYS = 8192
 """Characters of a compiler's output that are sent back; a submission can make it megabytes long."""
 
@@ -117,7 +120,7 @@ class Judge:
             await program.close()
         verdict, reason = _verdict(cases)
         passed = sum(case.verdict == "passed" for case in cases)
-        return JudgeResult(verdict=verdict, passed=passed, total=total, cases=tuple(cases), compile=said, reason=reason)
+        return JudgeResult(verdict=verdict, passed=passed, total=total, cases=_brief(cases), compile=said, reason=reason)
 
     async def _cases(self, program: Program, asked: RunRequest) -> list[Case]:
         """All tests, or all up to the first that does not pass. One at a time, more only in slots that are free anyway."""
@@ -251,6 +254,11 @@ def _shortened(output: Output | None) -> Output | None:
     long = max(len(output.stdout), len(output.stderr)) > _COMPILER_SAYS
     short = {"stdout": output.stdout[:_COMPILER_SAYS], "stderr": output.stderr[:_COMPILER_SAYS], "truncated": output.truncated or long}
     return output.model_copy(update=short)
+
+
+def _brief(cases: Sequence[Case]) -> tuple[Case, ...]:
+    told = itertools.count()
+    return tuple(case if not case.reason or next(told) < _REASONS else case.model_copy(update={"reason": ""}) for case in cases)
 
 
 def _how(result: RunResult) -> str:

@@ -26,7 +26,7 @@ from rljob.api.errors import ConfigurationError
 from rljob.sandbox import cgroups, protections, requests
 from rljob.sandbox.crun import CrunSlot
 from rljob.sandbox.inside.archive import ArchiveError, unpack
-from rljob.sandbox.languages import BUILD, Found, found
+from rljob.sandbox.languages import Found, found
 from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, Slot, SlotError, SlotGoneError
 from rljob.wire.sandbox import Limits, Output, RunRequest, RunResult
 
@@ -169,15 +169,16 @@ class Pool:
         job = requests.build_job(request, entry, counted=self._counted())
         try:
             ran = await self._ran(job)
-        except SlotError as error:
+            lacks = requests.lacking(entry.language, ran.fetched)
+        except (SlotError, ArchiveError) as error:
             _log.warning("%s", error)
             return Program(self, request, Output(status="sandbox_error", reason=str(error)), None)
         output = requests.output(ran, limits)
         self._count(ran, output)
         if output.status == "runtime_error":
             output = output.model_copy(update={"status": "compile_error", "reason": f"the compiler ended with status {output.exit_code}"})
-        elif output.status == "ok" and not ran.fetched:
-            output = output.model_copy(update={"status": "compile_error", "reason": f"the compiler wrote nothing into {BUILD}/"})
+        elif output.status == "ok" and lacks:
+            output = output.model_copy(update={"status": "compile_error", "reason": lacks})
         return Program(self, request, output, ran.fetched or None)
 
     async def execute(self, request: RunRequest, inputs: requests.Inputs, compiled: Output | None, artefact: bytes | None) -> RunResult:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rljob.sandbox.inside.archive import LONGEST_PATH, MOST_FILES
+from rljob.sandbox.inside.archive import LONGEST_PATH, MOST_FILES, unpack
 from rljob.sandbox.inside.root import SCRATCH, WORK
 from rljob.sandbox.languages import BUILD, Found, Language
 from rljob.sandbox.slot import Job, Ran
@@ -155,6 +155,19 @@ def _job(
         payload=payload, bounds=bounds, python=python, stdin=inputs.stdin.encode(), wall=limits.wall_seconds, cpu=limits.cpu_seconds,
         memory=memory, output=limits.output_kb * 1024, artefact=artefact,
     )  # fmt: skip
+
+
+def lacking(language: Language, built: bytes) -> str:
+    """Why what a compiler that ended well has built is no program; empty if it is one. A library may have its name and nothing to execute.
+
+    ArchiveError if it is no archive.
+    """
+    if not built:
+        return f"the compiler wrote nothing into {BUILD}/"
+    program = language.run[0]
+    if not program.startswith(f"{BUILD}/") or (program, True) in ((name, executable) for name, executable, _ in unpack(built)):
+        return ""
+    return f"the compiler made no program {program}: the code is a library, perhaps"
 
 
 def output(ran: Ran, limits: Limits) -> Output:

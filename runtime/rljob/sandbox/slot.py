@@ -38,6 +38,8 @@ _F_ADD_SEALS = 1033
 _PLAIN = 2  # version of marshal without interned strings, each of which a run would write into a table that it shares until then
 _READS = 32
 """Of 64 KiB, more than a pipe holds."""
+_LAST_READS = 4096
+"""More than a pipe holds of the packets into which O_DIRECT cuts an output: there is one in each of its pages."""
 
 
 class SlotError(InfrastructureError):
@@ -111,9 +113,13 @@ class Stream:
     kept: bytearray = field(default_factory=bytearray)
     total: int = 0
 
-    def read(self) -> bool:
+    def read_rest(self) -> None:
+        """Take what is left once the program has ended."""
+        self.read(_LAST_READS)
+
+    def read(self, times: int = _READS) -> bool:
         """Take what is there, but not for ever; False at the end."""
-        for _ in range(_READS):
+        for _ in range(times):
             try:
                 data = os.read(self.descriptor, 1 << 16)
             except BlockingIOError:
@@ -168,7 +174,7 @@ class NamespaceSlot:
         except (OSError, TimeoutError) as error:
             await self.stop()
             raise SlotError(f"a slot could not be started: {error or 'it took too long'}{self._said()}") from error
-        except SlotError:
+        except (SlotError, asyncio.CancelledError):
             await self.stop()
             raise
         self._base, self._resident = self.cgroup.memory_now(), self.cgroup.processes() or 0
@@ -249,7 +255,7 @@ class NamespaceSlot:
                 for stream in streams:
                     loop.remove_reader(stream.descriptor)
             for stream in streams:
-                stream.read()
+                stream.read_rest()
             data = archive.read(fetched) if fetched is not None and not (ended.trouble or ended.unfetched) else b""
         return self._account(ended, streams, data)
 
@@ -329,10 +335,14 @@ class NamespaceSlot:
             self._kill(number, "cancelled")
             # Bounded, and the slot is used again only if it said that the run is gone.
             ending = asyncio.ensure_future(self._ended(number))
-            done, _ = await asyncio.wait({ending}, timeout=_GRACE_SECONDS)
-            if not done or ending.exception() is not None:
-                ending.cancel()
-                self.broken = True
+            gone = False
+            try:
+                done, _ = await asyncio.wait({ending}, timeout=_GRACE_SECONDS)
+                gone = bool(done) and ending.exception() is None
+            finally:
+                if not gone:
+                    ending.cancel()
+                    self.broken = True
             raise
 
     async def _ended(self, number: int) -> Ended:
@@ -349,9 +359,17 @@ class NamespaceSlot:
         return message
 
     async def _receive(self) -> dict[str, Any]:
-        assert self._control is not None
+        control, loop = self._control, asyncio.get_running_loop()
+        assert control is not None
+        there = asyncio.Event()
+        loop.add_reader(control, there.set)
         try:
-            data = await asyncio.get_running_loop().sock_recv(self._control, MESSAGE)
+            await there.wait()
+        finally:
+            loop.remove_reader(control)
+        # Nothing is taken before we are sure to return it: cancelled until here, the message waits for the next who asks.
+        try:
+            data = control.recv(MESSAGE)
         except OSError as error:
             if error.errno not in (errno.ECONNRESET, errno.EPIPE):
                 raise
@@ -389,13 +407,13 @@ class NamespaceSlot:
     async def stop(self) -> None:
         """End it and whatever runs in it."""
         self.broken = True
-        process, self._process = self._process, None
-        control, self._control = self._control, None
-        if process is not None:
+        # Forgotten only at the end: if this is cancelled, whoever asks again finishes it.
+        if (process := self._process) is not None:
             if process.returncode is None:
                 process.kill()  # the runner dies with it, and the kernel ends its namespace of processes
             await process.wait()
-            await self._listener
-        if control is not None:
-            control.close()
-            await self._empty()
+            await asyncio.wait({self._listener})
+        if self._control is not None:
+            self._control.close()
+        await self._empty()
+        self._process = self._control = None

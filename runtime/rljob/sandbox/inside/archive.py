@@ -3,7 +3,8 @@
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 _HEADER = struct.Struct("<IIQ")
@@ -73,33 +74,58 @@ def walk(folder: str) -> Iterator[str]:
             yield f"{path}/{name}"
 
 
-def unpack(data: bytes) -> Iterator[tuple[str, bool, bytes]]:
-    """Name, whether it may be executed, content of each. ArchiveError if it is not an archive."""
+def contents(read: Callable[[int, int], bytes], end: int) -> Iterator[tuple[str, bool, int, int]]:
+    """Name, whether it may be executed, position and size of each file of an archive of `end` bytes. ArchiveError if it is none.
+
+    `read` gives so many bytes from a position.
+    """
     position = 0
     for _ in range(MOST_FILES):
-        if position == len(data):
+        if position == end:
             return
-        if position + _HEADER.size > len(data):
+        if position + _HEADER.size > end:
             raise ArchiveError("cut off in a header")
-        length, executable, size = _HEADER.unpack_from(data, position)
+        length, executable, size = _HEADER.unpack(read(_HEADER.size, position))
         start = position + _HEADER.size + length
-        if length > LONGEST_PATH or start + size > len(data):
+        if length > LONGEST_PATH or start + size > end:
             raise ArchiveError("cut off in a file")
-        yield os.fsdecode(data[start - length : start]), bool(executable), data[start : start + size]
+        yield os.fsdecode(read(length, start - length)), bool(executable), start, size
         position = start + size
-    if position != len(data):
+    if position != end:
         raise ArchiveError(f"more than {MOST_FILES} files")
 
 
-def store(name: str, content: bytes, *, executable: bool = False) -> None:
+def unpack(data: bytes) -> Iterator[tuple[str, bool, bytes]]:
+    """Name, whether it may be executed, content of each. ArchiveError if it is not an archive."""
+    for name, executable, start, size in contents(lambda size, position: data[position : position + size], len(data)):
+        yield name, executable, data[start : start + size]
+
+
+def extract(source: int) -> None:
+    """Store all files of an archive (a memfd) below the current folder, with little memory however big they are."""
+    for name, executable, start, size in contents(partial(os.pread, source), os.fstat(source).st_size):
+        os.lseek(source, start, os.SEEK_SET)
+        target = create(name, executable=executable)
+        try:
+            _copy(source, target, size)
+        finally:
+            os.close(target)
+
+
+def store(name: str, content: bytes) -> None:
     """A new file below the current folder, with its folders."""
-    if "/" in name:
-        os.makedirs(os.path.dirname(name), exist_ok=True)
-    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o755 if executable else 0o644)
+    descriptor = create(name)
     try:
         write(descriptor, content)
     finally:
         os.close(descriptor)
+
+
+def create(name: str, *, executable: bool = False) -> int:
+    """A descriptor of a new file below the current folder, with its folders."""
+    if "/" in name:
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o755 if executable else 0o644)
 
 
 def read(descriptor: int) -> bytes:

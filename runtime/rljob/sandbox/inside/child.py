@@ -140,8 +140,7 @@ def _drop(identity: Identity) -> None:
 def take_files(payload: Mapping[str, Any], artefact: int | None) -> None:
     """Put the request's files and what was built into the working folder."""
     if artefact is not None:
-        for name, executable, content in archive.unpack(archive.read(artefact)):
-            archive.store(name, content, executable=executable)
+        archive.extract(artefact)
     for folder in payload["folders"]:
         os.mkdir(folder)
     for name, text in payload["files"].items():

@@ -121,7 +121,7 @@ def pausing(stack: Stack) -> int:
     """A child that does nothing but exist, without a copy of our memory (some 0.05 ms), until it is killed.
 
     It shares our memory and stands in libc's pause(2): no Python runs in it, and as the first process of a namespace no signal reaches it
-    but SIGKILL from outside.
+    but SIGKILL from outside, and those for which we have a handler at this moment: be without.
     """
     return _checked(_libc.clone(stack.function, stack.top, _CLONE_VM | _SIGCHLD, None), "clone")
 

@@ -74,8 +74,8 @@ def take(folders: Sequence[str]) -> Trees:
     for path in paths:
         closed = kernel.MS_NOEXEC if path.startswith("/etc/") else 0
         mounts[path] = (kernel.take_tree(path, _READ_ONLY | closed), os.path.isdir(path))
-    for name in _DEVICES:
-        mounts[f"/dev/{name}"] = (kernel.take_tree(f"/dev/{name}", kernel.MS_NOSUID | kernel.MS_NOEXEC), False)
+    for name in _DEVICES:  # read-only is the file, with its times; what is written goes to the device all the same
+        mounts[f"/dev/{name}"] = (kernel.take_tree(f"/dev/{name}", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NOEXEC), False)
     return Trees(mounts, links)
 
 

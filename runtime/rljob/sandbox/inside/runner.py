@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rljob.sandbox.inside import archive, child, kernel, root, seccomp, sharing
+from rljob.sandbox.inside import archive, child, kernel, root, seccomp, sharing, usage
 
 DESCRIPTORS: Final = 8
 """At most in one message."""
@@ -32,7 +32,6 @@ _TICK = 0.05
 _TICK_WATCHING = 0.01
 """Seconds between looks at a run: for its CPU time, and where no cgroup counts memory for that too."""
 _FETCH_SECONDS = 5.0
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _OF_A_RUN = {"pid": kernel.NEWPID, "mnt": kernel.NEWNS, "ipc": kernel.NEWIPC, "uts": kernel.NEWUTS}
 _FRESH = kernel.NEWPID | kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS
 _REQUIRED = kernel.NEWUSER | kernel.NEWNS | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWPID
@@ -91,6 +90,10 @@ class Runner:
         default_factory=lambda: tuple(os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _OF_A_RUN)
     )
     trouble: tuple[int, int] = field(default_factory=lambda: os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+    sockets: usage.Sockets = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sockets = usage.Sockets(self.identity.proc)
 
     def serve(self, most: float = math.inf) -> None:
         """So many runs, or until the socket ends."""
@@ -113,9 +116,12 @@ class Runner:
         """Run a program in namespaces of its own."""
         # The runner itself enters the namespaces (but for that of processes, where only what it forks is) and leaves them at the end.
         os.unshare(_FRESH)
-        # Orphans of the run become children of this process, which then need no one to wait for them.
+        # Orphans of the run become children of this process, which then need no one to wait for them. Of the other signals that a run may
+        # send to it the kernel drops all but those that have a handler, as this one has in Python.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)
         init = kernel.pausing(self.stack)
+        signal.signal(signal.SIGINT, interrupted)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             return self.attend(task, descriptors, lambda: kill(init))
@@ -133,11 +139,11 @@ class Runner:
         began = time.monotonic()
         program = self._fork(lambda: self._program(task, descriptors))
         self._watch(task, ended, program, end, began)
-        _, status, usage = os.wait4(program, 0)
+        _, status, used = os.wait4(program, 0)
         ended.wall = time.monotonic() - began
         ended.status = os.waitstatus_to_exitcode(status)
-        ended.cpu = usage.ru_utime + usage.ru_stime
-        ended.peak = usage.ru_maxrss * 1024
+        ended.cpu = max(ended.cpu, used.ru_utime + used.ru_stime)
+        ended.peak = used.ru_maxrss * 1024
         if ended.status and not ended.killed:
             space = os.statvfs(root.SCRATCH)
             ended.full = space.f_bavail == 0 or space.f_favail == 0
@@ -179,6 +185,7 @@ class Runner:
         poll.register(finished, select.POLLIN)
         poll.register(self.control, select.POLLIN)
         used_before = self.cpu_usage() if self.cpu_usage else 0.0
+        seen = usage.ProcessorTime()
         tick = _TICK_WATCHING if task.memory is not None else _TICK
         try:
             while True:
@@ -191,25 +198,25 @@ class Runner:
                 elif left <= 0:
                     ended.killed = "wall"
                 else:
-                    ended.killed = self._beyond(task, used_before)
+                    ended.killed = self._beyond(task, used_before, seen)
                 if ended.killed:
                     return end()
         finally:
             os.close(finished)
+            ended.cpu = seen.seconds
 
-    def _beyond(self, task: Task, used_before: float) -> str:
+    def _beyond(self, task: Task, used_before: float, seen: usage.ProcessorTime) -> str:
         if self.cpu_usage and self.cpu_usage() - used_before > task.cpu:
             return "cpu"
         if self.cpu_usage and task.memory is None:
             return ""
         # Not everything is counted by a cgroup.
-        present = members()
+        present = usage.members()
         if len(present) > task.bounds.processes:
             return "processes"  # RLIMIT_NPROC stops all users but the machine's root before that
-        if not self.cpu_usage and sum(map(cpu_seconds, present)) > task.cpu:
+        if not self.cpu_usage and seen.look(present) > task.cpu:
             return "cpu"
-        # Pages that processes share count once; telling that is dear, so only if it matters.
-        if task.memory is not None and sum(map(resident, present)) > task.memory and sum(map(proportional, present)) > task.memory:
+        if task.memory is not None and usage.exceeds(task.memory, present, self.sockets.memory()):
             return "memory"
         return ""
 
@@ -269,41 +276,6 @@ def end_all() -> None:
         os.kill(-1, signal.SIGKILL)
     except ProcessLookupError:
         pass
-
-
-def members() -> list[int]:
-    """Processes of the run we are in, without its first."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-
-
-def cpu_seconds(pid: int) -> float:
-    """Of a process and those of its children that it has waited for; 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident(pid: int) -> int:
-    """Bytes of a process that are its own; 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            fields = file.read().split()
-    except OSError:
-        return 0
-    return (int(fields[1]) - int(fields[2])) * _PAGE
-
-
-def proportional(pid: int) -> int:
-    """Bytes of a process that are its own, and its part of those it shares; 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii", errors="replace") as file:
-            parts = [line.split() for line in file if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
-    except OSError:
-        return 0
-    return sum(int(part[1]) for part in parts) * 1024
 
 
 def usage_reader(descriptor: int | None, kind: str) -> Callable[[], float] | None:
@@ -377,12 +349,12 @@ def wipe_command_line() -> None:
     os.environ.clear()
 
 
-def be_runner(control: socket.socket, config: Mapping[str, Any], protections: Mapping[str, bool], usage: int | None) -> None:
+def be_runner(control: socket.socket, config: Mapping[str, Any], protections: Mapping[str, bool], counted: int | None) -> None:
     """The inner process."""
     close_slot(config)
     proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
     identity = child.Identity(config["user"], 0 if config["mapped"] else 3, kernel.Seccomp(seccomp.program()), proc)
-    runner = Runner(control, identity, usage_reader(usage, config["cgroups"]))
+    runner = Runner(control, identity, usage_reader(counted, config["cgroups"]))
     kernel.dumpable(False)  # its /proc/self is closed to itself, too
     sharing.warm(config["modules"])
     wipe_command_line()
