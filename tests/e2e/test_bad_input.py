@@ -41,7 +41,7 @@ class TestTheMachine:
         with enclosure() as inside:
             inside.mount(tmp_path, "40M")
             assert refusal(inside.command(*run(tmp_path / "job"))).endswith(
-                "MiB on the disk of the job folder, 40 MiB are free; "
+                "MiB on the disk of the job folder, 40 MiB are free for it; "
                 "free space, lower spec.checkpoint.keep, or give a folder on another disk with --workdir"
             )
             assert list(inside.path(tmp_path).iterdir()) == []

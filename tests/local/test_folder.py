@@ -79,13 +79,13 @@ def test_only_the_folder_itself_cleans_up_after_a_run_wherever_it_was_moved_and_
         assert not left.exists()
 
 
-def test_a_run_that_an_older_version_recorded_is_left_alone(folder: JobFolder, tmp_path: Path) -> None:
+def test_what_a_run_of_an_older_version_left_is_cleaned_up_too(folder: JobFolder, tmp_path: Path) -> None:
     left = tmp_path / "left"
     left.mkdir()
     record = {"run": "nobody", "pid": 1, "started": 0.0, "temporary": [str(left)], "master": "http://127.0.0.1:1", "source": "x"}
     folder.current_file.write_text(json.dumps(record))
     with folder.claim():
-        assert left.exists(), "nothing tells whether this folder is a copy"
+        assert not left.exists()
 
 
 def test_who_may_only_read_sees_whether_a_run_holds_the_folder(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.local.fakes import JOB
 
 from rljob.api import RLJob
-from rljob.local.preflight import Facts, gather, problems, warnings, without_effect
+from rljob.local.preflight import Facts, gather, held, problems, warnings, without_effect
 from rljob.plan import Machine, ModelShape, estimate
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -60,6 +60,15 @@ def test_the_machine_is_looked_at(tmp_path: Path) -> None:
     assert facts.disk_free > 0
     assert {field for field, _, _ in facts.files_missing} == {"spec.data.train.path", "spec.model.source.path"}
     assert facts.libraries_missing == ()
+
+
+def test_what_a_job_has_on_the_disk_already_is_room_for_it(tmp_path: Path) -> None:
+    """Its checkpoints are in the estimate, and would count twice when it is resumed."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "weights").write_bytes(bytes(3 << 20))
+    (tmp_path / "current").symlink_to("/nowhere")
+    assert 3 << 20 <= held(tmp_path) < 4 << 20
+    assert held(tmp_path / "new") == 0
 
 
 def test_a_package_that_python_does_not_have_is_missing_whatever_its_name(tmp_path: Path) -> None:

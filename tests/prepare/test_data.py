@@ -1,6 +1,7 @@
 """Prompts: formats, splits, and every way in which data can be wrong."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,41 @@ def test_nulls_within_a_parquet_reference_stay(place: Place) -> None:
     assert located.record.reference == reference | {"parameters": None}
 
 
+@pytest.mark.parametrize("value", [math.nan, {"x": math.inf}, b"\xff"], ids=repr)
+def test_a_reference_that_json_cannot_hold_is_refused_and_not_lost(place: Place, value: object) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "reference": [value]}), place.folders.source / "t.parquet")
+    with pytest.raises(ConfigurationError, match=r"^t.parquet row 0: `reference` is .*, which JSON cannot hold \(.*\); leave it out or"):
+        place.prepare(data={"train": {"path": "t.parquet"}}, reward={"verifier": "http", "options": {"url": "http://judge"}})
+
+
+def test_a_number_too_large_for_json_is_refused(place: Place) -> None:
+    place.write("shown.jsonl", [{"prompt": "a", "demonstration": "b"}])
+    (place.folders.source / "train.jsonl").write_text('{"prompt": "a", "reference": 1e400}\n')
+    with pytest.raises(ConfigurationError, match=r"^train.jsonl line 1: `reference` is inf, which JSON cannot hold"):
+        place.prepare(warmStart={"data": {"path": "shown.jsonl"}})
+
+
+def test_columns_that_nobody_needs_are_not_read(place: Place) -> None:
+    times = pyarrow.array([1], pyarrow.timestamp("ns"))  # one nanosecond, which no Python type holds
+    table = pyarrow.table({"prompt": ["a"], "reference": ["b"], "when": times})
+    pyarrow.parquet.write_table(table, place.folders.source / "t.parquet")
+    columns = {"prompt": "prompt", "reference": "reference"}
+    place.write("shown.jsonl", [{"prompt": "c", "demonstration": "d"}])
+    shown = {"data": {"path": "shown.jsonl"}}
+    assert place.prepare(data={"train": {"path": "t.parquet", "columns": columns}}, warmStart=shown).train == 1
+    with pytest.raises(
+        ConfigurationError, match=r"t.parquet cannot be read \(.*\); mend the file, or name in `columns` those that are needed"
+    ):
+        place.prepare(data={"train": {"path": "t.parquet"}}, warmStart=shown)
+
+
 def test_a_damaged_page_of_a_parquet_file_is_named(place: Place) -> None:
     path = place.folders.source / "train.parquet"
     rows = [{"prompt": "abc" * 1000 + str(i), "reference": "x"} for i in range(1000)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:200] + bytes(2000) + whole[2200:])
-    with pytest.raises(ConfigurationError, match=r"spec.data.train.path: .*train.parquet is not a readable Parquet file \("):
+    with pytest.raises(ConfigurationError, match=r"spec.data.train.path: .*train.parquet cannot be read \(.*\); mend the file"):
         place.prepare(data={"train": {"path": "train.parquet"}})
 
 
@@ -266,7 +295,11 @@ def test_a_line_that_is_not_utf8_is_named(place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("gone.jsonl", "gone.jsonl does not exist"), ("data.csv", "neither .jsonl nor .parquet"), ("data.parquet", "not a readable Parquet")],
+    [
+        ("gone.jsonl", "gone.jsonl does not exist"),
+        ("data.csv", "neither .jsonl nor .parquet"),
+        ("data.parquet", "data.parquet cannot be read"),
+    ],
 )
 def test_a_file_that_is_missing_or_of_another_kind_is_named(place: Place, name: str, message: str) -> None:
     if name != "gone.jsonl":

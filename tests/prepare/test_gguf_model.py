@@ -130,7 +130,7 @@ def test_a_gguf_file_comes_from_an_address(place: Place, server: tuple[str, Path
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"tokenizer": "llama"}, "tokenizer of kind llama/smollm; .* use the Hugging Face folder"),
+        ({"tokenizer": "llama"}, "tokenizer of kind llama/default; .* use the Hugging Face folder"),
         ({"pre": "unheard"}, "gpt2/unheard"),
         ({"pre": "default"}, "gpt2/default"),
         ({"pre": None}, "no metadata key tokenizer.ggml.pre; convert the model again or use its Hugging Face folder"),

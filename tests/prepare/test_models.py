@@ -1,6 +1,7 @@
 """Every model source ends in the same kind of folder, which transformers loads."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from math import prod
@@ -224,6 +225,42 @@ def test_a_size_that_is_no_positive_whole_number_is_named(place: Place, saved_mo
         place.prepare(model={"source": {"path": str(folder)}}, warmStart=None)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("rms_norm_eps", "small"), ("rope_parameters", [1]), ("rope_theta", "far"), ("architectures", 3)]
+)
+def test_a_field_of_config_json_of_another_kind_is_a_message(saved_model: Saved, field: str, value: object) -> None:
+    folder = _changed(saved_model(), **{"rope_parameters": None} | {field: value})
+    with pytest.raises(ConfigurationError, match=r": a field is of another kind \(.*\); use the file that came with"):
+        _read(folder)
+
+
+def test_what_a_model_says_of_experts_that_its_family_does_not_have_does_not_matter(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("qwen3_moe", num_experts=4, num_hidden_layers=1, shared_expert_intermediate_size=0).to_dict()
+    assert read(config, "config.json").experts == read(config | {"shared_expert_intermediate_size": None}, "config.json").experts
+    shared = AutoConfig.for_model("qwen2_moe", shared_expert_intermediate_size=0).to_dict()
+    with pytest.raises(ConfigurationError, match="shared_expert_intermediate_size is 0"):
+        read(shared, "config.json")
+
+
+@pytest.mark.parametrize("header", [{"a": 1}, {"a": {"data_offsets": [0, 4]}}, {"a": {"data_offsets": [0], "shape": [1]}}])
+def test_a_damaged_header_of_weights_is_named(place: Place, saved_model: Saved, header: object) -> None:
+    folder = saved_model()
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(ConfigurationError, match=r"model.safetensors has a damaged header \(.*\); download it again"):
+        place.prepare(model={"source": {"path": str(folder)}})
+
+
+def test_weights_in_a_folder_of_their_own_are_refused_before_they_are_copied(place: Place, saved_model: Saved) -> None:
+    folder = saved_model()
+    _in_two_files(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(re.sub(r'"(model-[^"]*)"', r'"parts/\1"', index.read_text()))
+    with pytest.raises(ConfigurationError, match=r"names parts/model-.*; put all files of the model into one folder"):
+        place.prepare(model={"source": {"path": str(folder)}})
+    assert not (place.folders.model / ".source.json").exists()
+
+
 def test_answers_end_at_the_models_end_tokens_and_at_that_of_the_tokenizer(place: Place, saved_model: Saved) -> None:
     folder = saved_model()
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 1]}')
@@ -258,25 +295,40 @@ NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exceptio
 
 
 @pytest.mark.parametrize(
-    ("template", "system", "message"),
+    ("template", "message"),
     [
-        ("{{ messages[0]", None, r"template refuses this chat \(unexpected end of template.*\); mend the template"),
-        ("{{ messages[0].content + 1 }}", None, r"template refuses this chat \(can only concatenate str.*\); mend the template"),
-        (NO_SYSTEM, "Be brief.", r"template refuses this chat \(no system\); leave out spec.data.system, or mend the template"),
+        ("{{ messages[0]", r"template refuses this chat \(unexpected end of template.*\); mend the template"),
+        ("{{ messages[0].content + 1 }}", r"template refuses this chat \(can only concatenate str.*\); mend the template"),
     ],
-    ids=["damaged", "faulty", "no system message"],
+    ids=["damaged", "faulty"],
 )
 def test_a_chat_template_that_renders_no_question_is_refused_and_can_be_mended(
-    place: Place, saved_model: Saved, template: str, system: str | None, message: str
+    place: Place, saved_model: Saved, template: str, message: str
 ) -> None:
     folder = saved_model()
     whole = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template)
-    job: dict[str, Any] = {"model": {"source": {"path": str(folder)}}, "data": {"train": {"path": "train.jsonl"}, "system": system}}
+    job: dict[str, Any] = {"model": {"source": {"path": str(folder)}}}
     with pytest.raises(ConfigurationError, match=f"^{folder}: the model's chat {message}$"):
         place.prepare(**job)
     (folder / "chat_template.jinja").write_text(whole)
     assert place.prepare(**job).train == 5
+
+
+def test_a_template_that_refuses_a_system_message_or_wants_one_is_judged_by_the_jobs_own_chats(place: Place, saved_model: Saved) -> None:
+    folder = saved_model()
+    (folder / "chat_template.jinja").write_text(NO_SYSTEM)
+    job: dict[str, Any] = {"model": {"source": {"path": str(folder)}}}
+    message = r"^train.jsonl line 1: .* refuses this chat \(no system\); leave out spec.data.system, or change its messages$"
+    with pytest.raises(ConfigurationError, match=message):
+        place.prepare(**job, data={"train": {"path": "train.jsonl"}, "system": "Be brief."})
+    assert place.prepare(**job).train == 5
+    other = saved_model(seed=1)
+    wants = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[-1].content }}"
+    (other / "chat_template.jinja").write_text(wants)
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
+    place.write("train.jsonl", [{"messages": chat, "reference": "b", "demonstration": "b"}])
+    assert place.prepare(model={"source": {"path": str(other)}}, warmStart=None).train == 1
 
 
 def test_a_chat_that_the_template_refuses_is_named(place: Place, saved_model: Saved) -> None:

@@ -35,7 +35,7 @@ class Current:
     source: str
     """The job file."""
     lock: tuple[int, int] | None = None
-    """Device and inode of the folder's lock, filled in when this is written; None: written by an older version."""
+    """Device and inode of the folder's lock, filled in when this is written; None: by an older version."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,9 @@ class JobFolder:
                     f"{self.root} is in use by another `rljob run`{who}; stop it with `rljob stop {self.root}` "
                     "or give another folder with --workdir"
                 )
-            # A copy of a job's folder names the run of the original, which may go on; only the lock tells the two apart.
-            if (left := self.current()) and left.lock == self._lock_identity():
+            # A copy of a job's folder names the run of the original, which may go on; only the lock tells the two apart. Versions before
+            # did not note it.
+            if (left := self.current()) and left.lock in (None, self._lock_identity()):
                 sweep(left.run, left.temporary)
             self.write_current(None)
             yield

@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
+def held(folder: Path) -> int:
+    """Bytes on the disk that a job folder has already, from a run before."""
+    found = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # it may go meanwhile
+                found += os.lstat(os.path.join(at, name)).st_blocks * 512
+    return found
+
+
 def gather(job: RLJob, folder: Path, source: Path) -> Facts:
     """Look at the machine."""
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
@@ -62,7 +73,7 @@ def gather(job: RLJob, folder: Path, source: Path) -> Facts:
     if job.spec.rollout.weights.transport == "mooncake" and importlib.util.find_spec("mooncake") is None:
         packages.append(("spec.rollout.weights.transport", "mooncake"))
     return Facts(
-        disk_free=shutil.disk_usage(existing(folder)).free,
+        disk_free=shutil.disk_usage(existing(folder)).free + held(folder),
         memory_free=shared_memory_free(),
         memory_total=pages * page,
         libraries_missing=tuple(name for name in LIBRARIES if not _loads(name)),
@@ -103,9 +114,10 @@ def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
     for field, said, path in facts.files_missing:
         found.append(f"{field} is {said!r}, but {path} does not exist; correct the path (it starts at the job file's folder)")
     if facts.disk_free < sizes.disk + 100 * MiB:
+        fewer = "lower spec.checkpoint.keep" + (", raise spec.checkpoint.keepEvery" if job.spec.checkpoint.keep_every else "")
         found.append(
-            f"the job needs about {_mib(sizes.disk)} on the disk of the job folder, {_mib(facts.disk_free)} are free; "
-            "free space, lower spec.checkpoint.keep, or give a folder on another disk with --workdir"
+            f"the job needs about {_mib(sizes.disk)} on the disk of the job folder, {_mib(facts.disk_free)} are free for it; "
+            f"free space, {fewer}, or give a folder on another disk with --workdir"
         )
     arena = sizes.arena * (job.spec.trainer.nodes + job.spec.rollout.replicas)
     if facts.memory_free < arena + 16 * MiB:

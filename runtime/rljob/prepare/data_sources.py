@@ -56,7 +56,7 @@ def _file(path: Path, field: str, columns: Mapping[str, str]) -> Iterator[tuple[
     if path.suffix in (".jsonl", ".ndjson"):
         return _jsonl(path)
     if path.suffix == ".parquet":
-        return _parquet(path, field, columns.get("reference", "reference"))
+        return _parquet(path, field, columns)
     raise ConfigurationError(f"{field}: {path} is neither .jsonl nor .parquet; convert it")
 
 
@@ -76,19 +76,26 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
                 raise ConfigurationError(f"{where}: not JSON ({reason}); one JSON object per line is expected") from None
 
 
-def _parquet(path: Path, field: str, reference: str) -> Iterator[tuple[str, Any]]:
-    """Rows, without the nulls within their columns: there every row has all fields that any row has. References stay as they are."""
+def _parquet(path: Path, field: str, columns: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Rows, without the nulls within their columns: there every row has all fields that any row has. References stay as they are.
+
+    If `columns` names some and all are there, only these are read.
+    """
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
+    reference, named = columns.get("reference", "reference"), None
     try:
-        rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist(maps_as_pydicts="lossy"))
+        file = ParquetFile(path)
+        named = list(columns.values()) if columns and {*columns.values()} <= {*file.schema_arrow.names} else None
+        rows = (row for batch in file.iter_batches(columns=named) for row in batch.to_pylist(maps_as_pydicts="lossy"))
         for number, row in enumerate(rows):
             yield f"{path.name} row {number}", {name: value if name == reference else _given(value) for name, value in row.items()}
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError, LookupError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the operating system's: nothing is wrong with the file
-        raise ConfigurationError(f"{field}: {path} is not a readable Parquet file ({error})") from error
+        remedy = "mend the file" if named else "mend the file, or name in `columns` those that are needed"
+        raise ConfigurationError(f"{field}: {path} cannot be read ({error}); {remedy}") from error
 
 
 def _given(value: Any) -> Any:

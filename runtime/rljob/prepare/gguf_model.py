@@ -224,8 +224,9 @@ def tokenizer(model: GGUFModel) -> Any:
     Raises:
         ConfigurationError: a tokenizer of another kind.
     """
+    kind = model.required("tokenizer.ggml.model")
     # Files from before `pre` do not say how their text is split, nor do those whose `pre` is `default`.
-    kind, split = model.required("tokenizer.ggml.model"), model.required("tokenizer.ggml.pre")
+    split = model.required("tokenizer.ggml.pre") if kind == "gpt2" else "default"
     if kind != "gpt2" or split not in _SPLITS:
         known = ", ".join(sorted(_SPLITS))
         raise ConfigurationError(

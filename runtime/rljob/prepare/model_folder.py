@@ -125,6 +125,8 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise ConfigurationError(f"{folder / INDEX} has no weight_map from tensors to files; download it again")
     shapes: dict[str, tuple[int, ...]] = {}
     for name in sorted(set(placed.values())):
+        if Path(name).name != name:
+            raise ConfigurationError(f"{folder / INDEX} names {name}; put all files of the model into one folder and name them without it")
         if not (folder / name).is_file():
             raise ConfigurationError(f"{folder} has no {name}, which {INDEX} names; download it")
         shapes |= _header(folder / name)
@@ -141,10 +143,14 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
     if not isinstance(header, dict):
         raise ConfigurationError(f"{file} is cut off or no safetensors file; download it again")
     header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    try:
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{file} has a damaged header ({error!r}); download it again") from error
     if 8 + length + end != file.stat().st_size:
         raise ConfigurationError(f"{file} is {file.stat().st_size} bytes long instead of {8 + length + end}; download it again")
-    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    return shapes
 
 
 def _eos(folder: Path, config: dict[str, Any], name: Path) -> tuple[int, ...]:

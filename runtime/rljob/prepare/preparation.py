@@ -9,6 +9,7 @@ from typing import Any
 
 import xxhash
 from huggingface_hub import constants
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from rljob.api import ConfigurationError, RLJobSpec
 from rljob.api.sources import DataSource, ModelSource
@@ -113,15 +114,20 @@ def _check_fit(facts: ModelFacts, spec: RLJobSpec) -> None:
 
 
 def _check_text(folder: Path, name: Path, facts: ModelFacts, spec: RLJobSpec) -> None:
-    """The tokenizer belongs to the model, and the chat template takes a question of this job. `name` is what the folder was made of."""
+    """The tokenizer belongs to the model, and the chat template can be used. `name` is what the folder was made of."""
     tokens = open_tokenizer(folder, spec.data.system, name)
     write_tokenizer(tokens, folder, name)
     check_tokenizer(name, tokens.highest_token, facts.vocab_size)
     question = Located(str(name), Record(prompt="a"))
-    if spec.generates:
-        tokens.rendered(question, prompt_text, "mend the template")
-    else:
-        replies(question, ["b"], tokens, "mend the template")
+    try:
+        if spec.generates:
+            tokens.rendered(question, prompt_text, "mend the template")
+        else:
+            replies(question, ["b"], tokens, "mend the template")
+    except ConfigurationError as error:
+        # A template may refuse this chat and take those of the job; one that does not is told of the first record that it refuses.
+        if not isinstance(error.__cause__, TemplateError) or isinstance(error.__cause__, TemplateSyntaxError):
+            raise
 
 
 def _copy(found: Path, out: Path, say: Say) -> None:

@@ -135,7 +135,7 @@ def prompt_records(
                 tokens=prompt,
                 verifier=verifier,
                 options=options,
-                reference=record.reference,
+                reference=record.reference if judged else None,
                 family=record.family,
                 difficulty=record.difficulty,
                 demonstration=demonstrations.get(id(located)),

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json, to_json
 
 from rljob.api import ConfigurationError
 
@@ -112,6 +113,13 @@ def parse(row: Any, where: str, columns: Mapping[str, str]) -> Record:
     row = {name: value for name, value in row.items() if value is not None}
     if isinstance(row.get("id"), int):
         row["id"] = str(row["id"])
+    for name in ("reference", "options"):
+        try:
+            from_json(to_json(row.get(name), inf_nan_mode="constants"), allow_inf_nan=False)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{where}: `{name}` is {repr(row[name])[:200]}, which JSON cannot hold ({error}); leave it out or write text"
+            ) from None
     try:
         return Record.model_validate(row)
     except ValidationError as error:

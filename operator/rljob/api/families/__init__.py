@@ -6,7 +6,7 @@ Megatron.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -56,19 +56,26 @@ _EXPERT_SIZES = (
     "num_local_experts",
     "num_experts_per_tok",
     "moe_intermediate_size",
-    "shared_expert_intermediate_size",
 )
-"""Fields of a config.json that are sizes, in whatever family has them; of experts a dense model may say anything."""
+_SHARED_SIZES = ("shared_expert_intermediate_size",)
+
+
+def _sizes(kind: Family) -> Iterator[str]:
+    """Fields of a config.json that have to be sizes. Of experts that its family does not have, a model may say anything, and some do."""
+    yield from _SIZES
+    if isinstance(kind.feed_forward, Mixture):
+        yield from _EXPERT_SIZES
+        yield from _SHARED_SIZES if kind.feed_forward.shared is not None else ()
 
 
 def read(config: Mapping[str, Any], where: object) -> Architecture:
     """What a config.json says of a model.
 
     Raises:
-        ConfigurationError: as `family`, or a field is missing, or a size is no positive whole number.
+        ConfigurationError: as `family`, or a field is missing, is of the wrong kind, or is a size and no positive whole number.
     """
     kind = family(config, where)
-    for key in (*_SIZES, *(_EXPERT_SIZES if kind.experts is not None else ())):
+    for key in _sizes(kind):
         value = config.get(key)
         if value is not None and (type(value) is not int or value < 1):
             raise ConfigurationError(
@@ -78,6 +85,8 @@ def read(config: Mapping[str, Any], where: object) -> Architecture:
         return _architecture(kind, {**kind.defaults, **{key: value for key, value in config.items() if value is not None}}, where)
     except KeyError as error:
         raise ConfigurationError(f"{where}: {error.args[0]} is missing") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{where}: a field is of another kind ({error}); use the file that came with the model") from error
 
 
 def is_scorer(config: Mapping[str, Any]) -> bool:
@@ -97,7 +106,7 @@ def _architecture(kind: Family, config: Mapping[str, Any], where: object) -> Arc
         kv_heads=config.get("num_key_value_heads") or heads,
         head_size=config.get("head_dim") or config["hidden_size"] // heads,
         vocabulary=config["vocab_size"],
-        epsilon=config["rms_norm_eps"],
+        epsilon=float(config["rms_norm_eps"]),
         rope=_rope(config, where),
         tied=config.get("tie_word_embeddings", False) or is_scorer(config),
         qkv_bias=kind.qkv_bias,
