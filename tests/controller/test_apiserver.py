@@ -18,6 +18,7 @@ from rljob.controller.connection import Connection
 from rljob.controller.kinds import KINDS, Key, Ref
 from rljob.controller.metrics import Metrics
 from rljob.controller.progress import Target, by_api_server
+from rljob.manifests.types import FIELD_MANAGER
 
 POD = Ref("Pod", "default", "p")
 
@@ -173,6 +174,37 @@ def test_a_long_wait_is_left_to_the_caller() -> None:
         assert caught.value.retry_after == 120
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("asked", ["5", "4"])
+def test_what_is_written_only_over_a_known_version_is_so_also_the_first_time(asked: str) -> None:
+    """The first apply to what we have created makes it applied, which is a version of its own."""
+    there: dict[str, Any] = {"metadata": {"name": "p", "resourceVersion": "5", "managedFields": [MADE]}}
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request.method == "PATCH" and request.content_type == "application/json-patch+json":
+            for test in (step for step in await request.json() if step["op"] == "test" and step["path"] == "/metadata/resourceVersion"):
+                if test["value"] != there["metadata"]["resourceVersion"]:
+                    return failure(422, "Invalid", "the server rejected our request due to an error in our request")
+            there["metadata"] |= {"resourceVersion": "6", "managedFields": [MADE | {"operation": "Apply"}]}
+        elif request.method == "PATCH" and (await request.json())["metadata"]["resourceVersion"] != there["metadata"]["resourceVersion"]:
+            return failure(409, "Conflict", "the object has been modified")
+        return web.json_response(there)
+
+    async def story() -> None:
+        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default", "resourceVersion": asked}}
+        async with client(handle) as api:
+            if asked == "5":
+                assert (await api.apply(manifest, "u")).object["metadata"]["resourceVersion"] == "6"
+            else:
+                with pytest.raises(ApiError) as caught:
+                    await api.apply(manifest, "u")
+                assert caught.value.conflict
+
+    asyncio.run(story())
+
+
+MADE = {"manager": FIELD_MANAGER, "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": {}}
 
 
 def test_deleting_what_is_gone_or_somebody_elses_is_no_error() -> None:

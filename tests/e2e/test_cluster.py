@@ -4,6 +4,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -115,10 +116,12 @@ def _connections(cluster: Cluster, namespace: str, watched: Watched) -> dict[tup
     def reaches(one: str, other: str) -> bool:
         return connects(cluster, namespace, name[one], *place[other])
 
+    if not reaches("master", "worker"):
+        return {}
     engine = [pair for pair in FORBIDDEN if pair[1] == "worker"]
-    there = reaches("master", "worker")
-    found = {pair: reaches(*pair) for pair in engine}
-    if not (there and reaches("master", "worker")):
+    with ThreadPoolExecutor() as at_once:  # the engine is there for some seconds only
+        found = dict(zip(engine, at_once.map(lambda pair: reaches(*pair), engine), strict=True))
+    if not reaches("master", "worker"):
         return {}
     rest = [pair for pair in (*ALLOWED, *FORBIDDEN) if pair[1] != "worker"]
     return found | {("master", "worker"): True} | {pair: reaches(*pair) for pair in rest}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rljob.api.errors import ConfigurationError
 from rljob.sandbox import cgroups, protections, requests
-from rljob.sandbox.inside import archive, seccomp
+from rljob.sandbox.inside import archive, seccomp, usage
 from rljob.sandbox.inside.runner import Ended
 from rljob.sandbox.languages import TABLE
 from rljob.sandbox.slot import Ran
@@ -242,3 +242,14 @@ def test_the_status_says_what_happened(fields: dict[str, object], status: str) -
 def test_what_the_kernel_counted_explains_a_failure_and_never_a_success(memory: bool, forks: bool, status: str) -> None:
     assert requests.output(Ran(Ended(1, status=1), b"", b"", False, b"", memory, forks), Limits()).status == status
     assert requests.output(Ran(Ended(1, status=0), b"", b"", False, b"", memory, forks), Limits()).status == "ok"
+
+
+@pytest.mark.parametrize(("exact", "counted"), [("Pss_Anon:\t 512 kB\nPss_Shmem:\t 512 kB\n", 1 << 20), ("", 3 << 20)])
+def test_pages_that_processes_share_count_once_unless_one_does_not_show_them(
+    exact: str, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that has executed a file which it may not read."""
+    texts = {"status": "VmPTE:\t 0 kB\nRssAnon:\t 2048 kB\nRssShmem:\t 1024 kB\n", "smaps_rollup": exact}
+    monkeypatch.setattr(usage, "_read", lambda pid, name: texts[name])
+    assert not usage.exceeds(counted, [7], 0)
+    assert usage.exceeds(counted - 1, [7], 0)

@@ -5,14 +5,18 @@ import fcntl
 import json
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from rljob.sandbox.cgroups import Cgroup
 from rljob.sandbox.inside.runner import Ended
-from rljob.sandbox.slot import Interior, NamespaceSlot, Stream
+from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, Stream
 
 _F_SETPIPE_SZ = 1031
+
+
+JOB = Job({"fetch": ()}, {"processes": 1}, python=True, stdin=b"", wall=5, cpu=5, memory=1 << 20, output=100)
 
 
 def connected() -> tuple[NamespaceSlot, socket.socket]:
@@ -37,6 +41,30 @@ async def test_a_run_that_ends_in_the_moment_in_which_it_is_cancelled_leaves_a_s
         async with asyncio.timeout(5):
             await asyncio.gather(ending, return_exceptions=True)
         assert not slot.broken
+        assert slot._control is not None
+        slot._control.close()
+
+
+@pytest.mark.asyncio
+async def test_what_befell_a_run_that_was_cancelled_is_not_said_of_the_next_one(tmp_path: Path) -> None:
+    """It was killed for its memory; the next one only fails."""
+    slot, theirs = connected()
+    events = tmp_path / "memory.events"
+    events.write_text("oom_kill 0\n")
+    slot.cgroup = Cgroup("v2", {"memory": tmp_path})
+    with theirs:
+        for number, ended in ((1, Ended(1, killed="cancelled")), (2, Ended(2, status=1))):
+            running = asyncio.create_task(slot.run(JOB))
+            await asyncio.sleep(0.01)
+            if ended.killed:
+                events.write_text("oom_kill 1\n")
+                running.cancel()
+                await asyncio.sleep(0)
+            assert json.loads(theirs.recv(1 << 16))["run"] == number
+            theirs.send(json.dumps(vars(ended)).encode())
+            (ran,) = await asyncio.gather(running, return_exceptions=True)
+        assert isinstance(ran, Ran)
+        assert not ran.memory_killed
         assert slot._control is not None
         slot._control.close()
 

@@ -474,8 +474,9 @@ def test_a_checkpoint_of_the_same_name_is_replaced_whole(
     assert load_file(folder / "model.safetensors").keys() == load_file(llama / "model.safetensors").keys()
 
 
+@pytest.mark.parametrize("damage", [b"{", b"\xff", b""], ids=["cut off", "no text", "empty"])
 def test_a_checkpoint_whose_record_is_damaged_is_written_anew(
-    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path
+    damage: bytes, llama: Path, replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path
 ) -> None:
     from rljob.trainer.commands import Checkpoint, Load
     from rljob.trainer.loop import Trainer
@@ -485,7 +486,7 @@ def test_a_checkpoint_whose_record_is_damaged_is_written_anew(
     trainer.execute(Load(LoadCommand(version=0, path=str(llama))))
     trainer.execute(command)
     assert trainer.fulfilled(command) is not None
-    (tmp_path / "version-000000" / "rljob.json").write_text("{")
+    (tmp_path / "version-000000" / "rljob.json").write_bytes(damage)
     assert trainer.fulfilled(command) is None
 
 

@@ -104,30 +104,33 @@ class ApiServer:
         """Server-side apply. What `create` made counts as updated, not as applied, and an apply takes away only what was applied: so the
         first apply to an object turns the one into the other (as `kubectl apply --server-side` does with what `kubectl apply` made)."""
         path, kind = _of_manifest(manifest, named=True), manifest["kind"]
-        before = await self._own_what_was_created(path, kind)
-        body = manifest | {"metadata": manifest["metadata"] | {"uid": uid}}
+        before, now = await self._own_what_was_created(path, kind, manifest["metadata"].get("resourceVersion"))
+        body = manifest | {"metadata": manifest["metadata"] | now | {"uid": uid}}
         params = {"fieldManager": FIELD_MANAGER, "force": "true"}
         after = await self._request("PATCH", path, kind, body, params=params, content_type="application/apply-patch+yaml")
         return Applied(after, _content(before) != _content(after))
 
-    async def _own_what_was_created(self, path: str, kind: str) -> Manifest:
+    async def _own_what_was_created(self, path: str, kind: str, version: str | None) -> tuple[Manifest, Manifest]:
+        """The object as it was, and its new version if it has to be of `version` and has another one by this."""
         there = await self._request("GET", path, kind)
-        meta = there["metadata"]
+        meta, now = there["metadata"], {}
         for index, entry in enumerate(meta.get("managedFields", ())):
             if entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Update" and not entry.get("subresource"):
                 at = f"/metadata/managedFields/{index}"
                 patch = [
+                    *([{"op": "test", "path": "/metadata/resourceVersion", "value": version}] if version else []),
                     {"op": "test", "path": f"{at}/manager", "value": FIELD_MANAGER},
                     {"op": "test", "path": f"{at}/operation", "value": "Update"},
                     {"op": "replace", "path": f"{at}/operation", "value": "Apply"},
                 ]
                 try:
-                    await self._request("PATCH", path, kind, patch, content_type="application/json-patch+json")
+                    owned = await self._request("PATCH", path, kind, patch, content_type="application/json-patch+json")
+                    now = {"resourceVersion": owned["metadata"]["resourceVersion"]} if version else {}
                 except ApiError as error:
                     # A test that fails is 422 to the server; here it means that somebody was faster.
                     raise ApiError(409, "Conflict", str(error)) if error.code == 422 else error from error
                 break
-        return there
+        return there, now
 
     async def delete(self, ref: Ref, uid: str) -> None:
         """Delete the object of that uid; its own children follow in the background."""

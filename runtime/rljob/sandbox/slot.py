@@ -165,6 +165,7 @@ class NamespaceSlot:
         self._base = 0
         self._resident = 0
         self._killed = self._refused = 0
+        self._unaccounted = False
 
     async def start(self) -> Mapping[str, bool]:
         """Make it."""
@@ -239,6 +240,8 @@ class NamespaceSlot:
             descriptors += [fetched] if fetched is not None else []
             try:
                 await self._ready(job)
+                if self._unaccounted:  # what befell a run that was cancelled is not said of this one
+                    self._killed, self._refused, self._unaccounted = self.cgroup.killed(), self.cgroup.refused(), False
                 self.cgroup.limit(self._base + job.memory, job.bounds["processes"] + self._resident + 2)
                 self._order(number, job, descriptors, fetched is not None)
             except OSError as error:
@@ -333,6 +336,7 @@ class NamespaceSlot:
             raise SlotError(f"a slot did not answer within {wall + _GRACE_SECONDS:g} s{self._said()}") from error
         except asyncio.CancelledError:
             self._kill(number, "cancelled")
+            self._unaccounted = True
             # Bounded, and the slot is used again only if it said that the run is gone.
             ending = asyncio.ensure_future(self._ended(number))
             gone = False

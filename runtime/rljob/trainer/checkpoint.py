@@ -51,7 +51,7 @@ class Record(Message):
 def read_record(folder: Path) -> Record | None:
     """What a checkpoint says of itself; None for a folder that is not one."""
     try:
-        return Record.model_validate_json((folder / RECORD).read_text())
+        return Record.model_validate_json((folder / RECORD).read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:

@@ -77,13 +77,15 @@ def _process(pid: int) -> _Process | None:
 def exceeds(most: int, present: Sequence[int], sockets: int) -> bool:
     """Whether these processes, with so many bytes in sockets, have more than `most` bytes of memory.
 
-    Pages that they share count once. Telling that is dear, so it is done only if it matters.
+    Pages that they share count once. Telling that is dear, so it is done only if it matters; of a process that does not show it, having
+    executed a file that it may not read, all pages count.
     """
     held = [_sizes(pid, "status") for pid in present]
     tables = sockets + _together(held, "VmPTE")
     if tables + _together(held, "RssAnon", "RssShmem") <= most:
         return False
-    return tables + _together([_sizes(pid, "smaps_rollup") for pid in present], "Pss_Anon", "Pss_Shmem") > most
+    exact = [_sizes(pid, "smaps_rollup") or _sizes(pid, "status") for pid in present]
+    return tables + _together(exact, "Pss_Anon", "Pss_Shmem", "RssAnon", "RssShmem") > most
 
 
 def _together(held: Sequence[Mapping[str, str]], *names: str) -> int:
