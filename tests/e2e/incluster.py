@@ -224,6 +224,42 @@ def connects(cluster: Cluster, namespace: str, pod: str, address: str, port: int
     return True
 
 
+_TRIES = """
+import json, socket, sys, time
+until, tries = time.time() + float(sys.argv[3]), []
+while time.time() < until:
+    began = time.time()
+    try:
+        socket.create_connection((sys.argv[1], int(sys.argv[2])), 1).close()
+        through = True
+    except OSError:
+        through = False
+    tries.append((began, time.time(), through))
+    time.sleep(0.1)
+print(json.dumps(tries))
+"""
+Try = tuple[float, float, bool]
+"""To connect: when it began, when it ended, and whether it got through."""
+
+
+def tries(cluster: Cluster, namespace: str, pod: str, address: str, port: int, seconds: float) -> list[Try]:
+    """What a pod that tries to get through to an address again and again, each time for a second, meets for so long."""
+    return [
+        (began, ended, through)
+        for began, ended, through in json.loads(
+            cluster.kubectl("exec", pod, "--namespace", namespace, "--", "python", "-c", _TRIES, address, str(port), str(seconds))
+        )
+    ]
+
+
+def within(one: Try, others: Sequence[Try]) -> bool:
+    """Whether the others got through last before this try, first after it, and all along."""
+    before = [through for _, ended, through in others if ended <= one[0]]
+    during = [through for began, ended, through in others if ended > one[0] and began < one[1]]
+    after = [through for began, _, through in others if began >= one[1]]
+    return bool(before) and bool(after) and before[-1] and after[0] and all(during)
+
+
 class Volume:
     """A job's volume, looked at through a pod that has it mounted."""
 
