@@ -1,5 +1,6 @@
 """The `rljob` command, and `kubectl rljob`."""
 
+import importlib
 import locale
 import os
 import sys
@@ -9,22 +10,22 @@ __all__ = ["kubectl_main", "main"]
 
 def main() -> None:
     """Entry point of `rljob`."""
-    _begin()
-    try:
-        from rljob.cli.main import main as run
-    except KeyboardInterrupt:
-        sys.exit(130)
-    run()
+    _command("main")
 
 
 def kubectl_main() -> None:
     """Entry point of `kubectl rljob`."""
+    _command("kubectl_main")
+
+
+def _command(name: str) -> None:
+    """Import it, which takes a second in which somebody may lose patience, and run it."""
     _begin()
     try:
-        from rljob.cli.main import kubectl_main as run
+        commands = importlib.import_module("rljob.cli.main")
     except KeyboardInterrupt:
         sys.exit(130)
-    run()
+    getattr(commands, name)()
 
 
 def _begin() -> None:

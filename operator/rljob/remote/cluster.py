@@ -141,7 +141,7 @@ def _tls(configuration: Configuration) -> ssl.SSLContext:
 
 
 def _client(configuration: Configuration, tls: ssl.SSLContext) -> httpx.Client:
-    proxy = proxy_of(configuration.host, configuration.proxy, os.environ)
+    proxy = proxy_of(configuration.host, configuration.proxy)
     # What stands before the @ may be a password.
     said = f"the proxy {(proxy or '').rpartition('@')[2]} (of the kubeconfig's proxy-url, HTTPS_PROXY or HTTP_PROXY) cannot be used"
     try:
