@@ -9,12 +9,15 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.checkpoint_engine.twins import Fault, GiB, Kind, World, truth
+from tests.checkpoint_engine.twins import Fault, GiB, Kind, World, manifest_of, truth
 from tests.master.virtual import clock, run
 
+from rljob.checkpoint_engine.act import Actor
 from rljob.checkpoint_engine.clients import HttpMaster
 from rljob.checkpoint_engine.node import Node
-from rljob.wire.node import NodeDesired, NodeReport
+from rljob.checkpoint_engine.state import EngineSeen, EngineState, Gate, Known, Observed, TrainerSeen
+from rljob.wire.node import NodeDesired, NodeReport, TrainTask
+from rljob.wire.shim import StartRequest
 
 POINTS = [
     "trainer.start", "trainer.load", "trainer.train", "trainer.checkpoint", "trainer.export", "trainer.offload", "trainer.onload",
@@ -60,6 +63,12 @@ def test_an_undisturbed_job_takes_these_steps(caplog: pytest.LogCaptureFixture) 
     assert set(last.timings) == {*to_trainer, *beside}
     assert last.timings["train"] == pytest.approx(10, abs=0.2)
     assert (last.switch_policy, last.switch_reason) == ("restart", "switch.policy is restart")
+
+
+def test_no_two_engines_draw_the_same_random_numbers() -> None:
+    started = [request.argv for request in play(iterations=2).sidecars["engine"].requests]
+    assert len({argv[:2] for argv in started}) == len(started) == 3
+    assert all(argv[0] == "--seed" and argv[2:] == ("--x",) for argv in started), "what the job says comes later, and counts"
 
 
 def test_sleep_keeps_the_engine_and_loads_into_it_again() -> None:
@@ -172,6 +181,105 @@ def test_a_trainer_that_leaks_is_restarted(freed: int) -> None:
     failure = next(r.failure for r in world.master.reports if r.failure is not None)
     assert (failure.stage, failure.reason) == ("gate", "GateFailed")
     assert "holds 3.0 GiB, 2.0 GiB more than at its first hand-over" in failure.message
+
+
+@pytest.mark.parametrize("policy", ["auto", "sleep", "restart"])
+@pytest.mark.parametrize("warm", [False, True], ids=["rollout first", "training first"])
+def test_what_trainer_and_engine_keep_on_a_device_is_no_leak_of_either(warm: bool, policy: str) -> None:
+    """The device does not tell whose it is, and it grows: with the engine's start, and with the trainer's first step."""
+
+    async def job() -> World:
+        world = World(iterations=4, policy=policy, accelerator="nvidia")  # type: ignore[arg-type]
+        if warm:
+            world.master.want(phase="train", version=0, task=TrainTask(version=1, kind="sft", steps=1, iteration=0))
+        await world.run()
+        return world
+
+    world = run(job())
+    assert world.master.committed == world.iterations
+    assert not [r.failure for r in world.master.reports if r.failure is not None]
+    assert world.sidecars["trainer"].starts == 1
+    assert world.master.reports[-1].switch_policy == ("restart" if policy == "restart" else "sleep")
+
+
+def test_a_trainer_that_comes_from_a_checkpoint_grows_with_its_first_step_too() -> None:
+    """As in a job that is resumed, whose first rollout comes before it."""
+
+    async def job() -> World:
+        world = World(iterations=4, policy="sleep", accelerator="nvidia", checkpoints={1})
+        world.master.committed, world.master.manifests = 1, {1: manifest_of(1, truth(1))}
+        world.master.want_rollout()
+        await world.run()
+        return world
+
+    world = run(job())
+    assert world.master.committed == world.iterations
+    assert {name: sidecar.starts for name, sidecar in world.sidecars.items()} == {"trainer": 1, "engine": 1}
+
+
+@pytest.mark.parametrize("policy", ["sleep", "restart"])
+def test_a_trainer_that_leaks_on_a_device_is_restarted(policy: str) -> None:
+    async def job() -> World:
+        world = World(iterations=4, policy=policy, accelerator="nvidia")  # type: ignore[arg-type]
+
+        async def leak() -> None:
+            await world.until(lambda: world.master.committed >= 2)
+            await world.until(lambda: world.trainer.resident)
+            world.rest["trainer"] = 3 * GiB
+            await world.until(lambda: world.sidecars["trainer"].starts == 2)
+            world.rest["trainer"] = GiB
+
+        world.keep(leak())
+        await world.run()
+        return world
+
+    world = run(job())
+    check_end(world)
+    assert world.sidecars["trainer"].starts == 2
+    failure = next(r.failure for r in world.master.reports if r.failure is not None)
+    held = 3 if policy == "restart" else 4
+    told = f"the trainer that left holds {held}.0 GiB with all else on the device, 2.0 GiB more than at its first hand-over"
+    assert told in failure.message
+
+
+def test_an_engine_of_a_device_is_not_asked_to_fit_beside_the_trainers_rest_twice() -> None:
+    claims = {"trainer": 20 * GiB, "engine": 85 * GiB}
+    world = play(iterations=3, accelerator="nvidia", claims=claims, rest={"trainer": 8 * GiB, "engine": GiB})
+    check_end(world)
+    assert world.sidecars["trainer"].starts == 1
+
+
+def test_an_engine_that_wakes_up_on_a_device_need_not_get_what_it_kept() -> None:
+    claims = {"trainer": 20 * GiB, "engine": 95 * GiB}  # 94 GiB are free beside what the two keep
+    world = play(iterations=3, policy="sleep", accelerator="nvidia", claims=claims, rest={"trainer": 2 * GiB, "engine": 4 * GiB})
+    check_end(world)
+    assert {name: sidecar.starts for name, sidecar in world.sidecars.items()} == {"trainer": 1, "engine": 1}
+
+
+def test_a_trainer_that_has_not_trained_yet_claims_what_its_first_step_will_take() -> None:
+    """Before it, a trainer comes and goes with weights and gradients alone."""
+    claims = {"trainer": 40 * GiB, "engine": 20 * GiB}
+    world = play(iterations=2, policy="sleep", accelerator="nvidia", claims=claims, rest={"trainer": GiB, "engine": 70 * GiB})
+    assert world.sidecars["engine"].starts > 1
+    failure = next(r.failure for r in world.master.reports if r.failure is not None)
+    assert "the trainer will claim 40.0 GiB, 29." in failure.message
+
+
+def test_an_engine_at_work_on_a_device_is_no_rest_of_the_trainers() -> None:
+    async def job() -> None:
+        world = World(accelerator="nvidia", claims={"trainer": GiB, "engine": 80 * GiB})
+        for sidecar in world.sidecars.values():
+            await sidecar.start(StartRequest(incarnation=sidecar.name))
+        seen = Observed(
+            site=world.plan().site,
+            trainer=TrainerSeen("running", "trainer"),
+            engine=EngineSeen("running", "engine", state=EngineState(1, "c1", paused=False)),
+            arena=1,
+            known=Known(baselines={"trainer, engine": GiB}),
+        )
+        assert (await Actor(world.plan(), world.parts(), lambda _: None).act(Gate("engine"), seen)).gate == "engine"
+
+    run(job())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,13 +3,13 @@
 import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
+from tests.checkpoint_engine.twins import Nvml
 from tests.master.virtual import run
 
-from rljob.api import ConfigurationError
+from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine import gate
 from rljob.checkpoint_engine.gate import IDLE_CARD, Claim, CpuMemory, NvmlMemory, Reading, is_plenty, problem, wait_open
 from rljob.checkpoint_engine.outcome import GateFailed
@@ -29,25 +29,6 @@ class Memory:
 
     def total(self) -> int:
         return 80 * GiB
-
-
-@dataclass
-class Nvml:
-    """The module pynvml, as far as it is used."""
-
-    used: list[int]
-
-    def nvmlInit(self) -> None:
-        return
-
-    def nvmlDeviceGetCount(self) -> int:
-        return len(self.used)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        return index
-
-    def nvmlDeviceGetMemoryInfo(self, device: int) -> SimpleNamespace:
-        return SimpleNamespace(total=80 * GiB, used=self.used[device])
 
 
 def test_it_opens_when_what_is_free_covers_the_claim() -> None:
@@ -129,6 +110,42 @@ def test_device_memory_counts_from_the_idle_card_and_the_fullest_device() -> Non
     assert asyncio.run(memory.read("trainer")).rest == 2 * GiB - IDLE_CARD
     nvml.used = [0, 0]
     assert asyncio.run(memory.read("trainer")).rest == 0
+
+
+@pytest.mark.parametrize(("names", "count", "read"), [
+    (None, None, 5), (None, 2, 1), ("3", 1, 3), ("4, 2", 1, 4), ("GPU-2,GPU-3", 2, 3), ("0,1,2", 2, 1),
+])  # fmt: skip
+def test_of_a_machines_devices_the_jobs_own_are_read(names: str | None, count: int | None, read: int) -> None:
+    used = [IDLE_CARD + number * GiB for number in range(6)]
+    assert asyncio.run(NvmlMemory(Nvml(used), names, count).read("trainer")).rest == read * GiB
+
+
+@pytest.mark.parametrize("name", ["7", "GPU", "-1"])
+def test_a_device_that_is_not_there_is_a_configuration_error(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"CUDA_VISIBLE_DEVICES names '{name}', which NVML does not know"):
+        NvmlMemory(Nvml([0]), name)
+
+
+@pytest.mark.parametrize("names", [None, "0", "GPU-0", "MIG-0"])
+def test_a_part_of_a_device_is_refused_with_what_to_use_instead(names: str | None) -> None:
+    with pytest.raises(ConfigurationError, match=r"cut into parts \(MIG\).*settings\.devices\.nvidia\.deviceClass"):
+        NvmlMemory(Nvml([0, 0], cut={0} if names != "MIG-0" else ()), names)
+    assert NvmlMemory(Nvml([0, 0], cut={1}), count=1).total() == 80 * GiB, "the other is not the job's"
+
+
+def test_what_nvml_says_is_told_and_tried_again() -> None:
+    nvml = Nvml([0])
+    memory = NvmlMemory(nvml)
+    nvml.cut = {0}
+    with pytest.raises(InfrastructureError, match="NVML, which tells how full the devices are, says: Insufficient Permissions"):
+        asyncio.run(memory.read("trainer"))
+
+
+def test_on_a_device_it_says_what_would_help_there() -> None:
+    texts = [problem(Reading(GiB, 3 * GiB), Claim(owner, 2 * GiB, None, GiB, on_device=True)) for owner in ("engine", "trainer")]
+    assert all(text is not None and "held by the" in text and "that left with all else on the device" in text for text in texts)
+    assert "lower rollout.engine.extraArgs.gpu-memory-utilization" in str(texts[0])
+    assert "trainer.tensorParallel" in str(texts[1])
 
 
 def test_no_device_is_a_configuration_error() -> None:

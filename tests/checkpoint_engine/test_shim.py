@@ -4,6 +4,7 @@ import asyncio
 import errno
 import io
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import httpx
 import pytest
 
 from rljob.checkpoint_engine.payloads import LONGEST_LINE, EnginePayload, Tail, rank_environments, verdict
-from rljob.checkpoint_engine.processes import Child
+from rljob.checkpoint_engine.processes import Child, adopt_orphans
 from rljob.checkpoint_engine.shim import Sidecar
 from rljob.wire.shim import StartRequest
 
@@ -292,28 +293,33 @@ class Disk(io.BytesIO):
 
 
 def test_a_full_disk_costs_lines_and_no_engine() -> None:
+    _in_a_shims_process(_full_disk)
+
+
+async def _full_disk() -> None:
     disk = Disk()
-
-    async def scenario() -> None:
-        payload = EnginePayload([sys.executable, "-c", ZYGOTE], Tail(disk))
-        sidecar, care = Sidecar(payload), asyncio.create_task(payload.care())
-        await _started(sidecar, "a")
-        disk.full = True
-        (zygote,) = payload.managed
-        os.kill(zygote, signal.SIGKILL)
-        await asyncio.sleep(0.5)
-        disk.full = False
-        await sidecar.stop(0)
-        await _started(sidecar, "b")
-        async with asyncio.timeout(30):
-            await disk.up.wait()
-        care.cancel()
-        await sidecar.close()
-
-    asyncio.run(scenario())
+    payload = EnginePayload([sys.executable, "-c", ZYGOTE], Tail(disk))
+    sidecar, care = Sidecar(payload), asyncio.create_task(payload.care())
+    await _started(sidecar, "a")
+    disk.full = True
+    (zygote,) = payload.managed
+    os.kill(zygote, signal.SIGKILL)
+    await asyncio.sleep(0.5)
+    disk.full = False
+    disk.up.clear()
+    await sidecar.stop(0)
+    await _started(sidecar, "b")
+    async with asyncio.timeout(30):
+        await disk.up.wait()
+    care.cancel()
+    await sidecar.close()
 
 
-def test_a_zygote_that_cannot_be_started_now_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zygote_that_cannot_be_started_now_is_started_later() -> None:
+    _in_a_shims_process(_no_process_at_first)
+
+
+async def _no_process_at_first() -> None:
     starts: list[int] = []
 
     def child(*arguments: Any, **keywords: Any) -> Child:
@@ -322,17 +328,27 @@ def test_a_zygote_that_cannot_be_started_now_is_started_later(monkeypatch: pytes
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         return Child(*arguments, **keywords)
 
-    monkeypatch.setattr("rljob.checkpoint_engine.payloads.Child", child)
-
-    async def scenario() -> None:
-        payload = EnginePayload([sys.executable, "-c", ZYGOTE], Tail(io.BytesIO()))
+    payload = EnginePayload([sys.executable, "-c", ZYGOTE], Tail(io.BytesIO()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rljob.checkpoint_engine.payloads.Child", child)
         sidecar, care = Sidecar(payload), asyncio.create_task(payload.care())
         await _started(sidecar, "a")
-        care.cancel()
-        await sidecar.close()
-
-    asyncio.run(scenario())
+    care.cancel()
+    await sidecar.close()
     assert len(starts) == 2
+
+
+def _in_a_shims_process(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
+    """A sidecar ends all that is below its process, and adopts what loses its parent there: neither is for the process of the tests."""
+    process = multiprocessing.get_context("spawn").Process(target=_as_a_shim, args=(scenario,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def _as_a_shim(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
+    adopt_orphans()
+    asyncio.run(scenario())
 
 
 async def _started(sidecar: Sidecar, incarnation: str) -> None:

@@ -7,16 +7,17 @@ engine that is called routable must truly hold the weights that the job calls by
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from tests.master.virtual import clock
 
 from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.act import Parts, Plan
-from rljob.checkpoint_engine.gate import Reading
+from rljob.checkpoint_engine.gate import IDLE_CARD, NvmlMemory, Reading
 from rljob.checkpoint_engine.node import Node
 from rljob.checkpoint_engine.outcome import ChecksumMismatch, MasterAway
 from rljob.checkpoint_engine.state import EngineState, Owner, Site
@@ -36,6 +37,51 @@ class Fault:
     point: str
     nth: int
     kind: Kind
+
+
+class NVMLError(Exception):
+    """What NVML's functions raise."""
+
+
+class Nvml:
+    """The module pynvml, as far as it is used: what each device uses is told, and not by whom."""
+
+    NVMLError = NVMLError
+    NVMLError_InvalidArgument = type("NVMLError_InvalidArgument", (NVMLError,), {})
+    NVMLError_NotFound = type("NVMLError_NotFound", (NVMLError,), {})
+    NVMLError_NotSupported = type("NVMLError_NotSupported", (NVMLError,), {})
+    NVMLError_NoPermission = type("NVMLError_NoPermission", (NVMLError,), {})
+
+    def __init__(self, used: list[int], total: int = 80 * GiB, cut: Container[int] = ()) -> None:
+        """`cut` are devices in MIG mode."""
+        self.used, self.total, self.cut = used, total, cut
+
+    def nvmlInit(self) -> None:
+        return
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.used)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index >= len(self.used):
+            raise self.NVMLError_InvalidArgument("Invalid Argument")
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        """`GPU-1` is device 1, and `MIG-1` a part of it."""
+        if uuid[:4] not in ("GPU-", "MIG-"):
+            raise self.NVMLError_NotFound("Not Found")
+        return int(uuid[4:])
+
+    def nvmlDeviceGetMigMode(self, device: int) -> list[int]:
+        if not self.cut:
+            raise self.NVMLError_NotSupported("Not Supported")
+        return [int(device in self.cut)] * 2
+
+    def nvmlDeviceGetMemoryInfo(self, device: int) -> SimpleNamespace:
+        if device in self.cut:
+            raise self.NVMLError_NoPermission("Insufficient Permissions")
+        return SimpleNamespace(total=self.total, used=self.used[device])
 
 
 def truth(version: int) -> str:
@@ -60,6 +106,7 @@ class Sidecar:
         self.status_now = ShimStatus()
         self.away_until = 0.0
         self.starts = 0
+        self.requests: list[StartRequest] = []
         self.on_start: Callable[[], None] = lambda: None
         self.hung = False
         self.exit_at_start: int | None = None
@@ -88,6 +135,7 @@ class Sidecar:
             return self.status_now
         assert not self.alive, "two payloads at once"
         self.starts += 1
+        self.requests.append(request)
         self.hung = False
         self.status_now = ShimStatus(incarnation=request.incarnation, state="running", pid=self.starts, started_at=self.world.now)
         self.on_start()
@@ -116,6 +164,8 @@ class TrainerTwin:
         self.content = ""
         self.resident = False
         self.trained: TrainMetrics | None = None
+        """The last result; also one that a checkpoint tells of."""
+        self.has_stepped = False
         self.checkpointed: int | None = None
         self.busy: str | None = None
         self.kept = 0
@@ -137,6 +187,7 @@ class TrainerTwin:
             assert version == 0 or version in self.world.checkpoints, f"no checkpoint of version {version}"
             self.version, self.content, self.resident = version, truth(version), True
             self.checkpointed = version or None
+            self.trained = metrics(version) if version else None
 
         await self._command("load", 1.0, effect, command.version)
 
@@ -149,7 +200,7 @@ class TrainerTwin:
             assert batch == b"batch %d" % task.version
             self.world.own("trainer")
             self.version, self.content = task.version, truth(task.version)
-            self.trained = metrics(task.version)
+            self.trained, self.has_stepped = metrics(task.version), True
 
         await self._command("train", 10.0, effect, task.version)
         assert self.trained is not None
@@ -397,6 +448,7 @@ class World:
     free: int = 100 * GiB
     freed: int = 0
     """What the trainer has to give back when it is offloaded."""
+    claims: dict[Owner, int] = field(default_factory=lambda: {"trainer": 2 * GiB, "engine": 2 * GiB})
 
     def __post_init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -412,6 +464,8 @@ class World:
         self.node: Node | None = None
         self.agent_dies = asyncio.Event()
         self.ids = (f"i{n}" for n in itertools.count())
+        self.nvml = Nvml([IDLE_CARD], self.total())
+        self.device = NvmlMemory(self.nvml)
 
     @property
     def now(self) -> float:
@@ -478,10 +532,21 @@ class World:
         self.arena, self.removed = None, True
 
     async def read(self, leaving: Owner) -> Reading:
+        if self.accelerator == "nvidia":
+            self.nvml.used = [IDLE_CARD + self.on_device("trainer") + self.on_device("engine")]
+            return await self.device.read(leaving)
         sidecar = self.sidecars[leaving]
         heap = self.freed if self.trainer.resident else self.trainer.kept
         rest = self.rest[leaving] + (heap if leaving == "trainer" else 0)
         return Reading(self.free - heap, rest if sidecar.alive else 0)
+
+    def on_device(self, owner: Owner) -> int:
+        """Bytes of a device that an owner holds; a trainer has moments and NCCL's buffers there once it has made a step."""
+        if not self.sidecars[owner].alive:
+            return 0
+        if owner == "engine":
+            return self.rest[owner] if self.engine.asleep else self.claims[owner]
+        return (self.claims[owner] if self.trainer.resident else self.rest[owner]) // (1 if self.trainer.has_stepped else 4)
 
     def total(self) -> int:
         return 100 * GiB
@@ -490,7 +555,7 @@ class World:
         return Plan(
             site=Site("worker", self.accelerator, self.policy), node="worker-0", engine_url="http://e", engine_argv=("--x",), engine_env={},
             trainer_env={}, model=Path("/model"), checkpoints=Path("/checkpoints"), arena=Path("/shm/weights"), deadline=60,
-            gate_deadline=5, leak_tolerance=GiB // 2, claims={"trainer": 2 * GiB, "engine": 2 * GiB},
+            gate_deadline=5, leak_tolerance=GiB // 2, claims=self.claims,
         )  # fmt: skip
 
     def parts(self) -> Parts:

@@ -114,7 +114,7 @@ def test_what_tensors_take_of_the_accelerator_is_measured_from_what_they_had(mon
 def test_precision_is_what_was_asked_for_or_what_the_hardware_has(
     monkeypatch: pytest.MonkeyPatch, wanted: str, hardware: bool, found: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: hardware)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hardware or including_emulation)
     assert precision(wanted, Nvidia(0)) == found
 
 

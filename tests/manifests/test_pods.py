@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.manifests.jobs import DRA, container, find, nvidia, objects, pod, tiny, variables
+from tests.manifests.jobs import DRA, PLAIN, SINGLE_TEMPLATE, VISIBLE, container, find, nvidia, objects, pod, tiny, variables
 
 from rljob.api import RLJob
 from rljob.manifests import Manifest, Settings
@@ -110,15 +110,16 @@ def test_every_pod_satisfies_the_restricted_standard() -> None:
                 assert c["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_root_file_systems_are_read_only_but_where_devices_are_held() -> None:
-    writable = {
-        c["name"]
-        for manifests in (TINY, objects(nvidia()))
-        for spec in specs(manifests).values()
-        for c in containers(spec)
-        if not c["securityContext"]["readOnlyRootFilesystem"]
-    }
-    assert writable == {"megatron", "vllm"}
+def writable(manifests: tuple[Manifest, ...]) -> set[str]:
+    return {c["name"] for spec in specs(manifests).values() for c in containers(spec) if not c["securityContext"]["readOnlyRootFilesystem"]}
+
+
+def test_root_file_systems_are_read_only_but_where_devices_are_seen() -> None:
+    """NVIDIA's hooks write to the root of every container with devices, also of the agent, which only measures their memory."""
+    assert writable(TINY) == set()
+    assert writable(objects(nvidia())) == {"megatron", "vllm", "checkpoint-engine"}
+    assert writable(objects(nvidia("spec.accelerator.sharing=visible"), VISIBLE)) == {"megatron", "vllm", "checkpoint-engine"}
+    assert writable(objects(nvidia(SINGLE_TEMPLATE), cluster=PLAIN)) == {"checkpoint-engine"}
     for spec in specs(TINY).values():
         for c in containers(spec):
             assert {"name": "tmp", "mountPath": "/tmp"} in c["volumeMounts"]
@@ -152,6 +153,21 @@ def test_an_unknown_model_has_no_memory_limit() -> None:
     assert container(spec, "checkpoint-engine")["resources"]["limits"]["memory"]
     (shm,) = [v for v in spec["volumes"] if v["name"] == "shm"]
     assert shm["emptyDir"] == {"medium": "Memory"}
+
+
+def test_prompts_that_nobody_has_counted_leave_no_memory_limit_for_those_who_hold_them() -> None:
+    generated = "spec.data.train={reasoningGym: {dataset: chain_sum, size: 1000000}}"
+    for names, job in (((), tiny()), (("prepare", "master"), tiny(generated, "spec.evaluation=null", "spec.warmStart.data=null"))):
+        found = containers(pod(objects(job), "tiny-master"))
+        assert tuple(c["name"] for c in found if "memory" in c["resources"].get("limits", {})) == names
+    asked = container(pod(objects(job), "tiny-master"), "master")["resources"]["requests"]["memory"]
+    assert int(asked.removesuffix("Mi")) > 3000, "a million of them"
+
+
+def test_a_container_with_accelerators_has_no_memory_limit_however_small_the_model() -> None:
+    worker = pod(objects(tiny("spec.accelerator={type: nvidia}")), "tiny-worker-0")
+    for name in ("megatron", "vllm"):
+        assert "memory" not in container(worker, name)["resources"].get("limits", {})
 
 
 def test_the_grace_is_enough_for_sidecars_that_end_one_after_the_other() -> None:

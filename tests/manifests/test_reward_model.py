@@ -26,7 +26,7 @@ def test_its_worker_holds_the_trainer_alone_however_devices_are_shared(mode: str
 
 
 def test_its_master_asks_nobody_for_rewards() -> None:
-    made = objects(tiny("spec.rewardModel={}", "spec.warmStart="))
+    made = objects(tiny("spec.rewardModel={}", "spec.warmStart=null"))
     assert "RLJOB_URL_REWARD" not in variables(pod(made, "tiny-master"), "master")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rljob.api import ConfigurationError, RLJob
 from rljob.api.sources import ScratchSource
-from rljob.plan import Machine, ModelShape, count_held_out, count_scorers, estimate, misfits, read_shape
+from rljob.plan import Machine, ModelShape, count_held_out, count_prompts, count_scorers, estimate, misfits, read_shape
 from rljob.plan.estimate import rank_memory, trainer_memory
 from rljob.plan.shape import of_config, of_gguf, of_scratch
 
@@ -169,6 +169,11 @@ def test_a_reward_model_in_a_folder_counts_where_it_is_held(tmp_path: Path) -> N
     assert parts[1] - parts[0] == 64
 
 
+def mask_of(micro_batches: int, layers: int) -> int:
+    """Rows of 2,048 tokens, sequences of at most 160: a byte for each pair, 4 in every layer."""
+    return 2048 * 160 * micro_batches * (1 + 4 * layers)
+
+
 def test_a_pipeline_divides_weights_but_not_the_activations_of_its_first_stage() -> None:
     def of(stages: int) -> list[tuple[int, int]]:
         sizes = {"trainer": {"pipelineParallel": stages, "precision": "fp32"}, "accelerator": {"perNode": 6}}
@@ -184,9 +189,9 @@ def test_a_pipeline_divides_weights_but_not_the_activations_of_its_first_stage()
     embedding = 49152 * 576 * 16
     assert sum(state for state, _ in three) == pytest.approx(alone[0] + embedding, abs=100), "the last stage has a copy"
     assert three[0][0] == three[2][0] == three[1][0] + embedding
-    assert three[0][1] == 3 * (2048 * 10 * 576 * 68)
-    assert three[1][1] == 2 * (2048 * 10 * 576 * 68)
-    assert alone[1] == three[0][1] + 2048 * 12 * 49152
+    assert three[0][1] == 3 * 2048 * 10 * 576 * 68 + mask_of(3, 10)
+    assert three[1][1] == 2 * 2048 * 10 * 576 * 68 + mask_of(2, 10)
+    assert alone[1] == 2048 * (30 * 576 * 68 + 12 * 49152) + mask_of(1, 30)
 
 
 def test_interleaved_chunks_keep_more_activations_and_wait_less() -> None:
@@ -194,8 +199,8 @@ def test_interleaved_chunks_keep_more_activations_and_wait_less() -> None:
         trainer = {"pipelineParallel": 3, "virtualPipelineParallel": chunks, "precision": "fp32"}
         return job({"path": "m"}, trainer=trainer, accelerator={"perNode": 3}, rollout={"maxTokens": 64})
 
-    layer = 2048 * 576 * 68
-    assert [rank_memory(of(2), SMOL, stage)[1] for stage in range(2)] == [(2 * 2 + 1 + 3) * 5 * layer, (2 * 1 + 1 + 3) * 5 * layer]
+    kept = [rank_memory(of(2), SMOL, stage)[1] for stage in range(2)]
+    assert kept == [passes * 5 * 2048 * 576 * 68 + mask_of(passes, 5) for passes in (2 * 2 + 1 + 3, 2 * 1 + 1 + 3)]
     assert [rank_memory(of(chunks), SMOL, 0)[0] for chunks in (1, 2, 5)] == [rank_memory(of(1), SMOL, 0)[0]] * 3
     plain, interleaved = (estimate(of(chunks), SMOL, TWO_CORES).seconds["training"] for chunks in (1, 2))
     assert interleaved < plain
@@ -206,7 +211,16 @@ def test_context_parallel_ranks_share_activations_and_hold_the_same_weights() ->
     shared = rank_memory(job({"path": "m"}, trainer=trainer, accelerator={"perNode": 3}, rollout={"maxTokens": 64}), SMOL, 0)
     alone = rank_memory(job({"path": "m"}, trainer={"precision": "fp32"}, rollout={"maxTokens": 64}), SMOL, 0)
     assert shared[0] == alone[0]
-    assert shared[1] == pytest.approx(alone[1] / 3, rel=1e-2)
+    assert shared[1] - mask_of(1, 30) == pytest.approx((alone[1] - mask_of(1, 30)) / 3, rel=1e-2), "which tokens see which is whole on each"
+
+
+def test_which_tokens_see_which_takes_the_square_of_a_long_sequence_on_cpu_and_nothing_on_a_gpu() -> None:
+    def of(tokens: int, kind: str = "cpu", **trainer: Any) -> int:
+        spec = {"rollout": {"maxTokens": tokens}, "trainer": {"precision": "bf16"} | trainer, "accelerator": {"type": kind}}
+        return rank_memory(job({"path": "m"}, **spec), replace(SMOL, context=1 << 20), 0)[1]
+
+    assert of(8000) - of(8000, "nvidia") == 8096 * 8096 * (1 + 2 * 30)
+    assert of(8000, recompute=True) - of(8000, "nvidia", recompute=True) == 8096 * 8096 * (1 + 2)
 
 
 def test_heads_that_context_parallel_ranks_cannot_share_are_named_with_the_nearest_sizes() -> None:
@@ -235,7 +249,10 @@ def test_an_unknown_shape_gives_lower_bounds_and_says_so() -> None:
     sizes = estimate(job({"hub": {"repo": "a/b"}}), None, TWO_CORES)
     assert sizes.seconds == {}
     assert sizes.memory["megatron"].total > 0
-    assert sizes.notes == ("the model is not on this machine yet: memory is a lower bound and there is no estimate of time",)
+    assert sizes.notes == (
+        "the model is not on this machine yet: memory is a lower bound and there is no estimate of time",
+        "the prompts are not counted yet: each takes 2048 bytes and 3 times its record more of master",
+    )
 
 
 def test_memory_of_the_example_is_in_the_range_that_was_measured() -> None:
@@ -244,6 +261,63 @@ def test_memory_of_the_example_is_in_the_range_that_was_measured() -> None:
     assert 4 * GiB < sizes.memory["megatron"].total < 7 * GiB
     assert 2 * GiB < sizes.memory["vllm"].total - GiB < 3 * GiB
     assert sizes.arena == 4 * SMOL.parameters
+
+
+def test_main_memory_beside_gpus_is_what_leaves_them_and_each_has_a_line_of_its_own() -> None:
+    """Eight billion parameters, 8 ranks: each holds an eighth, of which 12 bytes a parameter are offloaded."""
+    shape = ModelShape("llama", 8_000_000_000, 32, 4096, 14336, 32, 8, 128, 128256, 16384)
+    sizes = {"trainer": {"tensorParallel": 8}, "rollout": {"tensorParallel": 4, "maxTokens": 8192}}
+    asked = job({"path": "m"}, accelerator={"type": "nvidia", "perNode": 8}, **sizes)
+    found = estimate(asked, shape, TWO_CORES)
+    assert dict(found.memory["megatron"].parts) == {"interpreter": 8 * 900 * MiB, "offloaded weights and optimizer": 12 * shape.parameters}
+    assert [part for part, _ in found.memory["vllm"].parts] == ["zygote", "engine"]
+    state, activations = rank_memory(asked, shape, 0)
+    assert state == 18 * 10**9
+    (line,) = [note for note in found.notes if note.startswith("a device has to hold ")]
+    cache = 128 * (96 + 8192) * 2 * 32 * 8 * 128 * 2 // 4
+    assert line == (
+        f"a device has to hold a trainer rank of at most {(state + activations) / MiB:,.0f} MiB "
+        f"(weights and optimizer {state / MiB:,.0f} MiB, activations {activations / MiB:,.0f} MiB), and in turn "
+        f"an engine with weights of {4e9 / MiB:,.0f} MiB and a KV cache that can use {cache / MiB:,.0f} MiB; "
+        "besides up to 2,560 MiB of CUDA and NCCL"
+    )
+    pairs = estimate(job({"path": "m"}, rewardModel={}, warmStart=None, accelerator={"type": "nvidia"}), shape, TWO_CORES)
+    assert not any("an engine" in note for note in pairs.notes)
+
+
+def test_answers_that_are_not_trained_on_yet_count_on_the_disk() -> None:
+    def disk(**rollout: Any) -> int:
+        algorithm = {"promptsPerIteration": 64, "samplesPerPrompt": 8}
+        return estimate(job({"path": "m"}, algorithm=algorithm, rollout={"maxTokens": 4000} | rollout), SMOL, TWO_CORES).disk
+
+    answers = 64 * 8 * 4000
+    assert disk() - disk(maxTokens=1) == 64 * 8 * 3999 * (13 + 2 * 5 + 2 * 9), "open, the texts of two versions, the batch twice"
+    assert disk(tokenBudget=1000) - disk() == 3 * 13 * answers, "those of four iterations are open"
+    assert disk(maxStaleness=1) - disk() == 13 * answers, "begun while the trainer trains"
+    pairs = [estimate(job({"path": "m"}, rewardModel={"batchSize": size}, warmStart=None), SMOL, TWO_CORES) for size in (8, 16)]
+    assert pairs[1].disk - pairs[0].disk == 18 * (pairs[1].trained_tokens - pairs[0].trained_tokens) > 0
+
+
+def test_the_prompts_count_where_they_are_held(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "abcdefgh"}\n\n' * 100)
+    line = len('{"prompt": "abcdefgh"}\n')
+
+    def of(**spec: Any) -> tuple[tuple[int, int], int]:
+        counted = count_prompts(asked := job({"path": "m"}, **({"warmStart": None} | spec)), tmp_path)
+        return counted, dict(estimate(asked, None, TWO_CORES, prompts=counted).memory["master"].parts)["prompts"]
+
+    assert of() == ((100, 100 * line), 100 * (2048 + 3 * line))
+    assert of(data={"train": {"path": "train.jsonl", "limit": 10}})[0] == (10, 10 * line)
+    assert of(evaluation={"data": {"path": "train.jsonl"}})[0] == (200, 200 * line)
+    assert of(warmStart={})[0] == (200, 200 * line), "its demonstrations stand among the prompts"
+    assert of(data={"train": {"path": "nowhere.jsonl"}}) == of(data={"train": {"path": "train.parquet"}}) == ((0, 0), 0)
+    made = job({"path": "m"}, warmStart=None, data={"train": {"reasoningGym": {"dataset": "chain_sum", "size": 1000}}})
+    assert dict(estimate(made, SMOL, TWO_CORES).memory["master"].parts)["prompts"] == 1000 * (2048 + 3 * 400)
+
+
+def test_prompts_that_are_not_counted_are_said_to_need_more() -> None:
+    said = [any("not counted" in note for note in estimate(job({"path": "m"}), SMOL, TWO_CORES, prompts=n).notes) for n in ((0, 0), (1, 9))]
+    assert said == [True, False]
 
 
 def test_peers_cost_a_second_copy_of_the_weights() -> None:

@@ -65,6 +65,12 @@ def test_a_kept_engine_on_a_gpu_sleeps_and_has_graphs_a_restarted_one_neither(mo
     assert "--kv-cache-memory-bytes" not in argv
 
 
+def test_the_engine_of_a_rollout_pod_has_graphs_whatever_the_policy_since_no_trainer_takes_its_turn(model: Path) -> None:
+    restarted = job(switch={"policy": "restart"}, accelerator={"type": "nvidia"})
+    assert "--no-enforce-eager" in engine_argv(restarted, PREPARED, model, "::", 1, alone=True)
+    assert "--enforce-eager" in engine_argv(job(), PREPARED, model, "::", 1, alone=True), "CPU has none"
+
+
 def test_extra_arguments_come_last_and_win(model: Path) -> None:
     extra = {"max-num-batched-tokens": "512", "seed": "9", "enable-prefix-caching": "false", "enforce-eager": "true"}
     argv = engine_argv(job(rollout={"maxTokens": 64, "engine": {"extraArgs": extra}}), PREPARED, model, "h", 1)
@@ -87,6 +93,19 @@ def test_the_zygotes_environment_keeps_what_the_shim_has_and_adds_what_libraries
     gpu = zygote_environment(job(accelerator={"type": "nvidia"}), {})
     assert gpu["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert "OMP_NUM_THREADS" not in gpu
+
+
+def test_an_engine_on_a_gpu_needs_no_compiler_to_sample_unless_somebody_wants_that() -> None:
+    name = "VLLM_USE_FLASHINFER_SAMPLER"
+    gpu = job(accelerator={"type": "nvidia"})
+    assert [zygote_environment(gpu, inherited)[name] for inherited in ({}, {name: "1"})] == ["0", "1"]
+    assert name not in zygote_environment(job(), {})
+
+
+def test_fp32_on_a_gpu_is_fp32_in_attention_too() -> None:
+    full = job(accelerator={"type": "nvidia"}, rollout={"maxTokens": 64, "engine": {"dtype": "float32"}})
+    assert zygote_environment(full, {})["TRITON_F32_DEFAULT"] == "ieee"
+    assert "TRITON_F32_DEFAULT" not in zygote_environment(job(accelerator={"type": "nvidia"}), {})
 
 
 def test_tcmalloc_is_preloaded_if_found_and_never_twice(tmp_path: Path) -> None:

@@ -129,6 +129,14 @@ def test_blocks_hold_every_sequence_once_and_waste_little(lengths: list[tuple[in
         assert len(block) == 1 or area <= max(WASTE * sum(lengths[i][0] * lengths[i][1] for i in block), SMALL)
 
 
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 3)), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_blocks_that_are_not_mixed_hold_every_sequence_once_and_prompts_of_one_length(lengths: list[tuple[int, int]]) -> None:
+    found = similar([(q, q + prompt) for q, prompt in lengths], mixed=False)
+    assert sorted(i for block in found for i in block) == list(range(len(lengths)))
+    assert all(len({lengths[i][1] for i in block}) == 1 for block in found)
+
+
 def test_one_long_answer_makes_its_own_micro_batch() -> None:
     filled = bins(parts((4, [50, 3, 3])), 20, 1)
     assert sorted([a.inputs for p in b for a in p.answers] for b in filled) == [[2, 2], [49]]

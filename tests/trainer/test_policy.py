@@ -149,6 +149,35 @@ def test_long_blocks_take_the_fused_kernel_and_agree(
     assert (logprobs(made, packed) - plain).abs().max() < 1e-5
 
 
+def test_blocks_without_masks_as_a_gpu_has_them_agree_also_in_their_gradients(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rljob.trainer import attention
+
+    made, packed = replica(llama, spec()), row(needed(answers_of(batch(groups=4, answers=5)), regularised=True))
+
+    def found() -> list[torch.Tensor]:
+        made.chunks[0].ddp.zero_grad_buffer()
+        logprobs = made.chunks[0].ddp(packed)
+        torch.autograd.backward(logprobs.sum())
+        return [logprobs.detach(), *(p.main_grad.clone() for _, p in made.parameters())]
+
+    masked = found()
+    monkeypatch.setattr(attention, "has_masks", lambda device: False)
+    assert all(block.allowed is None for block in attention.plan(packed, 4, 2, torch.device("cpu")).blocks)
+    for without, expected in zip(found(), masked, strict=True):
+        assert (without - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_mask_is_as_large_whatever_the_number_of_heads() -> None:
+    from rljob.trainer.attention import plan
+    from rljob.trainer.packing import sequence_row
+
+    one, many = (plan(sequence_row(range(200)), heads, 2, torch.device("cpu")) for heads in (2, 16))
+    sizes = [sum(block.allowed.nbytes for block in made.blocks if block.allowed is not None) for made in (one, many)]
+    assert sizes == [1 + 198 * 199] * 2
+
+
 def test_logits_kept_and_logits_computed_again_give_the_same_gradients(megatron: Any) -> None:
     from rljob.trainer.logprobs import token_logprobs
 

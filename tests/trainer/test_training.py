@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +215,28 @@ def test_more_steps_regularise_towards_the_start(
     assert run(replica(llama, spec()), spec(), batch()).kl == 0.0
 
 
+def with_changed(data: Batch, **change: Callable[[Sample], Any]) -> Batch:
+    def changed(sample: Sample) -> Sample:
+        return dataclasses.replace(sample, **{name: make(sample) for name, make in change.items()})
+
+    return dataclasses.replace(data, groups=tuple(Group(g.prompt, tuple(map(changed, g.samples))) for g in data.groups))
+
+
+def test_what_an_older_version_wrote_is_trained_on_and_says_nothing_of_the_gap(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    fresh = np.arange(12) == 0
+    stale = with_changed(batch(), logprobs=lambda s: np.where(fresh[: len(s.tokens)], s.logprobs, np.nan).astype(np.float32))
+    masked = with_changed(batch(), loss_mask=lambda s: s.loss_mask * fresh[: len(s.tokens)])
+    replicas = [replica(llama, spec()) for _ in range(3)]
+    whole, mixed, alone = (run(r, spec(), b) for r, b in zip(replicas, (batch(), stale, masked), strict=True))
+    assert mixed.logprob_gap == pytest.approx(alone.logprob_gap, rel=1e-5)
+    assert mixed.logprob_gap != pytest.approx(whole.logprob_gap, rel=1e-2)
+    assert same(state(replicas[0]), state(replicas[1])), "the gap is a report"
+    steps = {"algorithm": {"tau": 0.0, "stepsPerIteration": 3, "promptsPerIteration": 6}}
+    assert 0 < run(replica(llama, spec(**steps)), spec(**steps), stale, steps=3).kl < 1e3
+
+
 def test_supervised_training_learns_demonstrations(llama: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
     job = spec(warmStart=SFT)
     tokens, none = np.array([5, 6, 7, 8], np.int32), np.zeros(4, np.float32)
@@ -402,6 +425,20 @@ def test_a_damaged_checkpoint_is_refused(
         file.write(b"\x55")
     with pytest.raises(InfrastructureError, match=f"{damaged} is damaged"):
         checkpoint.verify(tmp_path / "v", record)
+
+
+def test_a_checkpoint_has_the_models_description_without_hidden_files(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path
+) -> None:
+    """Checkpoints are published; where the model came from is in a hidden file, and may name a secret."""
+    from rljob.trainer import checkpoint
+
+    model = shutil.copytree(llama, tmp_path / "model")
+    (model / ".source.json").write_text('{"source": {"url": "https://me:secret@host/model.tar"}}')
+    checkpoint.save(replica(llama, spec()), megatron, tmp_path / "v", 1, None, model, "me")
+    found = {path.name for path in (tmp_path / "v").iterdir()}
+    assert "config.json" in found
+    assert ".source.json" not in found
 
 
 def test_what_is_durable_has_its_folders_durable_too(

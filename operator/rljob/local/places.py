@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from rljob.local.marked import MARK
@@ -43,6 +44,8 @@ class Places:
     """(pod, port name) to a free port."""
     python: str
     cores: int
+    devices: tuple[str, ...] = ()
+    """Accelerators that the run may use, as `CUDA_VISIBLE_DEVICES` names them."""
 
 
 def mark(places: Places, pod: Pod, container: Container) -> str:
@@ -102,6 +105,24 @@ def value(plan: Plan, places: Places, pod: Pod, what: Value) -> str:
             return str(max(1, places.cores // processes))
 
 
+def visible_devices(count: int, inherited: Mapping[str, str]) -> tuple[str, ...]:
+    """Those of a machine's accelerators that the caller may use, as CUDA does it: all, or those that `CUDA_VISIBLE_DEVICES` names up to the
+    first that is none."""
+    said = inherited.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if said is None else map(str.strip, said.split(","))
+    return tuple(takewhile(lambda name: name.startswith(("GPU-", "MIG-")) or (name.isdigit() and int(name) < count), names))
+
+
+def devices_of(plan: Plan, places: Places, pod: Pod) -> tuple[str, ...]:
+    """The accelerators of a pod, which no other pod has: as many as it asks for, after those of the pods before it."""
+    each = max(container.resources.accelerators for container in pod.all_containers)
+    if not each:
+        return ()
+    users = [other.name for other in plan.pods if any(container.resources.accelerators for container in other.all_containers)]
+    first = each * users.index(pod.name)
+    return places.devices[first : first + each]
+
+
 def command(places: Places, container: Container) -> list[str]:
     """The command; `python` is the interpreter that runs this."""
     first, *rest = container.command
@@ -115,6 +136,9 @@ def environment(plan: Plan, places: Places, pod: Pod, container: Container, inhe
     # Lines reach the log when they are written; files are UTF-8 whatever the caller's locale, as in a cluster; setproctitle must not
     # overwrite the mark (rljob.local.marked).
     env |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "SPT_NOENV": "1"}
+    if devices := devices_of(plan, places, pod):
+        # In this order the driver counts them too, and so does the memory gate; CUDA alone would put the fastest first.
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     env |= {name: value(plan, places, pod, what) for name, what in container.env.items()}
     return env | {MARK: mark(places, pod, container)}
 

@@ -4,13 +4,14 @@ import ctypes
 import importlib.util
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rljob.api import RLJob
-from rljob.api.sources import DataSource
-from rljob.plan import Estimate, misfits
+from rljob.local.places import visible_devices
+from rljob.plan import Estimate, misfits, prompt_sets
 from rljob.plan.shape import find_package, locate
 
 MiB = 1 << 20
@@ -40,7 +41,7 @@ class Facts:
     packages_missing: tuple[tuple[str, str], ...] = ()
     """(field, package)."""
     devices: int = 0
-    """Accelerators of the wanted type."""
+    """Accelerators of the wanted type that the run may use."""
 
 
 def existing(path: Path) -> Path:
@@ -61,7 +62,7 @@ def held(folder: Path) -> int:
 def gather(job: RLJob, folder: Path, source: Path) -> Facts:
     """Look at the machine."""
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    files = [(field, data.path, source / data.path) for field, data in _data_sources(job) if data.path is not None]
+    files = [(f"{field}.path", data.path, source / data.path) for field, data in prompt_sets(job) if data.path is not None]
     model = job.spec.model.source
     packages = []
     if model.package is not None and find_package(model.package.name) is None:
@@ -80,17 +81,13 @@ def gather(job: RLJob, folder: Path, source: Path) -> Facts:
         commands_missing=() if shutil.which("lscpu") else ("lscpu",),
         files_missing=tuple((field, said, str(path)) for field, said, path in files if not path.exists()),
         packages_missing=tuple(packages),
-        devices=len([p for p in Path("/dev").glob("nvidia*") if p.name.removeprefix("nvidia").isdigit()]),
+        devices=len(devices_here(os.environ)),
     )
 
 
-def _data_sources(job: RLJob) -> list[tuple[str, DataSource]]:
-    found = [("spec.data.train.path", job.spec.data.train)]
-    if job.spec.evaluation is not None:
-        found.append(("spec.evaluation.data.path", job.spec.evaluation.data))
-    if job.spec.warm_start is not None and job.spec.warm_start.data is not None:
-        found.append(("spec.warmStart.data.path", job.spec.warm_start.data))
-    return found
+def devices_here(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """NVIDIA's devices of this machine that a process with this environment may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    return visible_devices(sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*")), environ)
 
 
 def _loads(library: str) -> bool:
@@ -125,10 +122,22 @@ def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
             f"the weights need {_mib(arena)} in /dev/shm, {_mib(facts.memory_free)} are free; "
             "enlarge it (mount -o remount,size=..., or --shm-size for a container)"
         )
-    wanted = job.spec.accelerator.per_node
-    if job.spec.accelerator.type == "nvidia" and facts.devices < wanted:
-        found.append(f"spec.accelerator wants {wanted} nvidia device(s), this machine has {facts.devices}; set spec.accelerator.type: cpu")
+    if refusal := too_few_devices(job, facts.devices):
+        found.append(refusal)
     return found
+
+
+def too_few_devices(job: RLJob, devices: int) -> str:
+    """Why so many accelerators are not enough; empty if they are. Pods share none: each has a trainer or an engine that fills it."""
+    each, nodes = job.spec.accelerator.per_node, job.spec.trainer.nodes
+    replicas = job.spec.rollout.replicas if job.spec.generates else 0
+    if job.spec.accelerator.type == "cpu" or each * (nodes + replicas) <= devices:
+        return ""
+    return (
+        f"spec.accelerator.perNode ({each}) × {nodes + replicas} pods (spec.trainer.nodes is {nodes}, spec.rollout.replicas {replicas}) "
+        f"needs {each * (nodes + replicas)} nvidia devices, {devices} are visible here; "
+        "lower one of the three, or set spec.accelerator.type: cpu"
+    )
 
 
 def shared_memory_free() -> int:

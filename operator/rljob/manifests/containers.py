@@ -8,7 +8,7 @@ from rljob.manifests.context import Context
 from rljob.manifests.environment import CREDENTIALS, environment, mounted
 from rljob.manifests.settings import Images, SandboxPods
 from rljob.manifests.types import Manifest
-from rljob.plan import Container, Pod
+from rljob.plan import Container, Pod, prompt_sets
 from rljob.plan.types import ExecProbe, Listen, Mount, Probe, Resources
 
 MiB = 1 << 20
@@ -27,8 +27,8 @@ _IMAGES = {
     "reward": "reward",
     "sandbox": "sandbox",
 }
-_UNSIZED = ("prepare", "megatron", "vllm")
-"""Containers whose memory depends on the model."""
+_OF_MODEL, _OF_PROMPTS = ("prepare", "megatron", "vllm"), ("prepare", "master")
+"""Containers whose memory depends on the model; on the prompts."""
 
 
 def image_of(images: Images, container: str, job: RLJobSpec) -> str:
@@ -62,8 +62,7 @@ def assemble(context: Context, pod: Pod, what: Container, image: str, env: Seque
         "command": list(what.command),
         "env": list(env),
         "resources": resources(context, pod, what),
-        "securityContext": rights(read_only=not what.resources.accelerators)
-        | (own_proc(context.settings.sandbox) if pod.role == "sandbox" else {}),
+        "securityContext": rights() | (own_proc(context.settings.sandbox) if pod.role == "sandbox" else {}),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts(context, what),
     }
@@ -90,12 +89,9 @@ def wait_container(context: Context, pod: Pod) -> Manifest:
     return assemble(context, pod, waiting, context.settings.images.master, environment(context, pod, waiting))
 
 
-def rights(read_only: bool) -> Manifest:
-    """What the restricted Pod Security Standard asks for, and a root file system that cannot be written.
-
-    The NVIDIA runtime's hooks write to the root file system of containers that hold devices: there it stays writable.
-    """
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": read_only}
+def rights() -> Manifest:
+    """What the restricted Pod Security Standard asks for, and a root file system that cannot be written."""
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
 
 
 def own_proc(sandbox: SandboxPods) -> Manifest:
@@ -127,7 +123,8 @@ def shared_memory(context: Context, what: Container) -> int:
 def resources(context: Context, pod: Pod, what: Container) -> Manifest:
     """Requests from the plan; a memory limit that only catches a leak; no CPU limit, because idle cores help whoever has a turn.
 
-    Sidecars take turns, so that together they ask for the cores of one. Where the model is not known, neither is a limit.
+    Sidecars take turns, so that together they ask for the cores of one. Where the model or the prompts are not known, neither is a limit,
+    nor where a device's driver and libraries take main memory too.
     """
     asked = what.resources
     sharers = len(pod.sidecars) if any(what.name == sidecar.name for sidecar in pod.sidecars) else 1
@@ -136,10 +133,17 @@ def resources(context: Context, pod: Pod, what: Container) -> Manifest:
     writes = not pod.sidecars or what.name == pod.sidecars[0].name
     request = 1.2 * asked.memory + (shared if writes else 0)
     found: Manifest = {"requests": {"cpu": f"{math.ceil(1000 * asked.cpus / sharers)}m", "memory": _mebibytes(request)}}
-    known = context.plan.sized or not (what.name in _UNSIZED or asked.accelerators)
-    if known and not _scores(what.name, context.job.spec):
+    if _is_sized(context, what):
         found["limits"] = {"memory": _mebibytes(2 * asked.memory + 2 * shared + 256 * MiB)}
     return found
+
+
+def _is_sized(context: Context, what: Container) -> bool:
+    """Whether its memory is known."""
+    if what.resources.accelerators or _scores(what.name, context.job.spec):
+        return False
+    generated = all(data.reasoning_gym is not None for _, data in prompt_sets(context.job))
+    return (context.plan.sized or what.name not in _OF_MODEL) and (generated or what.name not in _OF_PROMPTS)
 
 
 def _seconds(value: float) -> int:

@@ -40,6 +40,9 @@ def pod_devices(context: Context, spec: Manifest, pod: Pod) -> None:
     everyone: list[Manifest] = [*spec.get("initContainers", ()), *spec["containers"]]
     count = {c.name: c.resources.accelerators for c in pod.all_containers}
     users = [c for c in everyone if count.get(c["name"]) or c["name"] == AGENT]
+    for user in users:
+        # The NVIDIA runtime's hooks write to the root file system of every container that sees a device.
+        user["securityContext"]["readOnlyRootFilesystem"] = False
     if context.sharing.mode == "claim":
         # An extended resource beside the claim would ask for the devices a second time.
         spec["resourceClaims"] = [{"name": CLAIM, "resourceClaimTemplateName": claim_template_name(context)}]
@@ -53,9 +56,7 @@ def pod_devices(context: Context, spec: Manifest, pod: Pod) -> None:
             spec["runtimeClassName"] = context.devices.runtime_class
         owner["env"].append({"name": DEVICES, "value": "publish"})
         for other in others:
-            other["env"] += [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]
-            if count.get(other["name"]):
-                other["env"].append({"name": DEVICES, "value": "adopt"})
+            other["env"] += [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}, {"name": DEVICES, "value": "adopt"}]
 
 
 def combined(context: Context, pod: Pod) -> tuple[Pod, Manifest]:

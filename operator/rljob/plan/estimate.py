@@ -4,9 +4,11 @@ The constants were measured with SmolLM2-135M on two AMD EPYC cores (bf16 and fp
 differ; the figures are for choosing sizes, not for promises.
 """
 
+import math
 from dataclasses import dataclass
 
 from rljob.api import RLJob
+from rljob.plan.records import count_prompts
 from rljob.plan.shape import ModelShape
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -20,6 +22,13 @@ _PYTHON = 250 * MiB
 _TORCH = 900 * MiB
 _ENGINE = 1050 * MiB
 _ZYGOTE = 540 * MiB
+_CUDA = 2560 * MiB
+"""What CUDA and NCCL take of a device besides tensors, at most (one H100, one rank)."""
+_RECORD, _TEXT = 2048, 3
+"""Bytes of a prompt in the master, and of each byte of its record: its text, and its tokens of 4 bytes."""
+_TOKEN, _TEXT_OF_TOKEN, _BATCH_TOKEN = 8, 5, 9
+"""Bytes of an answer's token in the master's database: number and log-probability until it is trained on; its text, which stays for two
+versions more; in the batch for the trainer, which SQLite writes to its log first."""
 _TRAIN_FLOPS = {("cpu", "fp32"): 69e9, ("cpu", "bf16"): 141e9, ("nvidia", "fp32"): 30e12, ("nvidia", "bf16"): 300e12}
 _GENERATE_FLOPS = {"cpu": 32e9, "nvidia": 20e12}
 _LARGEST_RATE = {"cpu": 3000.0, "nvidia": 30000.0}
@@ -86,18 +95,43 @@ def engine_bytes(job: RLJob) -> int:
     return 4 if dtype == "float32" else 2
 
 
+def _mib(size: int) -> str:
+    return f"{size / MiB:,.0f} MiB"
+
+
 def parse_size(text: str) -> int:
     """`512Mi` or `2Gi` in bytes."""
     return int(text[:-2]) * (MiB if text.endswith("Mi") else GiB)
 
 
 def trainer_memory(job: RLJob, shape: ModelShape) -> Memory:
-    """All ranks of the node that holds most: fp32 weights, gradients and Adam's two moments; activations of micro-batches."""
+    """Main memory of all ranks of the node that holds most: fp32 weights, gradients and Adam's two moments; activations of micro-batches.
+
+    Of ranks with devices only what they leave there while the engine has them: fp32 weights and moments.
+    """
     ranks, per_stage = job.spec.accelerator.per_node, job.spec.world_size // job.spec.trainer.pipeline_parallel
     nodes = [[rank_memory(job, shape, (node * ranks + i) // per_stage) for i in range(ranks)] for node in range(job.spec.trainer.nodes)]
     most = max(nodes, key=lambda held: sum(sum(rank) for rank in held))
     state, activations = (sum(part) for part in zip(*most, strict=True))
+    if job.spec.accelerator.type != "cpu":
+        return Memory((("interpreter", ranks * _TORCH), ("offloaded weights and optimizer", 12 * state // _state_bytes(job))))
     return Memory((("interpreter", ranks * _TORCH), ("weights and optimizer", state), ("activations", activations)))
+
+
+def _state_bytes(job: RLJob) -> int:
+    """Bytes of a parameter in training: fp32 weight, gradient and two moments, and where arithmetic may be bf16 a copy of the weight."""
+    return 16 if job.spec.trainer.precision == "fp32" else 18
+
+
+def device_note(job: RLJob, shape: ModelShape) -> str:
+    """What one device has to hold, for people."""
+    state, activations = max((rank_memory(job, shape, stage) for stage in range(job.spec.trainer.pipeline_parallel)), key=sum)
+    said = f"a trainer rank of at most {_mib(state + activations)} (weights and optimizer {_mib(state)}, activations {_mib(activations)})"
+    if job.spec.generates:
+        processes = job.spec.rollout.tensor_parallel
+        weights, cache = shape.parameters * engine_bytes(job) // processes, cache_bytes(job, shape) // processes
+        said += f", and in turn an engine with weights of {_mib(weights)} and a KV cache that can use {_mib(cache)}"
+    return f"a device has to hold {said}; besides up to {_mib(_CUDA)} of CUDA and NCCL"
 
 
 def rank_memory(job: RLJob, shape: ModelShape, stage: int) -> tuple[int, int]:
@@ -110,28 +144,43 @@ def rank_memory(job: RLJob, shape: ModelShape, stage: int) -> tuple[int, int]:
     experts.
     """
     t, stages = job.spec.trainer, job.spec.trainer.pipeline_parallel
-    low, last = t.precision != "fp32", stage == stages - 1
+    last = stage == stages - 1
     embedding = shape.vocabulary * shape.hidden if stages > 1 else 0
     weights = (shape.parameters - shape.in_experts - embedding) // stages + (embedding if stage == 0 or last else 0)
     experts = shape.in_experts // stages // t.expert_parallel
-    tokens = max(t.micro_batch_tokens, sequence_length(job, shape)) // t.context_parallel
+    longest = sequence_length(job, shape)
+    row = max(t.micro_batch_tokens, longest)
+    tokens = row // t.context_parallel
     # Every expert that a token goes through has its copy of it, and what its feed-forward part keeps.
     in_experts = 4 * shape.chosen * (4 * shape.hidden + 3 * shape.ffn)
     in_layer = 2 * shape.hidden if t.recompute else 68 * shape.hidden + in_experts
     chunks = t.virtual_pipeline_parallel
     waiting = stages - stage if chunks == 1 else 2 * (stages - stage) - 1 + (chunks - 1) * stages
-    per_token = waiting * (shape.layers // (stages * chunks)) * in_layer
-    activations = tokens * (per_token + (12 * shape.vocabulary if last else 0)) // t.tensor_parallel
-    return (weights // t.tensor_parallel + experts) * (18 if low else 16), activations
+    layers = shape.layers // (stages * chunks)
+    activations = tokens * (waiting * layers * in_layer + (12 * shape.vocabulary if last else 0)) // t.tensor_parallel
+    if job.spec.accelerator.type == "cpu":
+        # Which tokens see which, whole on every rank: a byte for each pair, and as numbers again in every layer whose activations are kept.
+        # A GPU's kernels need none.
+        number = 2 if t.precision == "bf16" else 4
+        activations += row * longest * (waiting + number * (1 if t.recompute else waiting * layers))
+    return (weights // t.tensor_parallel + experts) * _state_bytes(job), activations
+
+
+def cache_bytes(job: RLJob, shape: ModelShape) -> int:
+    """KV cache of an engine: as asked for of each of its processes, or room for every sequence at its full length."""
+    r = job.spec.rollout
+    if r.engine.kv_cache_memory is not None:
+        return r.tensor_parallel * parse_size(r.engine.kv_cache_memory)
+    per_token = 2 * shape.layers * shape.kv_heads * shape.head_size * engine_bytes(job)
+    return r.engine.max_sequences * sequence_length(job, shape) * per_token
 
 
 def engine_memory(job: RLJob, shape: ModelShape) -> Memory:
-    """The zygote and one vLLM server."""
-    r, width = job.spec.rollout, engine_bytes(job)
-    per_token = 2 * shape.layers * shape.kv_heads * shape.head_size * width
-    wanted = r.engine.kv_cache_memory
-    cache = parse_size(wanted) if wanted else r.engine.max_sequences * sequence_length(job, shape) * per_token
-    return Memory((("zygote", _ZYGOTE), ("engine", _ENGINE), ("weights", shape.parameters * width), ("KV cache", cache)))
+    """Main memory of the zygote and one vLLM server; with devices each of these has a process, and weights and cache are there."""
+    if job.spec.accelerator.type != "cpu":
+        return Memory((("zygote", _ZYGOTE), ("engine", job.spec.rollout.tensor_parallel * _ENGINE)))
+    weights = shape.parameters * engine_bytes(job)
+    return Memory((("zygote", _ZYGOTE), ("engine", _ENGINE), ("weights", weights), ("KV cache", cache_bytes(job, shape))))
 
 
 def sandbox_memory(job: RLJob) -> Memory:
@@ -140,10 +189,10 @@ def sandbox_memory(job: RLJob) -> Memory:
     return Memory((("interpreter", 2 * _PYTHON), ("programs", sandbox.slots * parse_size(sandbox.memory_per_run) // 2)))
 
 
-def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...], scorers: int) -> Estimate:
+def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...], scorers: int, prompts: int) -> Estimate:
     memory = {
-        "prepare": Memory((("interpreter", 2 * _TORCH),)),
-        "master": Memory((("interpreter", 2 * _PYTHON),)),
+        "prepare": Memory((("interpreter", 2 * _TORCH), ("prompts", 2 * prompts))),
+        "master": Memory((("interpreter", 2 * _PYTHON), ("prompts", prompts))),
         "checkpoint-engine": Memory((("interpreter", _PYTHON),)),
         "megatron": Memory((("interpreter", job.spec.accelerator.per_node * _TORCH),)),
         "vllm": Memory((("zygote", _ZYGOTE), ("engine", _ENGINE))),
@@ -199,36 +248,60 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
     return seconds
 
 
-def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_records: int | None = None, scorers: int = 0) -> Estimate:
+def database_bytes(job: RLJob, trained: int) -> int:
+    """What the master keeps of answers. With a token budget, or where rollout pods generate ahead, those of several iterations are open."""
+    a, r = job.spec.algorithm, job.spec.rollout
+    if not job.spec.generates:
+        return 2 * _BATCH_TOKEN * trained
+    opened = math.ceil(r.max_tokens / (r.token_budget or r.max_tokens)) + (r.max_staleness > 0)
+    per_token = opened * _TOKEN + (opened + 2) * _TEXT_OF_TOKEN + 2 * _BATCH_TOKEN
+    return a.prompts_per_iteration * a.samples_per_prompt * r.max_tokens * per_token
+
+
+def estimate(
+    job: RLJob,
+    shape: ModelShape | None,
+    machine: Machine,
+    held_out_records: int | None = None,
+    scorers: int = 0,
+    prompts: tuple[int, int] | None = None,
+) -> Estimate:
     """Estimate a job. Without a shape only what does not depend on the model is filled in, and `notes` says so.
 
     Args:
         held_out_records: records of the held-out file, if it could be read (`rljob.plan.records`).
         scorers: parameters of the reward models that the reward service holds, as far as they could be read.
+        prompts: records and bytes of the prompts, as far as they could be read (`count_prompts`); None: those that a generator makes.
     """
+    records, size = count_prompts(job) if prompts is None else prompts
+    held = _RECORD * records + _TEXT * size
+    uncounted = (
+        () if records else (f"the prompts are not counted yet: each takes {_RECORD} bytes and {_TEXT} times its record more of master",)
+    )
     if shape is None:
-        return _unknown(
-            job, None, ("the model is not on this machine yet: memory is a lower bound and there is no estimate of time",), scorers
-        )
-    base = _unknown(job, shape, (), scorers)
+        note = "the model is not on this machine yet: memory is a lower bound and there is no estimate of time"
+        return _unknown(job, None, (note, *uncounted), scorers, held)
+    base = _unknown(job, shape, (), scorers, held)
     weights = shape.parameters * engine_bytes(job)
     peers = job.spec.trainer.nodes + job.spec.rollout.replicas > 1
     optimizer = 0 if job.spec.algorithm.reset_optimizer and job.spec.generates else 12 * shape.parameters
     memory = base.memory | {
-        "prepare": Memory((("interpreter", _TORCH), ("weights", 8 * shape.parameters))),
+        "prepare": Memory((("interpreter", _TORCH), ("weights", 8 * shape.parameters), ("prompts", 2 * held))),
         "megatron": trainer_memory(job, shape),
         "vllm": engine_memory(job, shape),
     }
     if not job.spec.generates:
         del memory["vllm"], memory["reward"]
-    notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {prompt_tokens(job, shape)} tokens"]
-    if (stages := job.spec.trainer.pipeline_parallel) > 1:
+    notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {prompt_tokens(job, shape)} tokens", *uncounted]
+    if job.spec.accelerator.type != "cpu":
+        notes.append(device_note(job, shape))
+    elif (stages := job.spec.trainer.pipeline_parallel) > 1:
         largest = max(sum(rank_memory(job, shape, stage)) for stage in range(stages)) + _TORCH
-        notes.append(f"a trainer rank needs at most {largest / MiB:,.0f} MiB of the memory of megatron; pipeline stages differ")
+        notes.append(f"a trainer rank needs at most {_mib(largest)} of the memory of megatron; pipeline stages differ")
     checkpoint = 4 * shape.parameters + optimizer
     for_good = job.spec.iterations // job.spec.checkpoint.keep_every if job.spec.checkpoint.keep_every else 0
     if for_good:
-        notes.append(f"checkpoint.keepEvery keeps {for_good} checkpoints for good: {for_good * checkpoint / MiB:,.0f} MiB of the disk")
+        notes.append(f"checkpoint.keepEvery keeps {for_good} checkpoints for good: {_mib(for_good * checkpoint)} of the disk")
     held_out = held_out_prompts(job, held_out_records)
     if held_out is None:
         notes.append("the size of the held-out set is not known before the file is read: evaluation is left out of the time")
@@ -238,7 +311,8 @@ def estimate(job: RLJob, shape: ModelShape | None, machine: Machine, held_out_re
         # A second copy exists while peers still read the old version.
         arena=(2 if peers else 1) * weights,
         # The starting model, the kept checkpoints and one in the making, the final model: all fp32, whatever the engine has.
-        disk=4 * shape.parameters + (job.spec.checkpoint.keep + 1 + for_good) * checkpoint + 4 * shape.parameters,
+        # Beside them what the master has not trained on yet.
+        disk=8 * shape.parameters + (job.spec.checkpoint.keep + 1 + for_good) * checkpoint + database_bytes(job, base.trained_tokens),
         answer_tokens=base.answer_tokens,
         trained_tokens=base.trained_tokens,
         seconds=_seconds(job, shape, machine, base.answer_tokens, base.trained_tokens, held_out or 0),

@@ -3,9 +3,49 @@ who uses them to say."""
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice, repeat
 from pathlib import Path
 
 from rljob.api import RLJob
+from rljob.api.sources import DataSource
+
+_GENERATED = 400
+"""Bytes that a generated record is taken to have."""
+
+
+def prompt_sets(job: RLJob) -> list[tuple[str, DataSource]]:
+    """Every set of prompts that a job names, by its field."""
+    found = [("spec.data.train", job.spec.data.train)]
+    if job.spec.evaluation is not None:
+        found.append(("spec.evaluation.data", job.spec.evaluation.data))
+    if job.spec.warm_start is not None and job.spec.warm_start.data is not None:
+        found.append(("spec.warmStart.data", job.spec.warm_start.data))
+    return found
+
+
+def count_prompts(job: RLJob, folder: Path | None = None) -> tuple[int, int]:
+    """Records of all sets of prompts that the master holds, and bytes of them, as far as they are known: those that a generator makes, and
+    those in JSONL files. `folder`: what relative paths start at; None: the files are elsewhere."""
+    sets = [data for _, data in prompt_sets(job)]
+    if job.spec.warm_start is not None and job.spec.warm_start.data is None:
+        sets.append(job.spec.data.train)  # those with a demonstration once more
+    records = size = 0
+    for data in sets:
+        for line in _lengths(data, folder):
+            records, size = records + 1, size + line
+    return records, size
+
+
+def _lengths(data: DataSource, folder: Path | None) -> Iterator[int]:
+    """Bytes of each record that is used."""
+    if data.reasoning_gym is not None:
+        yield from islice(repeat(_GENERATED, data.reasoning_gym.size), data.limit)
+    if folder is None or data.path is None or not data.path.endswith((".jsonl", ".ndjson")):
+        return
+    with suppress(OSError), (folder / data.path).open("rb") as lines:
+        yield from islice((len(line) for line in lines if line.strip()), data.limit)
 
 
 def count_held_out(job: RLJob, folder: Path) -> int | None:

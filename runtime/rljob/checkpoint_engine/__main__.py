@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import uuid
@@ -10,10 +11,11 @@ from pathlib import Path
 import httpx
 from pydantic import ValidationError
 
-from rljob.api import ConfigurationError, RLJob
+from rljob.api import ConfigurationError, InfrastructureError, RLJob
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.checkpoint_engine.act import STOP_GRACE, Parts, Plan
 from rljob.checkpoint_engine.clients import HttpEngine, HttpMaster, HttpShim, HttpTrainer, LocalArena, Shim, socket_client
+from rljob.checkpoint_engine.container import complete
 from rljob.checkpoint_engine.fill import Filler
 from rljob.checkpoint_engine.gate import CpuMemory, DeviceMemory, NvmlMemory
 from rljob.checkpoint_engine.mooncake import Memory, MooncakeTransport, open_engine
@@ -43,10 +45,14 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
+        complete(os.environ)
         asyncio.run(run(Environment.current()))
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
+    except InfrastructureError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -106,7 +112,7 @@ def weight_transport(job: RLJob, host: str) -> tuple[Transport, Memory | None]:
 def device_memory(job: RLJob, shims: dict[Owner, Shim]) -> DeviceMemory:
     """The memory that the two take turns on: the one place that chooses by accelerator."""
     if job.spec.accelerator.type == "nvidia":
-        return NvmlMemory.open()
+        return NvmlMemory.open(names=os.environ.get("CUDA_VISIBLE_DEVICES"), count=job.spec.accelerator.per_node)
 
     async def held(owner: Owner) -> int:
         status = await shims[owner].status(memory=True)
@@ -131,7 +137,7 @@ def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory, weight
         ),
         node=environment.node,
         engine_url=environment.advertised_url(port),
-        engine_argv=tuple(engine_argv(job, prepared, model, host, port)),
+        engine_argv=tuple(engine_argv(job, prepared, model, host, port, alone=environment.node.startswith("rollout"))),
         engine_env=engine_environment(job),
         trainer_env={"NNODES": str(spec.trainer.nodes)},
         model=model,
@@ -154,16 +160,37 @@ def engine_grace(job: RLJob) -> float:
 
 
 def claims(job: RLJob, prepared: Prepared, model: Path, memory: DeviceMemory) -> dict[Owner, int]:
-    """Bytes that each owner is expected to take: of main memory on CPU, of one device else."""
+    """Bytes that each owner takes at least: of main memory on CPU, of one device else.
+
+    Raises:
+        ConfigurationError: rollout.engine.extraArgs cannot be used.
+    """
     t = job.spec.trainer
     ranks = job.spec.accelerator.per_node if job.spec.accelerator.type == "cpu" else 1
-    shards = t.tensor_parallel * t.pipeline_parallel
+    # Only experts are spread over expertParallel ranks too; how much of a model they are is not known here, so all of it counts as them.
+    shards = t.tensor_parallel * t.pipeline_parallel * t.expert_parallel
     trainer = ranks * (_TRAINER_BYTES * prepared.parameters // shards + _OVERHEAD)
     if job.spec.accelerator.type == "nvidia":
         # vLLM itself refuses to start when less than this share of the device is free.
-        return {"trainer": trainer, "engine": int(GPU_UTILIZATION * memory.total())}
+        return {"trainer": trainer, "engine": int(utilization(job) * memory.total())}
     width = 4 if engine_dtype(job) == "float32" else 2
     return {"trainer": trainer, "engine": width * prepared.parameters + kv_cache_bytes(job, prepared, model) + _OVERHEAD}
+
+
+def utilization(job: RLJob) -> float:
+    """Share of a device that an engine claims.
+
+    Raises:
+        ConfigurationError: the job says something else than a share.
+    """
+    said = job.spec.rollout.engine.extra_args.get("gpu-memory-utilization", str(GPU_UTILIZATION))
+    try:
+        share = float(said)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigurationError(f"rollout.engine.extraArgs.gpu-memory-utilization is {said!r}: say a share of the device, such as 0.85")
+    return share
 
 
 def read_prepared(path: Path) -> Prepared:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,6 +122,7 @@ class Actor:
         known = seen.known
         if isinstance(step, Train):
             trained, stale = await self._train(step.task), known.manifest is not None and known.manifest.version == step.task.version
+            known = replace(known, have_trained=known.have_trained | {str(seen.trainer.incarnation)})
             # Made again after its export: what the arena holds is not known to be the same.
             return replace(known, trained=trained, manifest=None if stale else known.manifest)
         if isinstance(step, Pull):
@@ -261,12 +263,14 @@ class Actor:
                 await attest(engine, manifest)
                 return replace(known, attested=(str(seen.engine.incarnation), version, manifest.checksum))
             case StopEngine(reason):
-                known = _with_peak(known, "engine", (await self.parts.memory.read("engine")).rest)
+                if self._on_cpu:  # how much of a device is an engine's own does not show; its arguments say it
+                    known = _with_peak(known, "engine", (await self.parts.memory.read("engine")).rest)
                 await self._stop(self.parts.engine_shim, self.plan.engine_grace)
                 return replace(known, engine=None, attested=None, switch_policy="restart", switch_reason=reason)
             case SleepEngine(reason):
-                known = _with_peak(known, "engine", (await self.parts.memory.read("engine")).rest)
+                before = await self.parts.memory.read("engine")
                 await engine.sleep()
+                known = await self._left("engine", seen, before)
                 return replace(known, attested=None, switch_policy="sleep", switch_reason=reason)
             case _:
                 raise TypeError(f"{step} is no step of an engine")
@@ -282,7 +286,12 @@ class Actor:
         return replace(known, ahead=(version, status.incarnation), engine=status.incarnation, attested=None)
 
     def _engine_request(self) -> StartRequest:
-        return StartRequest(argv=self.plan.engine_argv, env=dict(self.plan.engine_env), incarnation=self.parts.new_incarnation())
+        """Each engine draws random numbers of its own. Of two with one seed, vLLM gives equal answers to the n-th requests for one prompt
+        (on GPUs their noise depends on nothing else), and one that is started anew would draw what the one before it drew. A seed among
+        `extraArgs` comes later and counts."""
+        incarnation = self.parts.new_incarnation()
+        argv = ("--seed", str(zlib.crc32(incarnation.encode()) >> 1), *self.plan.engine_argv)
+        return StartRequest(argv=argv, env=dict(self.plan.engine_env), incarnation=incarnation)
 
     async def hand_back(self) -> None:
         """Have the engine give up what it is writing. Whatever goes wrong costs those tokens and nothing else."""
@@ -364,44 +373,63 @@ class Actor:
 
     async def _offload(self, seen: Observed) -> Known:
         """On CPU the trainer keeps what it has freed while memory is plenty, once it has shown what it has left without that."""
-        reading = await self.parts.memory.read("trainer")
-        known = _with_peak(seen.known, "trainer", reading.rest)
-        shown = _memory_key("trainer", seen) in known.baselines
-        keep = (
-            self.plan.site.accelerator == "cpu"
-            and self.plan.site.nodes == 1
-            and shown
-            and gate.is_plenty(reading.free, self._need("engine", known))
-        )
+        before = await self.parts.memory.read("trainer")
+        shown = _memory_key("trainer", seen) in seen.known.baselines
+        plenty = gate.is_plenty(before.free, self._need("engine", seen.known))
+        keep = self._on_cpu and self.plan.site.nodes == 1 and shown and plenty
         await self.parts.trainer.offload(OffloadCommand(keep_freed=keep))
-        return known
+        return await self._left("trainer", seen, before)
+
+    async def _left(self, owner: Owner, seen: Observed, before: gate.Reading) -> Known:
+        """What is known after an owner has left and lives on: how much it takes, which on a device only shows in what it has given back."""
+        known = seen.known
+        if self._on_cpu:
+            return _with_peak(known, owner, before.rest)
+        if owner == "trainer" and seen.trainer.incarnation not in known.have_trained:
+            return known  # its first training task takes more than it has now
+        given_back = before.rest - (await self.parts.memory.read(owner)).rest
+        return replace(known, given_back=MappingProxyType({**known.given_back, str(_memory_key(owner, seen)): given_back}))
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.plan.site.accelerator == "cpu"
 
     def _need(self, owner: Owner, known: Known) -> int:
         return max(self.plan.claims[owner], known.peaks.get(owner, 0))
 
     async def _gate(self, owner: Owner, seen: Observed) -> Known:
         known, plan = seen.known, self.plan
-        leaving = _memory_key("trainer" if owner == "engine" else "engine", seen)
-        coming = _memory_key(owner, seen)
+        rest = self._rest_key("trainer" if owner == "engine" else "engine", seen)
+        coming = _memory_key(owner, seen) or ""
         need = self._need(owner, known)
+        need = min(need, known.given_back.get(coming, need))  # one that comes back keeps something while it is away
         freed = seen.trainer.status.freed if seen.trainer.status is not None else 0
         # What it holds while it is away it does not have to get.
-        held = (await self.parts.memory.read(owner)).rest if owner == "trainer" and freed else known.baselines.get(coming or "", 0)
-        if owner == "engine" and seen.engine.state is not None and not seen.engine.state.paused:
+        held = (await self.parts.memory.read(owner)).rest if owner == "trainer" and freed else known.baselines.get(coming, 0)
+        if owner == "engine" and _works(seen):
             need = 0  # it lives and has what it needs: only what the trainer keeps is judged
         if owner == "engine" and freed and (await self.parts.memory.read("trainer")).free < need - held:
             await self.parts.trainer.offload(OffloadCommand())
             freed = 0
         kept = freed if owner == "engine" else 0
-        claim = gate.Claim(owner, max(0, need - held), known.baselines.get(leaving) if leaving else None, plan.leak_tolerance, kept)
+        baseline = known.baselines.get(rest) if rest else None
+        claim = gate.Claim(owner, max(0, need - held), baseline, plan.leak_tolerance, kept, not self._on_cpu)
         reading = await gate.wait_open(self.parts.memory, claim, plan.gate_deadline)
         baselines = known.baselines
-        if leaving is not None and leaving not in baselines and not kept:
-            baselines = MappingProxyType({**baselines, leaving: reading.rest})
+        if rest is not None and rest not in baselines and not kept:
+            baselines = MappingProxyType({**baselines, rest: reading.rest})
         log.info(
             "gate for the %s: claims %d MiB, free %d MiB, rest %d MiB", owner, claim.bytes >> 20, reading.free >> 20, reading.rest >> 20
         )
         return replace(known, gate=owner, baselines=baselines)
+
+    def _rest_key(self, leaving: Owner, seen: Observed) -> str | None:
+        """Under what name the rest at a hand-over is remembered; None if nothing can be said of it."""
+        key = _memory_key(leaving, seen)
+        if key is None or self._on_cpu:
+            return key
+        # A device does not tell whose memory is whose: what is left when both are away.
+        return None if _works(seen) else f"{_memory_key('trainer', seen)}, {_memory_key('engine', seen)}"
 
 
 def _with_peak(known: Known, owner: Owner, held: int) -> Known:
@@ -454,9 +482,14 @@ def _memory_key(owner: Owner, seen: Observed) -> str | None:
     one = seen.trainer if owner == "trainer" else seen.engine
     if one.life not in ("running", "starting") or one.incarnation is None:
         return None
-    # Gradients and optimizer state appear with the first training task: that is no leak.
-    trained = owner == "trainer" and seen.trainer.status is not None and seen.trainer.status.trained is not None
-    return f"{one.incarnation}{':trained' if trained else ''}"
+    # Gradients, optimizer state and NCCL's buffers appear with its first training task: that is no leak. Its status does not tell: what it
+    # says of a training may be from its checkpoint.
+    return f"{one.incarnation}{':trained' if one.incarnation in seen.known.have_trained else ''}"
+
+
+def _works(seen: Observed) -> bool:
+    """Whether the engine is on the accelerator."""
+    return seen.engine.state is not None and not seen.engine.state.paused
 
 
 def _present(manifest: Manifest | None, version: int) -> Manifest:

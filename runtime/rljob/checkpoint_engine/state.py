@@ -88,9 +88,14 @@ class Known:
     gate: Owner | None = None
     """For whom memory was found free; until somebody leaves the accelerator or a step fails."""
     baselines: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """By incarnation (a trainer's changes when it has trained): the rest in bytes that it kept at its first hand-over."""
+    """By incarnation (a trainer's changes when it has trained): the rest in bytes that it kept at its first hand-over. On a device by both
+    incarnations: what was left the first time that both were away."""
     peaks: Mapping[Owner, int] = field(default_factory=lambda: MappingProxyType({}))
-    """The most bytes that an owner was seen to hold when it was about to leave."""
+    """The most bytes of main memory that an owner was seen to hold when it was about to leave."""
+    given_back: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """By incarnation: the bytes of a device that became free when it last left and lived on; of a trainer once it has trained."""
+    have_trained: frozenset[str] = frozenset()
+    """Incarnations of trainers that have done a training task."""
     trainer: str | None = None
     """Incarnation that should be alive; None: nobody, or not known."""
     engine: str | None = None

@@ -23,10 +23,13 @@ GPU_UTILIZATION = 0.85
 """Share of an accelerator that an engine claims: 0.9 was measured to work beside a sleeping trainer on 80 GB, less leaves room for NCCL."""
 
 
-def engine_argv(job: RLJob, prepared: Prepared, model_dir: Path, host: str, port: int) -> list[str]:
+def engine_argv(job: RLJob, prepared: Prepared, model_dir: Path, host: str, port: int, alone: bool = False) -> list[str]:
     """Arguments of vLLM's OpenAI server: dummy weights, tokens in, tokens out.
 
     `spec.rollout.engine.extraArgs` is applied last: `true` and `false` are flags (`--name`, `--no-name`), all else values.
+
+    Args:
+        alone: no trainer takes turns with it, as in rollout pods: it lives on whatever `spec.switch.policy` says.
 
     Raises:
         ConfigurationError: the model's config.json is missing or has no attention geometry.
@@ -44,7 +47,6 @@ def engine_argv(job: RLJob, prepared: Prepared, model_dir: Path, host: str, port
         "generation-config": "vllm",
         "max-model-len": str(max(prepared.max_length, SHORTEST)),
         "max-num-seqs": str(engine.max_sequences),
-        "seed": str(job.spec.seed),
         "tensor-parallel-size": str(job.spec.rollout.tensor_parallel),
         "logprobs-mode": "raw_logprobs",
         "weight-transfer-config": json.dumps({"backend": BACKEND}),
@@ -52,7 +54,7 @@ def engine_argv(job: RLJob, prepared: Prepared, model_dir: Path, host: str, port
         "enable-prompt-tokens-details": "true",
         "enable-server-load-tracking": "true",  # EngineClient.unanswered
         "disable-uvicorn-access-log": "true",
-        "enforce-eager": "true" if _eager(job) else "false",
+        "enforce-eager": "true" if _eager(job, alone) else "false",
     }
     if on_cpu:
         options["block-size"] = str(BLOCK)
@@ -129,7 +131,13 @@ def zygote_environment(job: RLJob, environment: Mapping[str, str] | None = None)
         if preload:
             extra |= {"LD_PRELOAD": preload, "KMP_BLOCKTIME": "1"}
     else:
-        extra |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # asking whether there is a GPU must not initialise CUDA before the fork
+        extra |= {
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU must not initialise CUDA before the fork
+            # FlashInfer's sampler, which is vLLM's default, is compiled when it is first used; the images have no CUDA compiler.
+            "VLLM_USE_FLASHINFER_SAMPLER": inherited.get("VLLM_USE_FLASHINFER_SAMPLER", "0"),
+        }
+        if engine_dtype(job) == "float32":
+            extra["TRITON_F32_DEFAULT"] = "ieee"  # its attention is Triton's, which rounds fp32 to TF32 else: no canary would pass
     return inherited | extra
 
 
@@ -143,11 +151,11 @@ def preloads(prefix: Path, already: str) -> str:
     return ":".join(filter(None, [*found[:1], already])) if "libtcmalloc" not in already else already
 
 
-def _eager(job: RLJob) -> bool:
+def _eager(job: RLJob, alone: bool) -> bool:
     """CUDA graphs cost 6 s a start and triple the speed: worth it for an engine that is kept."""
     if job.spec.rollout.engine.enforce_eager is not None:
         return job.spec.rollout.engine.enforce_eager
-    return job.spec.accelerator.type == "cpu" or job.spec.switch.policy == "restart"
+    return job.spec.accelerator.type == "cpu" or (job.spec.switch.policy == "restart" and not alone)
 
 
 def _model_config(model_dir: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ PROOF = {False: 1, True: 2}
 """How often the canary's forward pass calls a linear layer, by whether it is the output layer: for its log-probs, and to sample a token."""
 _EXPERTS = {"w13_weight": 2, "w2_weight": 1}
 """Parameters that hold all experts of a layer, one after the other, and how many tensors of each they hold."""
+EXPERT_PLACE = "_map_global_expert_id_to_local_expert_id"
+"""Method of vLLM's RoutedExperts: where this rank has an expert, -1 if another rank has it."""
 Named = Iterable[tuple[str, torch.Tensor]]
 Loader = Callable[..., Any]
 
@@ -67,10 +69,14 @@ def _recording(model: torch.nn.Module, found: dict[str, list[Piece]]) -> Iterato
     from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
     def recorder(name: str, original: Loader) -> Loader:
+        place = getattr(model.get_submodule(name.rpartition(".")[0]), EXPERT_PLACE, None)
+
         def note(*arguments: Any, **keywords: Any) -> bool:
+            if place is not None and "expert_id" in keywords and place(keywords["expert_id"]) == -1:
+                return False  # with expert parallelism another rank has this expert
             tensor = arguments[1] if len(arguments) > 1 else keywords["loaded_weight"]
             found[name].append(Piece(tensor, arguments, keywords, original))
-            return True  # MoE loaders answer whether the expert is local
+            return True
 
         return note
 

@@ -1,8 +1,8 @@
 """Attention over a packed row: Megatron's core attention module, for rows in which answers share their prompt.
 
 Queries, keys and values of a row are moved into a few blocks of sequences of similar length ([sequences, kv heads, length, head size],
-grouped-query heads folded into the rows), attention is done per block, and the result is moved back. The moves are index selections
-whose indices are computed once per row and serve all layers.
+queries by kv head), attention is done per block, and the result is moved back. The moves are index selections whose indices are computed
+once per row and serve all layers.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from rljob.trainer.context import heads_for_tokens, tokens_for_heads
 from rljob.trainer.packing import Ints, Row, similar
@@ -33,8 +34,8 @@ class Block:
     """(B, G, R, Q, K)"""
     keys: Tensor
     """[B*G*K] Which (token, kv head) row of the packed keys and values stands here."""
-    allowed: Tensor
-    """[B, 1, R*Q, K] bool: the query may see the key."""
+    allowed: Tensor | None
+    """[B, Q, K] bool: the query may see the key. None: in every sequence the last query sees all keys, each one before it a key less."""
 
 
 @dataclass
@@ -54,7 +55,7 @@ def plan(row: Row, heads: int, kv_heads: int, device: torch.device) -> Plan:
     """The plan of a row for this rank's `heads` query and `kv_heads` key/value heads."""
     sequences = [_sequence(span) for span in row.spans]
     blocks, queries, real = [], [], []
-    for members in similar([(len(q), len(k)) for q, k in sequences]):
+    for members in similar([(len(q), len(k)) for q, k in sequences], mixed=has_masks(device)):
         block, block_queries, block_real = _block([sequences[i] for i in members], heads, kv_heads, device)
         blocks.append(block)
         queries.append(block_queries)
@@ -72,6 +73,12 @@ def plan(row: Row, heads: int, kv_heads: int, device: torch.device) -> Plan:
     )
 
 
+def has_masks(device: torch.device) -> bool:
+    """Whether blocks have masks, and so may hold sequences whose prompts differ in length. On CPU another block costs more than a mask. A
+    GPU has flash attention for blocks without one; for 32,768 tokens a mask would take 1 GiB there, and 2 GiB more in every layer."""
+    return device.type == "cpu"
+
+
 def _sequence(span: tuple[int, int, int, int]) -> tuple[Ints, Ints]:
     """Row indices of the queries and of the keys of one sequence; the last query sees all keys."""
     prompt_start, prompt_length, answer_start, answer_length = span
@@ -86,19 +93,23 @@ def _block(sequences: list[tuple[Ints, Ints]], heads: int, kv_heads: int, device
     longest_q, longest_k = max(len(q) for q, _ in sequences), max(len(k) for _, k in sequences)
     queries, keys = np.zeros((count, longest_q), np.int64), np.zeros((count, longest_k), np.int64)
     real = np.zeros((count, longest_q), bool)
-    allowed = np.zeros((count, longest_q, longest_k), bool)
     for i, (q, k) in enumerate(sequences):
         queries[i, : len(q)], keys[i, : len(k)], real[i, : len(q)] = q, k, True
-        allowed[i, : len(q), : len(k)] = np.tri(len(q), len(k), len(k) - len(q), dtype=bool)
-        allowed[i, len(q) :, 0] = True  # a padded query sees something, so that no softmax is empty
     group_index, head_index = np.arange(kv_heads)[:, None, None], np.arange(ratio)[:, None]
     by_head = queries[:, None, None, :] * heads + group_index * ratio + head_index
     block = Block(
         shape=(count, kv_heads, ratio, longest_q, longest_k),
         keys=torch.from_numpy((keys[:, None, :] * kv_heads + np.arange(kv_heads)[:, None]).reshape(-1)).to(device),
-        allowed=torch.from_numpy(np.tile(allowed, (1, ratio, 1))[:, None]).to(device),
+        allowed=_allowed([len(k) - len(q) for q, k in sequences], longest_q, longest_k) if has_masks(device) else None,
     )
     return block, by_head.reshape(-1), np.broadcast_to(real[:, None, None, :], by_head.shape).reshape(-1)
+
+
+def _allowed(before: list[int], queries: int, keys: int) -> Tensor:
+    """[B, Q, K] bool: a query sees its sequence up to itself; so many keys stand `before` its first one. A padded query sees something too,
+    so that no softmax is empty, and no real one sees a padded key."""
+    last = torch.arange(queries, dtype=torch.int32) + torch.tensor(before, dtype=torch.int32)[:, None]
+    return torch.arange(keys, dtype=torch.int32) <= last[:, :, None]
 
 
 class _Move(torch.autograd.Function):
@@ -172,7 +183,7 @@ class PackedAttention(torch.nn.Module):
             b, g, r, q, k = block.shape
             results.append(
                 attend(
-                    taken[at : at + b * g * r * q].view(b, g, r * q, size),
+                    taken[at : at + b * g * r * q].view(b, g, r, q, size),
                     keys.index_select(0, block.keys).view(b, g, k, size),
                     values.index_select(0, block.keys).view(b, g, k, size),
                     block.allowed,
@@ -185,11 +196,17 @@ class PackedAttention(torch.nn.Module):
         return cast(Tensor, out).view(tokens, heads, size)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scale: float) -> Tensor:
-    """Softmax attention. query [B, G, Q, D], key and value [B, G, K, D], allowed bool [B, 1, Q, K] -> [B, G, Q, D]."""
-    b, g, q, _ = query.shape
-    small = b * g * q * key.shape[2] * query.element_size() <= SCORES_BYTES
-    if query.device.type != "cpu" or not small:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scale)
-    scores = torch.matmul(query * scale, key.transpose(-1, -2)).masked_fill_(~allowed, -torch.inf)
-    return torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype), value)
+def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+    """Softmax attention. query [B, G, R, Q, D], key and value [B, G, K, D], `allowed` as a Block has it -> [B, G, R, Q, D]."""
+    b, g, r, q, size = query.shape
+    k = key.shape[2]
+    if allowed is not None and b * g * r * q * k * query.element_size() <= SCORES_BYTES:
+        scores = torch.matmul((query * scale).view(b, g, r * q, size), key.transpose(-1, -2))
+        with torch.no_grad():  # what is hidden has weight 0 and so no gradient; autograd would copy the whole gradient for it
+            scores.view(b, g, r, q, k).masked_fill_(~allowed[:, None, None], -torch.inf)
+        return torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype), value).view_as(query)
+    if query.device.type != "cpu" and query.dtype == torch.float32:  # CUDA's fused kernel for it wants keys for each head (torch 2.13)
+        key, value = key.repeat_interleave(r, 1), value.repeat_interleave(r, 1)
+    mask = causal_lower_right(q, k) if allowed is None else allowed[:, None]
+    heads = query.view(b, g * r, q, size)
+    return F.scaled_dot_product_attention(heads, key, value, attn_mask=mask, scale=scale, enable_gqa=True).view_as(query)

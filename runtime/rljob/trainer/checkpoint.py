@@ -49,9 +49,9 @@ class Record(Message):
 
 
 def read_record(folder: Path) -> Record | None:
-    """What a checkpoint says of itself; None for a folder that is not one."""
+    """What a checkpoint says of itself, as far as this version knows it; None for a folder that is not one."""
     try:
-        return Record.model_validate_json((folder / RECORD).read_bytes())
+        return Record.model_validate_json((folder / RECORD).read_bytes(), extra="ignore")
     except FileNotFoundError:
         return None
     except ValidationError as error:
@@ -217,8 +217,11 @@ def _moment_name(moment: str) -> Name:
 
 
 def _copy_description(model_folder: Path, draft: Path) -> None:
-    """Configuration and tokenizer: everything on the top level but weights. The configuration says that the weights are fp32 now."""
-    for path in sorted(model_folder.iterdir()):
+    """Configuration and tokenizer: everything on the top level but weights. The configuration says that the weights are fp32 now.
+
+    Hidden files stay behind: `rljob.prepare` marks with one where the model came from, secrets of that address included.
+    """
+    for path in sorted(p for p in model_folder.iterdir() if not p.name.startswith(".")):
         if path.is_file() and path.suffix not in (".safetensors", ".bin", ".gguf", ".pt") and not path.name.endswith(".index.json"):
             if path.name not in (RECORD, "config.json"):
                 shutil.copyfile(path, draft / path.name)

@@ -162,7 +162,7 @@ class Nvidia:
         return nullcontext()
 
     def has_bf16(self) -> bool:
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
     def host_buffer(self, nbytes: int, folder: Path) -> Tensor:
         """Anonymous memory, registered with CUDA once; unlike pinned allocations it is not rounded up to a power of two."""

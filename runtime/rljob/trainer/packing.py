@@ -238,14 +238,20 @@ def padded(row: Row, multiple: int) -> Row:
     )
 
 
-def similar(lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Sort sequences of (query, key) lengths and cut them into blocks that waste little."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i][1] == lengths[i][0], lengths[i][1], lengths[i][0], i))
+def similar(lengths: Sequence[tuple[int, int]], mixed: bool = True) -> list[list[int]]:
+    """Sort sequences of (query, key) lengths and cut them into blocks that waste little. Unless `mixed`, the prompts of a block, of which a
+    sequence has more keys than queries, are equally long."""
+
+    def place(i: int) -> tuple[int, ...]:
+        q, k = lengths[i]
+        return (k == q, 0 if mixed else k - q, k, q, i)
+
+    order = sorted(range(len(lengths)), key=place)
     found: list[list[int]] = []
     area = longest_q = longest_k = 0
     for i in order:
         q, k = lengths[i]
-        if found:
+        if found and (mixed or k - q == longest_k - longest_q):
             count = len(found[-1]) + 1
             padded = count * max(longest_q, q) * max(longest_k, k)
             if padded <= max(WASTE * (area + q * k), SMALL):

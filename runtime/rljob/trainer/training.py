@@ -46,28 +46,29 @@ class Totals:
     loss: float = 0.0
     kl: float = 0.0
     gap: float = 0.0
-    predictions: int = 0
+    compared: int = 0
+    """Answer tokens that the engine wrote with the weights that the trainer began with."""
     tokens: int = 0
     computed: int = 0
     """Samples that went through the model."""
 
-    def add(self, row: Row, loss: Loss, gap: Tensor) -> None:
+    def add(self, row: Row, loss: Loss, gaps: Tensor) -> None:
         if row.counted:
             self.loss += float(loss.total.detach())
             self.kl += float(loss.kl)
-            self.gap += float(gap)
-            self.predictions += len(row.targets)
+            self.gap += float(gaps.sum())
+            self.compared += len(gaps)
             self.tokens += len(row.tokens)
             self.computed += len(row.indices)
 
     def over(self, replica: Replica) -> "Totals":
         """The sums over all data-parallel ranks, known to every stage."""
-        mine = [self.loss, self.kl, self.gap, self.predictions, self.tokens, self.computed]
+        mine = [self.loss, self.kl, self.gap, self.compared, self.tokens, self.computed]
         t = torch.tensor(mine, dtype=torch.float64, device=replica.device.device)
         dist.all_reduce(t, group=replica.data_group)
         dist.all_reduce(t, group=replica.pipeline_group)  # to which all stages but one add zeros
-        loss, kl, gap, predictions, tokens, computed = t.tolist()
-        return Totals(loss, kl, gap, int(predictions), int(tokens), int(computed))
+        loss, kl, gap, compared, tokens, computed = t.tolist()
+        return Totals(loss, kl, gap, int(compared), int(tokens), int(computed))
 
 
 @dataclass
@@ -78,8 +79,8 @@ class Reference:
     """By place of the sample in the batch."""
 
     def of(self, row: Row, logprobs: Tensor, engine: Tensor) -> Tensor:
-        """[S]. For samples that no forward pass has seen under the first policy the engine's log-probabilities stand in: only the reported
-        KL then uses them, since a regularised task (tau > 0) computes every reference first."""
+        """[S]. For samples that no forward pass has seen under the first policy the engine's log-probabilities stand in, as far as that
+        policy wrote them: only the reported KL uses them, since a regularised task (tau > 0) computes every reference first."""
         values = [self.known.get(int(i), float(e)) for i, e in zip(row.indices, engine, strict=True)]
         return torch.tensor(values, dtype=logprobs.dtype, device=logprobs.device)
 
@@ -154,11 +155,11 @@ def run_step(
     count = itertools.count(1)
 
     def contribute(row: Row, token_logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs, engine = per_sample(row, token_logprobs), per_sample(row, _tensor(row.engine_logprobs, token_logprobs))
-        start = logprobs.detach() if first else reference.of(row, logprobs, engine)
+        logprobs, now, engine = per_sample(row, token_logprobs), token_logprobs.detach(), _tensor(row.engine_logprobs, token_logprobs)
+        own = ~engine.isnan()
+        start = logprobs.detach() if first else reference.of(row, logprobs, per_sample(row, torch.where(own, engine, now)))
         loss = objective(logprobs, _tensor(row.advantages, logprobs), start=start)
-        gap = (token_logprobs.detach() - _tensor(row.engine_logprobs, token_logprobs)).abs().sum()
-        totals.add(row, loss, gap)
+        totals.add(row, loss, (now - engine)[own].abs())
         # Megatron divides by the number of micro-batches and averages over data-parallel ranks; the objective is a mean over samples.
         scale = len(step.rows) * replica.data_size / step.samples
         return loss.total * (scale if row.counted else 0.0), {}
@@ -220,5 +221,5 @@ def _metrics(task: TrainTask, batch: Batch, steps: list[Step], results: list[Tot
         tokens=sum(t.tokens for t in results),
         seconds=seconds,
         kl=last.kl / max(1, last.computed),
-        logprob_gap=first.gap / max(1, first.predictions) if task.kind == "rl" else 0.0,
+        logprob_gap=first.gap / max(1, first.compared) if task.kind == "rl" else 0.0,
     )

@@ -19,7 +19,7 @@ class Sample:
     loss_mask: npt.NDArray[np.uint8]
     """1 where the token takes part in the loss."""
     logprobs: npt.NDArray[np.float32]
-    """What the engine said when it sampled the token (for the report of the train/generate gap only)."""
+    """What the engine said when it sampled the token, NaN if it had older weights then (for the report of the train/generate gap only)."""
     advantage: float
     """r - mean(r) of its group; 0 for supervised samples; of a pair 1 for the chosen answer, -1 for the rejected one."""
 

@@ -10,7 +10,7 @@ from rljob.api import RLJobSpec
 from rljob.api.algorithm import WarmStart
 from rljob.master.decisions.partial import loss_mask
 from rljob.master.decisions.rewards import advantages, total_rewards, verdict_of
-from rljob.master.trajectory import PromptGroup, Trajectory
+from rljob.master.trajectory import Logprobs, PromptGroup, Segment, Trajectory
 from rljob.wire.batch import Batch, Group, Sample
 from rljob.wire.data import PromptRecord
 
@@ -81,9 +81,14 @@ def _sample(trajectory: Trajectory, advantage: float, policy: int, max_staleness
     return Sample(
         tokens=trajectory.tokens,
         loss_mask=np.concatenate([none, *(loss_mask(s, policy, max_staleness) for s in trajectory.segments)]).astype(np.uint8),
-        logprobs=np.concatenate([none, *(s.logprobs for s in trajectory.segments)]).astype(np.float32),
+        logprobs=np.concatenate([none, *(_own(s, policy) for s in trajectory.segments)]).astype(np.float32),
         advantage=advantage,
     )
+
+
+def _own(segment: Segment, policy: int) -> Logprobs:
+    """What the policy said when it wrote this; nothing (NaN) where another one did."""
+    return segment.logprobs if segment.weights.version == policy else np.full(len(segment.tokens), np.nan, np.float32)
 
 
 def _demonstration(record: PromptRecord) -> Group:
