@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from tests.master.virtual import clock, run
 
-from rljob.master.decisions.partial import SLICE
+from rljob.master.decisions.partial import slice_after
 from rljob.master.engines import EnginePool
 from rljob.master.trajectory import Weights
 from rljob.master.watch import Watch
@@ -142,7 +142,7 @@ async def grow(pool: EnginePool, answer: int, prompt: int, length: int) -> None:
     """One answer to its end, as `rljob.master.generation` does it."""
     written, engine = 0, None
     while written < length:
-        params = SamplingParams(max_tokens=min(SLICE, length - written))
+        params = SamplingParams(max_tokens=min(slice_after(written), length - written))
         # The answer's number stands for its tokens, of which only the count matters here.
         answered = await pool.generate((answer,) * (200 + written), params, engine, written, prompt)
         assert answered is not None

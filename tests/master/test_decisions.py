@@ -1,6 +1,7 @@
 """Decisions as tables."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,12 @@ class TestRepetition:
         expected = next((end for end in range(window * times, len(tokens) + 1) if looping(end)), None)
         assert loop_end(np.array(tokens, np.int32), window, times) == expected
 
+    def test_what_was_looked_at_before_is_not_looked_at_again(self) -> None:
+        limits = Limits(answer=200, growth=None, repetition=Repetition(window=3, times=3))
+        answer = Trajectory(0, (segment(W0, *([1] * 9), *range(20, 60)),))
+        assert grown(answer, segment(W0, 2), False, limits).finish is None
+        assert grown(answer, segment(W0, *([2] * 20)), False, limits).length == 9 + 40 + 9
+
     @given(st.lists(st.integers(0, 1), min_size=1, max_size=80), st.integers(1, 30))
     def test_an_answer_ends_at_the_same_token_however_it_was_cut_into_requests(self, tokens: list[int], size: int) -> None:
         limits = Limits(answer=200, growth=None, repetition=Repetition(window=3, times=3))
@@ -130,6 +137,14 @@ class TestPartialRollout:
         assert next_request(Trajectory(0), 0, limits) == 512
         assert next_request(Trajectory(0, (segment(W0, *range(1900)),)), 0, limits) == 100
 
+    def test_what_all_requests_for_an_answer_carry_grows_no_faster_than_the_answer(self) -> None:
+        limits, length, carried = Limits(answer=1 << 17, growth=None, repetition=NO_REPETITION), 0, 0
+        while room := next_request(Trajectory(0, (segment(W0, *([1] * length)),)), 0, limits):
+            assert room <= max(512, length // 8), "what a lost engine costs"
+            carried, length = carried + length, length + room
+        assert length == limits.answer
+        assert carried < 10 * length
+
     def test_pieces_of_one_policy_join_into_one_segment(self) -> None:
         answer = Trajectory(0).extended(segment(W0, 1)).extended(segment(W0, 2)).extended(segment(W1, 3))
         assert [s.tokens.tolist() for s in answer.segments] == [[1, 2], [3]]
@@ -152,6 +167,7 @@ class TestBatch:
         spec = job(rollout={"maxStaleness": 1, "tokenBudget": 2}, algorithm={"samplesPerPrompt": 2}).spec
         batch, summary = rl_batch([self.group(0, old, judged(1, 4, False))], 3, 3, spec)
         assert batch.groups[0].samples[0].loss_mask.tolist() == [0, 0, 1, 1]
+        assert np.isnan(batch.groups[0].samples[0].logprobs).tolist() == [True, True, True, False], "the policy's own alone"
         assert summary.masked_tokens == pytest.approx(6 / 8)
         assert summary.stale_tokens == pytest.approx(7 / 8)
 
@@ -302,6 +318,13 @@ class TestHealth:
             failures=failures,
         )  # fmt: skip
 
+    def test_what_a_failure_quotes_of_an_answer_is_one_line_and_does_nothing_to_a_terminal(self) -> None:
+        quoted = "no number in ok \x1b]0;mine\x07\x1b[2J\x9b31m\x1bc\nJob Succeeded"
+        state = health.failed(health.Health(), "reward", Failure(stage="reward", reason="VerifierFailed", message=quoted))
+        assert state.last is not None
+        assert state.last.message == "no number in ok ?]0;mine??[2J?31m?c Job Succeeded"
+        assert "no number in ok ?" in str(health.end_of(state, 0))
+
     def test_failures_are_counted_once_each_and_end_the_job_past_the_limit(self) -> None:
         state = health.Health()
         for told, expected in [(1, 1), (1, 1), (2, 2), (4, 4)]:
@@ -354,7 +377,7 @@ class TestHealth:
 
 
 class TestIdentity:
-    def of(self, digest: str = "d1", **spec: object) -> dict[str, object]:
+    def of(self, digest: str = "d1", **spec: object) -> dict[str, Any]:
         return identity(job(**spec), digest)
 
     def test_how_long_and_how_fast_may_change(self) -> None:
@@ -364,6 +387,26 @@ class TestIdentity:
     def test_what_is_learned_may_not_and_is_named(self) -> None:
         assert differences(self.of(), self.of(seed=3)) == ("spec.seed was 0, is 3",)
         assert differences(self.of(), self.of(warmStart={"steps": 3}))[0].startswith("spec.warmStart")
+
+    def test_a_field_that_came_with_an_upgrade_makes_no_difference_at_its_default(self) -> None:
+        now = self.of(warmStart={"steps": 3}, reward={"verifier": "exact", "options": {"ignore_case": True}})
+        spec = now["spec"]
+        differing = [path for path in spec if differences({**now, "spec": {k: v for k, v in spec.items() if k != path}}, now)]
+        learned = ("algorithm.promptsPerIteration", "algorithm.samplesPerPrompt", "rollout.maxTokens", "warmStart.steps")
+        assert sorted(differing) == sorted([*learned, "reward.verifier", "reward.options.ignore_case"]), "those that the job sets"
+        before = {path: value for path, value in spec.items() if not path.startswith("rollout.")}
+        assert differences({**now, "spec": before}, now) == ("spec.rollout.maxTokens was None, is 8",)
+
+    def test_a_field_that_an_upgrade_took_away_makes_no_difference(self) -> None:
+        now = self.of()
+        assert differences({**now, "spec": {**now["spec"], "rollout.gone": 3, "gone.whole": 4}}, now) == ()
+
+    def test_what_is_left_out_or_no_longer_left_out_is_a_difference(self) -> None:
+        options = {"verifier": "exact", "options": {"ignore_case": True}}
+        bare, full = self.of(reward={"verifier": "exact"}), self.of(reward=options, rewardModel={})
+        for old, new in ((bare, full), (full, bare)):
+            found = {line.split()[0] for line in differences(old, new)}
+            assert {"spec.reward.options.ignore_case", "spec.rewardModel.batchSize"} <= found
 
     def test_moved_files_are_the_same_files(self) -> None:
         moved = self.of(model={"source": {"path": "/elsewhere/model"}})

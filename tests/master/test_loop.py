@@ -6,13 +6,17 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import pytest
-from tests.master.twins import EOS, World, inputs, job
+from tests.master.twins import EOS, FakeReward, World, inputs, job
 from tests.master.virtual import run, until
 
 from rljob.api import ConfigurationError, JobFailed
+from rljob.master.checkpoints import export_model
+from rljob.master.scoring import HttpRewardService
 from rljob.wire.base import Failure
 from rljob.wire.checkpoints import checkpoint_versions
+from rljob.wire.reward import ScoreRequest, ScoreResponse
 
 HELD_OUT = {"data": {"path": "heldout.jsonl"}, "every": 2}
 
@@ -64,6 +68,26 @@ def test_the_outputs_tell_what_happened(tmp_path: Path) -> None:
     assert (model / "model.safetensors").read_text() == world.checksums[3]
     assert checkpoint_versions(world.folders.checkpoints) == (3,)
     assert "<svg" in (tmp_path / "output" / "report.html").read_text()
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_holds_nothing_up(tmp_path: Path) -> None:
+    world = World(tmp_path, job(), inputs())
+    world.folders.checkpoints.mkdir()
+    (world.folders.checkpoints / "version-000001.obsolete").write_text("in the way of the folder's new name, and no folder to delete")
+    run(world.master())
+    assert checkpoint_versions(world.folders.checkpoints) == (1, 3)
+    assert (world.folders.output / "model" / "model.safetensors").exists()
+    status = world.status()
+    assert (status["phase"], status["lastFailure"]["reason"]) == ("Succeeded", "CheckpointNotDeleted")
+    assert str(world.folders.checkpoints / "version-000001") in status["lastFailure"]["message"]
+
+
+def test_hidden_files_of_a_checkpoint_do_not_get_into_the_model(tmp_path: Path) -> None:
+    (tmp_path / "version-000003").mkdir()
+    for name in ("config.json", ".source.json"):
+        (tmp_path / "version-000003" / name).write_text("{}")
+    export_model(tmp_path / "version-000003", tmp_path / "model")
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["config.json"]
 
 
 def test_held_out_answers_are_greedy_and_training_answers_are_sampled(tmp_path: Path) -> None:
@@ -297,6 +321,28 @@ class TestReward:
         assert [line["reward"] for line in stormy.metrics()] == [line["reward"] for line in calm.metrics()]
         assert set(stormy.reward.judged.values()) == {1}
         assert Counter(stormy.reward.judged) == Counter(calm.reward.judged)
+
+    def test_a_pod_of_another_release_is_asked_again_until_it_is_replaced(self, tmp_path: Path) -> None:
+        """In the middle of an upgrade some pods do not know a new field."""
+
+        class Upgraded(FakeReward):
+            old = 5
+
+            async def score(self, request: ScoreRequest) -> ScoreResponse:
+                async with httpx.AsyncClient(transport=httpx.MockTransport(self.answer)) as http:
+                    return await HttpRewardService("http://reward", http).score(request)
+
+            async def answer(self, request: httpx.Request) -> httpx.Response:
+                if self.old:
+                    self.old -= 1
+                    return httpx.Response(422, json={"error": "not a ScoreRequest: Extra inputs are not permitted"})
+                found = await super().score(ScoreRequest.model_validate_json(request.content))
+                return httpx.Response(200, text=found.model_dump_json())
+
+        world = World(tmp_path, job(), inputs())
+        world.reward = reward = Upgraded()
+        assert run(world.master())
+        assert (reward.old, world.status()["lastFailure"]) == (0, None)
 
     def test_a_verifier_that_always_fails_ends_the_job(self, tmp_path: Path) -> None:
         world = World(tmp_path, job(backoffLimit=2), inputs())

@@ -285,6 +285,19 @@ class TestAhead:
         assert world.parts is not None
         assert world.parts.pool.tally.discarded == 0
         assert [version for version in world.nodes[0].trained_versions] == [1, 2, 3]
+        assert sum(line["tokens"] for line in world.metrics()) == world.generated(), "each token is in one line"
+
+    def test_what_is_taken_back_is_kept_though_it_takes_a_while_to_arrive(self, tmp_path: Path) -> None:
+        world = Elastic(tmp_path, iterations=3, maxStaleness=1)
+
+        async def slowly(world: Elastic) -> None:
+            world.scale(1)
+            await until(lambda: world.serving("rollout-0"))
+            world.engine("rollout-0").sending = 3.0
+
+        world.play(slowly)
+        assert_every_prompt_consumed_once(world, 3, 3)
+        assert world.generated() == 3 * 3 * 2 * LONG
 
     def test_it_saves_the_time_of_training(self, tmp_path: Path) -> None:
         room = {"engine": {"maxSequences": 8}}

@@ -100,6 +100,8 @@ class FakeEngine:
     """Of a token, as a multiple of TOKEN_SECONDS."""
     given_up: set[str] = field(default_factory=set)
     """Requests to be answered with what there is."""
+    sending: float = 0.0
+    """Seconds until such an answer has arrived."""
     asked: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -126,6 +128,7 @@ class FakeEngine:
             if self.silent:
                 await asyncio.Event().wait()
             if request_id in self.given_up:
+                await asyncio.sleep(self.sending)
                 return Completion(tuple(tokens), tuple(-0.5 for _ in tokens), "abort", self.label if tokens else "")
             self._answer_or_raise()
             tokens.append(self.world.policy(prompt[0], len(prompt) - 2 + len(tokens)))

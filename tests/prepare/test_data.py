@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,29 @@ def test_preparing_twice_does_nothing_and_a_changed_file_is_noticed(place: Place
     assert (again.train, first.train) == (6, 5)
     assert again.digest != first.digest
     assert (place.folders.model / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_file_that_is_only_written_anew_is_the_same_file(place: Place) -> None:
+    """As a ConfigMap's are for every pod."""
+    first = place.prepare()
+    os.utime(place.folders.source / "train.jsonl", (1000, 1000))
+    assert place.prepare() == first
+    assert place.said[-1].startswith("data: already in")
+
+
+def test_other_contents_of_the_same_size_and_time_are_noticed(place: Place) -> None:
+    for start in (0, 5):
+        place.write("train.jsonl", words(5, start))
+        os.utime(place.folders.source / "train.jsonl", (1000, 1000))
+        place.prepare()
+        assert place.split("train")[0].question == f"word{start}"
+
+
+def test_what_a_generator_or_the_hub_gave_is_not_asked_for_again_by_another_release(place: Place) -> None:
+    """It may give something else by now; such a job has no files, and its mark says so as it always did."""
+    source = {"dataset": "chain_sum", "size": 5, "demonstration": "{answer}"}
+    place.prepare(data={"train": {"reasoningGym": source}}, model=ROOMY)
+    assert json.loads((place.folders.data / ".source.json").read_text())["files"] == []
 
 
 def test_two_folders_with_the_same_job_have_the_same_digest(place: Place, tmp_path: Path) -> None:
@@ -147,6 +171,20 @@ def test_columns_of_a_foreign_file_are_mapped_and_the_rest_ignored(place: Place)
     assert (record.question, record.reference, record.verifier) == ("1 + 1", "so #### 2", "numeric")
 
 
+def test_a_verifier_that_is_shown_the_last_message_alone_takes_no_chat_of_several_turns(place: Place) -> None:
+    chat = [{"role": "user", "content": "Tell me of France."}, {"role": "assistant", "content": "Sure."}]
+    chat += [{"role": "user", "content": "And its capital?"}]
+    place.write("train.jsonl", [{"messages": chat, "reference": "Paris"}])
+    reward = {"verifier": "judge", "options": {"endpoint": "http://judge/v1", "model": "m"}}
+    for asked in (reward, {"verifier": "weighted", "options": {"terms": [reward]}}):
+        with pytest.raises(
+            ConfigurationError, match=r"line 1: verifier \w+: it is shown the last message alone, and `messages` has 3 turns"
+        ):
+            place.prepare(reward=asked)
+    place.write("train.jsonl", [{"messages": [{"role": "system", "content": "Be brief."}, chat[-1]], "demonstration": "Paris"}])
+    place.prepare(reward=reward)
+
+
 def test_a_records_own_verifier_and_options_win(place: Place) -> None:
     rows = words(2)
     rows[1] |= {"verifier": "instruction", "options": {"max_words": 3}}
@@ -235,6 +273,9 @@ def test_a_generator_that_knows_no_answer_demonstrates_none() -> None:
         ({"dataset": "chain_sum", "parameters": {"terms": 2}}, r"unexpected keyword argument 'terms'; chain_sum takes min_terms"),
         ({"dataset": "chain_sum", "parameters": {"min_terms": 5, "max_terms": 2}}, "chain_sum refuses .*max_terms must be"),
         ({"dataset": "rearc"}, "rearc does not recognise its own answers"),
+        ({"dataset": "coin_flip", "size": 50}, "the scorer of coin_flip takes '0' for right in 17 of 18 prompts with different answers"),
+        ({"dataset": "complex_arithmetic", "size": 50}, "the scorer of complex_arithmetic takes 'nan' for right in 20 of 20"),
+        ({"dataset": "game_of_life_halting", "size": 50}, "the scorer of game_of_life_halting takes '0' for right in 2 of 2"),
     ],
 )
 def test_a_generator_that_cannot_be_used_is_refused(place: Place, source: dict[str, Any], message: str) -> None:

@@ -5,7 +5,7 @@ import logging
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,12 @@ from rljob.master.inputs import Inputs, read_inputs, read_tokenizer
 from rljob.master.lastwords import leave
 from rljob.master.loop import Loop
 from rljob.master.nodes import Nodes
+from rljob.master.outputs import Outputs
 from rljob.master.parts import Folders, Parts, State
-from rljob.master.report import report_page
 from rljob.master.scoring import Decode, HttpRewardService, RewardService, Scorer
 from rljob.master.service import Service
 from rljob.master.state import Buffer, Database, History, Versions
-from rljob.master.status import job_status, replace_file, write_metrics, write_status
+from rljob.master.status import job_status
 from rljob.master.timing import Clock, Stopwatch
 from rljob.master.watch import Watch
 from rljob.rollout.client import EngineClient
@@ -38,8 +38,6 @@ from rljob.wire.environment import Environment
 
 log = logging.getLogger(__name__)
 
-STATUS_SECONDS = 1.0
-"""Between two writings of status.json."""
 REVISIONS_PER_START = 1 << 20
 """Each start of the master numbers its wishes from a multiple of this, so that no node mistakes a new wish for an old one."""
 
@@ -102,9 +100,9 @@ async def run_job(parts: Parts) -> None:
     Raises:
         RLJobError: why it failed. Status and report are written in either case.
     """
-    loop = Loop(parts)
+    outputs = Outputs(parts)
     try:
-        await _until_done(parts, loop)
+        await _until_done(parts, outputs)
         parts.activity.begin("Succeeded")
         leave(job_status(parts))
     except RLJobError as error:
@@ -113,13 +111,13 @@ async def run_job(parts: Parts) -> None:
             parts.watch.failed("master", "loop", type(error).__name__, str(error))
         raise
     finally:
-        write_outputs(parts)
+        outputs.write()
 
 
-async def _until_done(parts: Parts, loop: Loop) -> None:
+async def _until_done(parts: Parts, outputs: Outputs) -> None:
     """Run everything; the end of the loop or the first error ends the rest."""
-    beside = [parts.pool.poll(), parts.scorer.run(), parts.watch.ended(), _write_for_ever(parts)]
-    tasks = [asyncio.create_task(work) for work in (loop.run(), *beside)]
+    beside = [parts.pool.poll(), parts.scorer.run(), parts.watch.ended(), outputs.keep()]
+    tasks = [asyncio.create_task(work) for work in (Loop(parts).run(), *beside)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -139,26 +137,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(inner, BaseExceptionGroup):
         inner = inner.exceptions[0]
     return inner
-
-
-async def _write_for_ever(parts: Parts) -> None:
-    """Keep the output files true: the status about every second and at every change, the others when a record was added."""
-    written = -1
-    while True:
-        write_status(parts, job_status(parts))
-        if parts.activity.records != written:
-            written = parts.activity.records
-            write_metrics(parts)
-            replace_file(parts.folders.output / "report.html", report_page(parts))
-        with suppress(TimeoutError):
-            await asyncio.wait_for(parts.activity.news.wait(), STATUS_SECONDS)
-
-
-def write_outputs(parts: Parts) -> None:
-    """All output files, as things stand."""
-    write_metrics(parts)
-    replace_file(parts.folders.output / "report.html", report_page(parts))
-    write_status(parts, job_status(parts))
 
 
 async def main(environment: Environment, clock: Clock) -> None:

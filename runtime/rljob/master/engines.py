@@ -218,7 +218,10 @@ class EnginePool:
             if not wish.place.done():
                 wish.place.set_result(None)
         self._queue.clear()
+        asked = [request for seat in self._seats.values() for request in seat.requests]
         await asyncio.gather(*(self._abort(seat) for seat in list(self._seats.values()) if seat.requests))
+        if asked:  # many long answers take seconds to be sent and read
+            await asyncio.wait(asked, timeout=SILENT_SECONDS)
 
     async def _abort(self, seat: Seat) -> None:
         try:

@@ -176,7 +176,10 @@ class Loop:
         p = self.parts
         found = checkpoint_versions(p.folders.checkpoints)
         gone = obsolete(found, p.state.versions.committed().version, first_policy(self.spec), self.spec.checkpoint)
-        await asyncio.to_thread(delete_checkpoints, p.folders.checkpoints, gone)
+        refused = await asyncio.to_thread(delete_checkpoints, p.folders.checkpoints, gone)
+        if refused is not None:
+            message = f"an old checkpoint cannot be deleted ({refused}); change its owner or delete it by hand, else it only takes up space"
+            p.watch.failed("master", "checkpoint", "CheckpointNotDeleted", message, vital=False)
 
     async def _pruned(self) -> None:
         """The deletion that was begun last is done; raises what it raised."""
@@ -230,7 +233,8 @@ class Loop:
             buffer.grant_round(iteration)
             return
         batch, summary = rl_batch(complete, weights.version + 1, iteration, self.spec)
-        tokens = sum(t.length_by(weights.version) for g in groups for t in g.trajectories)
+        # Of the answers that were begun ahead, what the policy before wrote is in no other line.
+        tokens = sum(t.length if g.iteration == iteration else t.length_by(weights.version) for g in groups for t in g.trajectories)
         carried = sum(t.finish is None for g in groups for t in g.trajectories)
         record = rollout_part(summary, tokens, carried, buffer.rounds(iteration), speed, p.pool.tally.take_discarded())
         steps = min(self.spec.algorithm.steps_per_iteration, len(complete))
@@ -247,7 +251,8 @@ class Loop:
         p, buffer = self.parts, self.parts.state.buffer
         if buffer.rounds(iteration):
             return
-        prompts, statistics = p.inputs.train, buffer.statistics()
+        prompts, uniform = p.inputs.train, self.spec.algorithm.sampling.strategy == "uniform"
+        statistics = {} if uniform else buffer.statistics()
         index = {prompt.id: i for i, prompt in enumerate(prompts)}
         carried = [group for group in buffer.open_groups() if group.id not in in_training]
         wanted = max(0, self.spec.algorithm.prompts_per_iteration - len(carried))

@@ -5,15 +5,32 @@ from rljob.master.page import content
 from rljob.master.page.layout import page, section
 from rljob.master.parts import Parts
 from rljob.master.state import History
-from rljob.master.status import job_status, metrics_lines
+from rljob.master.status import job_status
 from rljob.wire.node import TrainMetrics
 
 SAMPLES = 9
 
 
+class LivePage:
+    """The page that renews itself, made anew when what it shows has changed and not each time somebody looks."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._shown: tuple[object, ...] = ()
+        self._page = ""
+
+    def now(self) -> str:
+        """The page, as things stand."""
+        status = job_status(self._parts)
+        shown = (status.phase, status.policy_version, len(status.held_out), status.last_failure)
+        if shown != self._shown:
+            self._page, self._shown = report_page(self._parts, live=True), shown
+        return self._page
+
+
 def report_page(parts: Parts, live: bool = False) -> str:
     """The page, as things stand; `live`: it renews itself."""
-    status, records, history = job_status(parts), metrics_lines(parts), parts.state.history
+    status, records, history = job_status(parts), parts.state.history.iterations(), parts.state.history
     if parts.job.spec.reward_model is not None:
         return _reward_model_page(parts, live)
     sections = [
@@ -45,7 +62,7 @@ def report_page(parts: Parts, live: bool = False) -> str:
 
 def _reward_model_page(parts: Parts, live: bool) -> str:
     """The page of a job that trains a reward model: nothing is generated, and no engine takes turns."""
-    status, records, settings = job_status(parts), metrics_lines(parts), parts.job.spec.reward_model
+    status, records, settings = job_status(parts), parts.state.history.iterations(), parts.job.spec.reward_model
     assert settings is not None
     note = "Share of pairs that are never trained on in which the chosen answer has the higher score; iteration 0 is the untrained head."
     before = "Share of an iteration's pairs in the right order when their step came: before the model had learned from them."
@@ -66,7 +83,9 @@ def _pairs(history: History) -> tuple[Pair, ...]:
     evaluations = history.evaluations()
     if not evaluations:
         return ()
-    before, after = (list(history.answers(e.version).values()) for e in (evaluations[0], evaluations[-1]))
+    first, last = evaluations[0].version, evaluations[-1].version
+    shown = [pair.before.prompt for pair in pairs(history.outline(first), history.outline(last), SAMPLES)]
+    before, after = (list(history.answers(version, shown).values()) for version in (first, last))
     return pairs(before, after, SAMPLES)
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import httpx
 from pydantic import ValidationError
 
-from rljob.api import ConfigurationError, InfrastructureError
+from rljob.api import InfrastructureError
 from rljob.master.decisions.retry import delay
 from rljob.master.timing import Clock
 from rljob.master.trajectory import Finish, Verdict
@@ -28,7 +28,6 @@ class RewardService(Protocol):
 
     Raises:
         InfrastructureError: no answer; try again.
-        ConfigurationError: it never will (an unknown verifier, wrong options).
     """
 
     async def score(self, request: ScoreRequest) -> ScoreResponse: ...
@@ -48,9 +47,7 @@ class HttpRewardService:
             )
         except httpx.HTTPError as error:
             raise InfrastructureError(f"reward service at {self._url}: {type(error).__name__} {error}") from error
-        if answer.status_code in (400, 422):
-            raise ConfigurationError(f"the reward service cannot judge these answers: {answer.text[:500]}")
-        if answer.status_code != 200:
+        if answer.status_code != 200:  # 422 as well: a pod of another release, which answers until an upgrade has replaced it
             raise InfrastructureError(f"reward service at {self._url} answered {answer.status_code}: {answer.text[:200]}")
         try:
             return ScoreResponse.model_validate_json(answer.content)
@@ -122,12 +119,6 @@ class Scorer:
             for waiting in batch:
                 self._queue.put_nowait(waiting)
             await asyncio.sleep(self._unreachable(str(error)))
-            return
-        except ConfigurationError as error:
-            self._watch.failed("reward", "reward", "RewardRefused", str(error), configuration=True)
-            for waiting in batch:
-                self._queue.put_nowait(waiting)
-            await asyncio.sleep(delay(10))
             return
         self._away, self._away_since = 0, None
         results = {result.id: result for result in response.results}

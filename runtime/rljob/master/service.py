@@ -11,7 +11,7 @@ from rljob.master.decisions.manifest import gap
 from rljob.master.nodes import IdentityTaken
 from rljob.master.parts import Parts
 from rljob.master.prometheus import exposition
-from rljob.master.report import report_page
+from rljob.master.report import LivePage
 from rljob.master.status import job_status
 from rljob.wire.base import Message
 from rljob.wire.node import NodeReport
@@ -27,6 +27,7 @@ class Service:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._page = LivePage(parts)
 
     def application(self) -> Starlette:
         """The ASGI application."""
@@ -125,7 +126,7 @@ class Service:
 
     async def page(self, request: Request) -> Response:
         """The report, which looks again every few seconds."""
-        return HTMLResponse(report_page(self._parts, live=True))
+        return HTMLResponse(self._page.now())
 
 
 def _message(message: Message) -> Response:

@@ -1,13 +1,8 @@
-"""The job's status, and the files in the `output` volume that are made from it and from the history."""
+"""The job's status."""
 
-import json
-import os
 import time
-from pathlib import Path
-from typing import Any
 
 from rljob.api.status import JobStatus, NodeStatus, ProgressStatus
-from rljob.master.decisions.record import lines
 from rljob.master.decisions.stage import first_policy
 from rljob.master.parts import Parts
 from rljob.wire.node import NodeReport
@@ -66,27 +61,3 @@ def _node(report: NodeReport, parts: Parts, now: float) -> NodeStatus:
         version=report.engine.version if report.engine is not None and serving else None,
         failure=report.failure.message if report.failure else "",
     )
-
-
-def metrics_lines(parts: Parts) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    history = parts.state.history
-    return lines(history.iterations(), {e.status.iteration: (e.status, e.record) for e in history.evaluations()})
-
-
-def write_status(parts: Parts, status: JobStatus) -> None:
-    """Replace `status.json`."""
-    replace_file(parts.folders.output / "status.json", status.model_dump_json(by_alias=True, indent=1) + "\n")
-
-
-def write_metrics(parts: Parts) -> None:
-    """Replace `metrics.jsonl`. It is written anew each time, so that no crash can double or lose a line."""
-    replace_file(parts.folders.output / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics_lines(parts)))
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that readers see the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)

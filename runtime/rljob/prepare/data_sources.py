@@ -18,6 +18,11 @@ from rljob.prepare.records import Located, check_columns, parse
 SEED_STRIDE = 1_000_003
 """reasoning-gym draws item i from seed + i, so neighbouring seeds give the same list shifted by one. More than the largest size."""
 
+_LOOKED_AT = 20
+"""Prompts of a generator that are looked at before it is used."""
+_CONSTANTS = ("0", "1", "nan", "x")
+"""Answers that can be right now and then, but not most of the time."""
+
 
 def load(source: DataSource, field: str, base: Path, cache: Path, *, distinct: bool = False) -> list[Located]:
     """All records of a source, each checked.
@@ -125,11 +130,10 @@ def generated(source: ReasoningGymSource, field: str, distinct: bool = False) ->
         raise ConfigurationError(f"{field}.reasoningGym.parameters: {error}; {source.dataset} takes {known}") from None
     except (AssertionError, ValueError) as error:
         raise ConfigurationError(f"{field}.reasoningGym.parameters: {source.dataset} refuses {source.parameters}: {error}") from None
+    _refuse_unscorable(dataset, [stored(dataset[index]) for index in range(min(source.size, _LOOKED_AT))], field, source.dataset)
     asked: set[str] = set()
     for index in range(source.size):
         entry = stored(dataset[index])
-        if not asked:
-            _refuse_unscorable(dataset, entry, field, source.dataset)
         if distinct and entry["question"] in asked:
             continue
         asked.add(entry["question"])
@@ -161,14 +165,29 @@ def _generated_row(source: ReasoningGymSource, index: int, entry: dict[str, Any]
     return row
 
 
-def _refuse_unscorable(dataset: Any, entry: dict[str, Any], field: str, name: str) -> None:
-    if entry["answer"] is None:
-        return  # The generator knows no answer, only how to check one.
-    if dataset.score_answer(entry["answer"], entry) < 1.0:
+def _refuse_unscorable(dataset: Any, entries: list[dict[str, Any]], field: str, name: str) -> None:
+    first = entries[0]
+    # Without an answer the generator only knows how to check one.
+    if first["answer"] is not None and dataset.score_answer(first["answer"], first) < 1.0:
         raise ConfigurationError(
             f"{field}.reasoningGym.dataset: {name} does not recognise its own answers once they were stored as JSON; "
             "choose another generator"
         )
+    different = list({entry["question"] if entry["answer"] is None else entry["answer"]: entry for entry in entries}.values())
+    for constant in _CONSTANTS:
+        right = sum(_is_right(dataset, constant, entry) for entry in different)
+        if right > 1 and right > len(different) / 2:
+            raise ConfigurationError(
+                f"{field}.reasoningGym.dataset: the scorer of {name} takes {constant!r} for right in {right} of {len(different)} prompts "
+                "with different answers, so that a policy would learn to write nothing else; choose another generator"
+            )
+
+
+def _is_right(dataset: Any, answer: str, entry: dict[str, Any]) -> bool:
+    try:
+        return bool(dataset.score_answer(answer, entry) >= 1.0)
+    except Exception:  # noqa: BLE001 - scorers of a hundred generators; what they raise for an odd answer counts as wrong
+        return False
 
 
 def _refuse_duplicate_ids(records: list[Located]) -> None:

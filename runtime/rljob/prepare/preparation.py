@@ -265,17 +265,19 @@ def _longest(spec: RLJobSpec, model: ModelFacts, splits: dict[str, list[PromptRe
 
 
 def _data_key(spec: RLJobSpec, folders: Folders) -> str:
-    """What the prepared data depends on: the parts of the job, and the state of the files that they name."""
+    """What the prepared data depends on: the parts of the job, and the contents of the files that they name.
+
+    Not their times: a ConfigMap's files are written anew for every pod, and what the other sources hold may have changed since.
+    """
     sources = [spec.data.train, spec.evaluation and spec.evaluation.data, spec.warm_start and spec.warm_start.data]
     files = [folders.source / s.path for s in sources if s and s.path]
-    states = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
     return _key(
         model=(folders.model / _MARKER).read_text(),
         max_length=spec.model.max_length,
         max_tokens=spec.rollout.max_tokens,
         system=spec.data.system,
         sources=[s.model_dump(mode="json") if s else None for s in sources],
-        files=states,
+        files=[_digest([f]) for f in files if f.is_file()],
         warm_start=spec.warm_start is not None,
         pairs=not spec.generates,
         verifier=spec.reward.verifier,

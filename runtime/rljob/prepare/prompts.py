@@ -12,7 +12,7 @@ from rljob.api import ConfigurationError, RLJobSpec
 from rljob.api.sources import DataSource
 from rljob.api.verifiers import named, uses
 from rljob.prepare.records import Located
-from rljob.reward.registry import VERIFIERS, check
+from rljob.reward.registry import VERIFIERS, check, check_turns
 from rljob.wire.data import PromptRecord
 from rljob.wire.reward_model import Chat, prompt_text
 
@@ -162,6 +162,7 @@ def verifier_of(located: Located, source: DataSource, spec: RLJobSpec) -> tuple[
         check(verifier, options, record.reference, frozenset(named(spec.reward.verifier, spec.reward.options)))
         if "code" in uses(verifier, options) and not spec.needs_sandbox:
             raise ValueError("programs run in the sandbox, which the job does not have; set spec.sandbox.enabled: true")
+        check_turns(verifier, options, (message.role for message in record.chat))
     except ValueError as error:
         raise ConfigurationError(f"{located.where}: verifier {verifier}: {error}") from None
     return verifier, options

@@ -1,6 +1,10 @@
 """What all messages have in common."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from rljob.api.errors import one_line
 
 
 class Message(BaseModel):
@@ -16,7 +20,7 @@ class Failure(Message):
     """Step of the cycle, such as `start` or `train`."""
     reason: str
     """One CamelCase word for machines, such as `EngineExited`."""
-    message: str
+    message: Annotated[str, AfterValidator(one_line)]
     """One line for people: what, with the values, and what to do."""
     configuration: bool = False
     """True if trying again cannot help: the user has to change something."""

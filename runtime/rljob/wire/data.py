@@ -1,10 +1,20 @@
 """Prepared prompts: what `rljob.prepare` writes and the master reads (`train.jsonl`, `heldout.jsonl`, `warmstart.jsonl`)."""
 
-from typing import Any
+from array import array
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from rljob.wire.base import Message
+
+Tokens = Annotated[
+    Sequence[int],
+    BeforeValidator(lambda ids: ids.tolist() if isinstance(ids, array) else ids),
+    AfterValidator(lambda ids: array("i", ids)),
+    PlainSerializer(list),
+]
+"""Token ids, packed: whoever holds all prompts would need ten times the memory for them as numbers of Python."""
 
 
 class PromptRecord(Message):
@@ -13,18 +23,18 @@ class PromptRecord(Message):
     id: str
     question: str
     """What the verifier is shown: the last user message."""
-    tokens: tuple[int, ...]
+    tokens: Tokens
     """The whole prompt through the chat template, generation prompt included."""
     verifier: str
     options: dict[str, Any] = Field(default_factory=dict)
     reference: Any = None
     family: str = ""
     difficulty: float = 0.0
-    demonstration: tuple[int, ...] | None = None
+    demonstration: Tokens | None = None
     """Tokens of an answer to imitate, end-of-turn token included."""
-    chosen: tuple[int, ...] | None = None
+    chosen: Tokens | None = None
     """Tokens of the better answer of a pair, up to where its score stands."""
-    rejected: tuple[int, ...] | None = None
+    rejected: Tokens | None = None
     """The same of the worse one."""
 
 

@@ -11,6 +11,9 @@ from rljob.master.trajectory import Finish, Segment, Trajectory, Weights
 SLICE = 512
 """Tokens of one request to an engine. Long answers are asked for in slices, so that a looping one is seen early and a lost engine costs
 little; the engine's prefix cache makes going on cheap."""
+PART = 8
+"""A slice is a PART-th of what there is where that is more: every request carries the whole answer, so that slices of one size would cost
+the square of its length."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class Limits:
     repetition: Repetition
 
 
+def slice_after(length: int) -> int:
+    """Tokens of the next request for an answer that has `length`."""
+    return max(SLICE, length // PART)
+
+
 def next_request(trajectory: Trajectory, version: int, limits: Limits) -> int:
     """Tokens to ask an engine for; 0 if the answer is finished or parked until the next iteration."""
     if trajectory.finish is not None:
@@ -31,7 +39,7 @@ def next_request(trajectory: Trajectory, version: int, limits: Limits) -> int:
     room = limits.answer - trajectory.length
     if limits.growth is not None:
         room = min(room, limits.growth - trajectory.length_by(version))
-    return max(0, min(room, SLICE))
+    return max(0, min(room, slice_after(trajectory.length)))
 
 
 def grown(trajectory: Trajectory, piece: Segment, stopped: bool, limits: Limits) -> Trajectory:
@@ -40,11 +48,18 @@ def grown(trajectory: Trajectory, piece: Segment, stopped: bool, limits: Limits)
     What follows the point where a loop is recognised is dropped.
     """
     longer = trajectory.extended(piece)
-    end = loop_end(longer.tokens, limits.repetition.window, limits.repetition.times) if limits.repetition.enabled else None
+    end = _loop_end(longer, trajectory.length, limits.repetition) if limits.repetition.enabled else None
     finish: Finish | None = "repeat" if end is not None else "stop" if stopped else "length" if longer.length >= limits.answer else None
     if end is not None and end < longer.length:
         longer = trajectory.extended(_shortened(piece, max(0, end - trajectory.length)))
     return replace(longer, finish=finish)
+
+
+def _loop_end(answer: Trajectory, known: int, repetition: Repetition) -> int | None:
+    """Length at which the answer counts as looping, none of its first `known` tokens being such a place."""
+    start = max(0, known - repetition.window * repetition.times)
+    end = loop_end(answer.tokens[start:], repetition.window, repetition.times)
+    return start + end if end is not None else None
 
 
 def parked(trajectory: Trajectory, version: int, limits: Limits) -> bool:

@@ -1,5 +1,6 @@
 """What the report says: sections of HTML from records. Everything that a model or a user wrote is escaped."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from rljob.api.status import HeldOutStatus, JobStatus
 from rljob.master.decisions.record import added_seconds
 from rljob.master.decisions.samples import Pair
-from rljob.master.page.charts import Series, line_chart, stacked_bars
+from rljob.master.page.charts import BARS, Column, Series, line_chart, stacked_bars
 
 PHASES = ("rollout", "reward-wait", "evaluation", "train", "start-engine", "load-engine", "checkpoint", "export", "gate", "other")
 """Phases with a colour of their own, in stacking order; every other step counts as `hand-over`."""
@@ -37,7 +38,7 @@ def held_out_chart(held_out: Sequence[HeldOutStatus]) -> str:
     lines = [Series("all", [(h.iteration, h.accuracy) for h in held_out], 0, marks=True)]
     for index, family in enumerate(families):
         points = [(h.iteration, h.families[family]) for h in held_out if family in h.families]
-        lines.append(Series(family or "(no family)", points, 1 + index % 9, faint=True, marks=True))
+        lines.append(Series(family or "(no family)", points, 1 + index, faint=True, marks=True))
     return line_chart(lines, low=0.0, high=1.0)
 
 
@@ -63,12 +64,18 @@ def ending_chart(records: Sequence[Record]) -> str:
 
 
 def time_chart(records: Sequence[Record]) -> str:
-    """Seconds per phase of every iteration."""
-    phases = [by_phase(record["seconds"]) for record in records]
+    """Seconds per phase of every iteration; of a long job, means of several."""
+    step = max(1, math.ceil(len(records) / BARS))
+    stretches = [records[at : at + step] for at in range(0, len(records), step)]
+    phases = [by_phase(added_seconds(*(record["seconds"] for record in stretch))) for stretch in stretches]
     shown = [name for name in (*PHASES[:-1], HAND_OVER, "other") if any(p.get(name, 0.0) > 0 for p in phases)]
     order = (*PHASES[:-1], HAND_OVER, "other")
-    columns = [(record["iteration"], [p.get(name, 0.0) for name in shown]) for record, p in zip(records, phases, strict=True)]
-    return stacked_bars(columns, shown, [min(10, order.index(name)) for name in shown])
+    columns = [
+        Column(stretch[0]["iteration"], stretch[-1]["iteration"], [p.get(name, 0.0) / len(stretch) for name in shown])
+        for stretch, p in zip(stretches, phases, strict=True)
+    ]
+    note = f'<p class="note">Each bar is the mean of {step} iterations.</p>' if step > 1 else ""
+    return stacked_bars(columns, shown, [min(10, order.index(name)) for name in shown]) + note
 
 
 def by_phase(seconds: Mapping[str, float]) -> dict[str, float]:

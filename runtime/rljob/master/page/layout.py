@@ -27,10 +27,11 @@ tr:last-child td,tr:last-child th{border-bottom:0}th{font-weight:600;white-space
 """
 
 REFRESH = """
-setInterval(async()=>{try{const t=await(await fetch(location.href)).text();
-document.querySelector('main').replaceWith(new DOMParser().parseFromString(t,'text/html').querySelector('main'))}catch(e){}},3000)
+setInterval(async()=>{try{const r=await fetch(location.href);if(!r.ok)return;
+const m=new DOMParser().parseFromString(await r.text(),'text/html').querySelector('main');
+if(m)document.querySelector('main').replaceWith(m)}catch(e){}},3000)
 """
-"""The live page asks for itself and swaps its content; when the master is gone it keeps what it shows."""
+"""The live page asks for itself and swaps its content; when the master is gone, whoever answers instead, it keeps what it shows."""
 
 
 def section(title: str, body: str, note: str = "", wide: bool = False) -> str:

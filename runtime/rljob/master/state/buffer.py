@@ -1,5 +1,6 @@
 """The replay buffer: drawn prompts, their answers piece by piece, and what the sampler knows."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,14 +34,18 @@ class Buffer:
     def __init__(self, database: Database, prompts: Mapping[str, PromptRecord]) -> None:
         self._db = database
         self._prompts = prompts
+        self._draws: Counter[str] | None = None
+        """How often each prompt was drawn; counted once, when it is asked for."""
 
     def drawn(self) -> int:
         """Prompts drawn so far: the sampler's position."""
-        return int(self._db.connection.execute("SELECT count(*) FROM groups").fetchone()[0])
+        return int(self._db.connection.execute("SELECT coalesce(max(ordinal) + 1, 0) FROM groups").fetchone()[0])
 
     def statistics(self) -> dict[str, Statistics]:
         """Per prompt id, for prompts drawn before."""
-        found = {p: Statistics(draws=n) for p, n in self._db.connection.execute("SELECT prompt, count(*) FROM groups GROUP BY prompt")}
+        if self._draws is None:
+            self._draws = Counter(dict(self._db.connection.execute("SELECT prompt, count(*) FROM groups GROUP BY prompt")))
+        found = {prompt: Statistics(draws) for prompt, draws in self._draws.items()}
         for prompt, samples, successes in self._db.connection.execute("SELECT prompt, samples, successes FROM statistics"):
             found[prompt] = Statistics(found[prompt].draws, samples, successes)
         return found
@@ -58,6 +63,8 @@ class Buffer:
             c.executemany("INSERT INTO groups VALUES (?, ?, ?, NULL)", [(first + i, p, iteration) for i, p in enumerate(prompts)])
             rows = [(first + i, sample) for i in range(len(prompts)) for sample in range(samples)]
             c.executemany("INSERT INTO trajectories (group_id, sample) VALUES (?, ?)", rows)
+        if self._draws is not None:
+            self._draws.update(prompts)
 
     def grant_round(self, iteration: int) -> None:
         """Grant the token budget once more: nothing was complete."""

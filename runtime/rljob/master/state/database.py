@@ -48,6 +48,13 @@ CREATE TABLE evaluations (version INTEGER PRIMARY KEY, iteration INTEGER NOT NUL
 CREATE TABLE iterations (iteration INTEGER PRIMARY KEY, version INTEGER NOT NULL, record TEXT NOT NULL);
 """
 
+ADDED = """
+-- The rest of a batch that is too long for one value, from a byte on.
+CREATE TABLE IF NOT EXISTS batch_parts (version INTEGER NOT NULL, start INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (version, start));
+CREATE INDEX IF NOT EXISTS consumed_groups ON groups (consumed);
+"""
+"""What came later: a file of before gets it when it is opened, and a release of before can do without."""
+
 
 class Database:
     """The master's SQLite file, held by a lock for as long as this object lives.
@@ -73,6 +80,7 @@ class Database:
                 f"{self.path} has schema {found}, this release reads schema {SCHEMA_VERSION}: "
                 "finish the job with the release that started it, or start afresh in an empty folder"
             )
+        self.connection.executescript(ADDED)
 
     @contextmanager
     def transaction(self, name: str) -> Iterator[sqlite3.Connection]:
@@ -80,10 +88,11 @@ class Database:
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield self.connection
+            self.connection.execute("COMMIT")
         except BaseException:
-            self.connection.execute("ROLLBACK")
+            if self.connection.in_transaction:  # a full disk has ended it already
+                self.connection.execute("ROLLBACK")
             raise
-        self.connection.execute("COMMIT")
 
     def get(self, key: str) -> Any:
         """A JSON value of the meta table, None if there is none."""

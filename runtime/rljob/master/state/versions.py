@@ -1,6 +1,7 @@
 """Versions of the weights: manifests, the batch in progress, and the one transaction that commits a version."""
 
 import json
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,9 +68,12 @@ class Versions:
 
     def store_batch(self, batch: StoredBatch, body: bytes) -> None:
         """Make a training task durable before any node hears of it."""
-        row = (batch.task.version, batch.task.model_dump_json(), json.dumps(batch.groups), json.dumps(batch.record), body)
+        version, part = batch.task.version, self._db.connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) // 2
+        row = (version, batch.task.model_dump_json(), json.dumps(batch.groups), json.dumps(batch.record), body[:part])
+        rest = ((version, start, body[start : start + part]) for start in range(part, len(body), part))
         with self._db.transaction("batch") as c:
             c.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?)", row)
+            c.executemany("INSERT INTO batch_parts VALUES (?, ?, ?)", rest)
 
     def pending(self) -> StoredBatch | None:
         """The training task in progress."""
@@ -79,7 +83,8 @@ class Versions:
     def batch(self, version: int) -> bytes | None:
         """The encoded batch of the task in progress."""
         row = self._db.connection.execute("SELECT body FROM batches WHERE version = ?", (version,)).fetchone()
-        return bytes(row[0]) if row else None
+        rest = self._db.connection.execute("SELECT body FROM batch_parts WHERE version = ? ORDER BY start", (version,))
+        return b"".join([row[0], *(body for (body,) in rest)]) if row else None
 
     def warm_start_metrics(self) -> TrainMetrics | None:
         """What the warm start's training reported."""
@@ -96,7 +101,13 @@ class Versions:
             c.executemany("UPDATE groups SET consumed = ? WHERE ordinal = ?", [(version, *ordinal) for ordinal in groups])
             self._learn(groups)
             c.executemany("DELETE FROM pieces WHERE group_id = ?", groups)
+            # What the last two versions were trained on can still be read; a long job's answers would fill the volume.
+            c.execute(
+                "UPDATE trajectories SET answer = NULL, reason = NULL WHERE group_id IN (SELECT ordinal FROM groups WHERE consumed = ?)",
+                (version - 2,),
+            )
             c.execute("DELETE FROM batches")
+            c.execute("DELETE FROM batch_parts")
             # Peers may still read the version that was just replaced; of older ones only the checksum stays.
             c.execute("UPDATE manifests SET body = NULL WHERE version < ?", (version - 1,))
 
