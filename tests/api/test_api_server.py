@@ -16,7 +16,8 @@ from tests.controller.process import install_crd
 from rljob.api import RLJob
 from rljob.api.changes import WHILE_SUSPENDED, may_change
 from rljob.api.crd import spec_schema
-from rljob.api.load import InvalidJob, parse
+from rljob.api.load import parse
+from rljob.api.yaml_file import InvalidFile
 
 WORDS = {str(name) for path in FIELDS for name in path}
 
@@ -33,11 +34,11 @@ def judge(server: Cluster) -> Iterator[Judge]:
         yield Judge(server.kubeconfig, namespace)
 
 
-def local(text: str) -> tuple[RLJob | None, InvalidJob | None]:
+def local(text: str) -> tuple[RLJob | None, InvalidFile | None]:
     """What `rljob validate` makes of a file."""
     try:
         return parse(text), None
-    except InvalidJob as error:
+    except InvalidFile as error:
         return None, error
 
 

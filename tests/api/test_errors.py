@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from rljob.api.errors import explained
+from rljob.api.errors import exit_status, explained
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,11 @@ def test_a_refusal_names_the_file_and_the_remedy_where_there_is_one(number: int,
 
 def test_a_refusal_without_a_file_is_still_a_sentence() -> None:
     assert explained(OSError(errno.ENOSPC, "full")).startswith("no space left at the file system: free some")
+
+
+def test_a_command_that_the_file_system_refuses_something_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise OSError(errno.ENOSPC, "full", "/x")
+
+    assert exit_status(work) == 1
+    assert capsys.readouterr().err == "error: no space left at /x: free some, then run the same again; what was committed is kept\n"

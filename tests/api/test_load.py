@@ -5,9 +5,10 @@ from typing import get_args
 
 import pytest
 
-from rljob.api import ConfigurationError
-from rljob.api.load import InvalidJob, load, parse
+from rljob.api import ConfigurationError, yaml_file
+from rljob.api.load import load, parse
 from rljob.api.verifiers import OPTIONS, VerifierName
+from rljob.api.yaml_file import InvalidFile
 
 GOOD = """\
 apiVersion: rljob.dev/v1alpha1
@@ -23,7 +24,7 @@ spec:
 
 
 def problems(extra: str, text: str = GOOD) -> list[str]:
-    with pytest.raises(InvalidJob) as caught:
+    with pytest.raises(InvalidFile) as caught:
         parse(text + extra)
     return [str(p) for p in caught.value.problems]
 
@@ -37,7 +38,17 @@ def problems(extra: str, text: str = GOOD) -> list[str]:
         ("  iterations: 0\n", "line 10: spec.iterations: is 0; it must be at least 1"),
         ('  iterations: "3"\n', "line 10: spec.iterations: is '3'; it must be a whole number; remove the quotes"),
         ("  iterations: 2.5\n", "line 10: spec.iterations: is 2.5; it must be a whole number"),
+        ("  iterations: 99999999999\n", "line 10: spec.iterations: is 99999999999; it must be at most 2147483647"),
+        ("  activeDeadlineSeconds: 1h\n", "line 10: spec.activeDeadlineSeconds: is '1h'; it must be a whole number of seconds"),
+        ("  switch: {deadlineSeconds: 5m}\n", "line 10: spec.switch.deadlineSeconds: is '5m'; it must be a number of seconds"),
+        (
+            "  switch: {memoryGate: {leakTolerance: 2GB}}\n",
+            "line 10: spec.switch.memoryGate.leakTolerance: is '2GB'; it must be a size such as 512Mi or 2Gi (How much the rest that a "
+            "sleeping owner keeps may grow over the first hand-over's; more is a leak and restarts that owner)",
+        ),
         ("  trainer: 4\n", "line 10: spec.trainer: is 4, but has fields of its own; write them below it, indented"),
+        ("  trainer: [4]\n", "line 10: spec.trainer: is [4], but has fields of its own; write them without a dash or bracket"),
+        ("  accelerator: {type: gpu}\n", "line 10: spec.accelerator.type: is 'gpu'; it is one of cpu, nvidia"),
         (
             "  trainer:\n    precision: bf61\n",
             "line 11: spec.trainer.precision: is 'bf61'; it is one of auto, fp32, bf16; did you mean bf16?",
@@ -52,6 +63,32 @@ def problems(extra: str, text: str = GOOD) -> list[str]:
 )
 def test_a_wrong_field_is_named_with_its_line_its_value_and_the_remedy(extra: str, problem: str) -> None:
     assert problems(extra) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ("  trainer: {learningRate: 1e-5}\n", "trainer.learningRate: is not a field here; there is spec.trainer.optimizer.learningRate"),
+        (
+            "  learningRate: 1e-5\n",
+            "learningRate: is not a field here; there is spec.warmStart.learningRate and spec.rewardModel.learningRate and "
+            "spec.trainer.optimizer.learningRate",
+        ),
+        (
+            "  evaluation: {data: {path: h.jsonl}, path: h.jsonl}\n",
+            "evaluation.path: is not a field here; there is spec.evaluation.data.path",
+        ),
+        ("  templates: {workers: {}}\n", "templates.workers: is not a field; did you mean worker?"),
+        ("  queue: q\n", "queue: is not a field; did you mean queueName or spec.sandbox.queue?"),
+        ("  algorithm: {steps: 4}\n", "algorithm.steps: is not a field; did you mean stepsPerIteration?"),
+        (
+            "  checkpoint: {maxTokens: 4}\n",
+            "checkpoint.maxTokens: is not a field here; there is spec.rollout.maxTokens; spec.checkpoint has keep, keepEvery, volume",
+        ),
+    ],
+)
+def test_a_field_of_that_name_is_named_where_it_may_be_what_was_meant(extra: str, problem: str) -> None:
+    assert problems(extra) == [f"line 10: spec.{problem}"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +153,7 @@ def test_ranks_for_stages_on_several_nodes_are_said_for_each_node(nodes: int, st
 def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
     found = problems("  iterations: 0\n  trainer:\n    nodes: none\n  seeds: 1\n")
     assert [p.partition(":")[0] for p in found] == ["line 10", "line 12", "line 13"]
-    with pytest.raises(InvalidJob, match=r"rljob\.yaml: 2 problems\n  line 10: .*\n  line 11: "):
+    with pytest.raises(InvalidFile, match=r"rljob\.yaml: 2 problems\n  line 10: .*\n  line 11: "):
         parse(GOOD + "  iterations: 0\n  seeds: 1\n")
 
 
@@ -132,6 +169,8 @@ def test_what_is_missing_is_described() -> None:
         ("- a\n", "holds no RLJob"),
         ("a: [1\n", "is not YAML"),
         ("a: b: c\n", "line 1: is not YAML: mapping values are not allowed here"),
+        ("a: 1\nb 2\nc: 3\n", "line 2: is not YAML: could not find expected ':'"),
+        ("a: 1\nb:2\nc: 3\n", "line 2: is not YAML: could not find expected ':'"),
         ("a: &t {b: *t}\n", "stand for more than 100000 values, or for themselves"),
         ("a: " + "[" * 3000 + "]" * 3000, "is nested too deeply"),
         (
@@ -139,11 +178,17 @@ def test_what_is_missing_is_described() -> None:
             "stand for more than 100000 values",
         ),
     ],
-    ids=["nothing", "a list", "a bracket", "two colons", "an alias of itself", "too deep", "a billion laughs"],
+    ids=["nothing", "a list", "a bracket", "two colons", "no colon", "no space", "an alias of itself", "too deep", "a billion laughs"],
 )
 def test_what_is_no_job_at_all_is_said_in_one_line(text: str, message: str) -> None:
     (problem,) = problems("", text)
     assert message in problem
+
+
+def test_values_that_are_written_out_may_be_as_many_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_file, "MOST_NODES", 3)
+    assert parse(GOOD)
+    assert "its aliases stand for more than 3 values" in problems("  templates: {master: &a {x: [1, 2, 3]}, worker: *a}\n")[0]
 
 
 @pytest.mark.parametrize("text", [f"---\n{GOOD}---\n", f"# A job.\n---\n{GOOD}...\n---\n# The end.\n"])
@@ -156,11 +201,11 @@ def test_lines_are_those_of_the_file_also_behind_an_empty_document() -> None:
 
 
 def test_an_object_beside_the_job_is_put_into_a_file_of_its_own() -> None:
-    assert problems("---\nkind: ConfigMap\n") == ["line 11: begins a second document; put the RLJob into a file of its own"]
+    assert problems("---\nkind: ConfigMap\n") == ["line 11: begins a second document; put it into a file of its own"]
 
 
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(InvalidJob, match="there is no such file; give the path of an RLJob in YAML"):
+    with pytest.raises(InvalidFile, match="there is no such file; give the path of an RLJob in YAML"):
         load(tmp_path / "nowhere.yaml")
 
 

@@ -110,8 +110,16 @@ def test_what_cannot_be_compared_is_said_before_anything_is_asked(
             "verifiers.a.options.plac: is no option of math; did you mean",
         ),
         ("data: a\nverifiers: {a: {verifier: exact}}\nconcurency: 3\n", "concurency"),
-        ("{", "is no YAML"),
+        ("{", "is not YAML"),
         ("3", "compare.yaml"),
+        (
+            "data: a\nverifiers:\n  a: {verifier: exact}\n  a: {verifier: math}\n",
+            "line 4: verifiers.a: stands twice, first in line 3; remove one of the two",
+        ),
+        (
+            "data: a\nverifiers: {a: {verifier: exact}}\ntimeout_seconds: 3\n",
+            "line 3: timeout_seconds: is not a field; did you mean timeoutSeconds?",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(text: str, message: str, tmp_path: Path) -> None:
@@ -125,10 +133,13 @@ def test_a_wrong_field_is_named(text: str, message: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"apiVersion": "rljob.dev/v1alpha1"}, "apiVersion: is not a field; this file has data, verifiers, concurrency, timeoutSeconds"),
-        ({"timeoutSecond": 1}, "timeoutSecond: is not a field; did you mean timeoutSeconds?"),
-        ({"verifiers": {"rule": {"verifier": "exact", "prize": {}}}}, "verifiers.rule.prize: is not a field; did you mean price?"),
-        ({"prompt": 1}, "prompt: is not a field here; there is verifiers.price.prompt"),
+        (
+            {"apiVersion": "rljob.dev/v1alpha1"},
+            "line 1: apiVersion: is not a field; this file has data, verifiers, concurrency, timeoutSeconds",
+        ),
+        ({"timeoutSecond": 1}, "line 2: timeoutSecond: is not a field; did you mean timeoutSeconds?"),
+        ({"verifiers": {"rule": {"verifier": "exact", "prize": {}}}}, "line 4: verifiers.rule.prize: is not a field; did you mean price?"),
+        ({"prompt": 1}, "line 2: prompt: is not a field here; there is verifiers.price.prompt"),
     ],
 )
 def test_a_field_that_is_none_is_told_from_those_of_this_file(more: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -136,6 +147,20 @@ def test_a_field_that_is_none_is_told_from_those_of_this_file(more: dict[str, An
     with pytest.raises(ConfigurationError) as caught:
         load_comparison(tmp_path / "compare.yaml")
     assert str(caught.value) == f"{tmp_path}/compare.yaml: {message}"
+
+
+def test_numbers_are_read_as_those_of_a_job(tmp_path: Path) -> None:
+    (tmp_path / "compare.yaml").write_text("data: a\nverifiers: {a: {verifier: numeric, options: {relative_tolerance: 1e-3}}}\n")
+    assert load_comparison(tmp_path / "compare.yaml").verifiers["a"].options == {"relative_tolerance": 1e-3}
+
+
+def test_that_the_page_cannot_be_written_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "out.json").write_text("")
+    (tmp_path / "compare.yaml").write_text("data: out.json\nverifiers: {a: {verifier: exact}}\n")
+    for out, message in (("out.html", "out.json is read, and would be replaced"), ("out.json/x.html", "File exists")):
+        result = CliRunner().invoke(app, ["reward", "compare", str(tmp_path / "compare.yaml"), str(tmp_path / out)])
+        assert isinstance(result.exception, ConfigurationError)
+        assert message in str(result.exception)
 
 
 def test_labelled_answers_may_hold_any_character_that_json_may(tmp_path: Path) -> None:

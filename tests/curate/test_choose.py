@@ -7,6 +7,7 @@ import pytest
 
 from rljob.api.curation import Curation
 from rljob.curate.choose import Measured, fates, histogram, report
+from rljob.curate.run import shown
 
 
 def spec(**more: Any) -> Curation:
@@ -45,6 +46,19 @@ def test_no_family_outgrows_the_others_and_what_is_left_of_it_spans_its_difficul
     assert Counter(found)["balanced out"] == 90
 
 
+def test_the_smaller_of_two_families_says_how_much_of_the_other_is_kept() -> None:
+    prompts = [prompt(family="large")] * 100 + [prompt(family="small")] * 5
+    assert Counter(fates(prompts, spec(balance=2.0))) == {"kept": 15, "balanced out": 90}
+
+
+def test_prompts_that_nobody_could_judge_are_not_in_the_pass_rate_of_their_family() -> None:
+    unjudged = prompt(right=0, judged=0, family="a")
+    prompts = [prompt(family="a"), unjudged, prompt(right=0, judged=0, family="b")]
+    made = report(prompts, fates(prompts, spec()))
+    assert made["families"] == {"a": {"prompts": 2, "kept": 1, "pass_rate": 0.5}, "b": {"prompts": 1, "kept": 0, "pass_rate": None}}
+    assert shown(prompts, made)[-2:] == ["  a: 1 of 2, 50%", "  b: 0 of 1, -"]
+
+
 def test_one_family_alone_is_not_cut() -> None:
     assert set(fates([prompt()] * 50, spec(balance=1.0))) == {"kept"}
 
@@ -61,5 +75,5 @@ def test_the_report_counts() -> None:
 
 
 def test_a_range_that_keeps_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"minPass \(0.5\) is more than maxPass \(0.2\)"):
+    with pytest.raises(ValueError, match=r"--min-pass \(0.5\) is more than --max-pass \(0.2\)"):
         spec(min_pass=0.5, max_pass=0.2)

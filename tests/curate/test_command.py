@@ -22,7 +22,7 @@ GOOD = ["data", "curate", "in.jsonl", "out.jsonl", "--endpoint", "http://localho
     ("more", "message"),
     [
         (["--min-pass", "2"], "--min-pass: is 2.0; it must be at most 1"),
-        (["--min-pass", "0.95"], "minPass (0.95) is more than maxPass (0.9); no prompt could be kept"),
+        (["--min-pass", "0.95"], "--min-pass (0.95) is more than --max-pass (0.9); no prompt could be kept"),
         (["--endpoint", "localhost"], "--endpoint: is 'localhost'; it must match ^https?://"),
         (["--verifier", "maths"], "--verifier: is 'maths'; it is one of"),
         (["--verifier", "math", "--options", '{"plac": 1}'], "--options.plac: is no option of math; did you mean place?"),
@@ -45,9 +45,10 @@ def test_a_file_that_is_not_there_is_said_by_the_process_that_reads_it(tmp_path:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--agree", "11"], "agree (11) is more than submissions (10); no problem could be kept"),
-        (["--agree", "5"], "agree (5) is no majority of submissions (10); two outputs could be expected"),
-        (["--min-cases", "51"], "minCases (51) is more than cases (50); no problem could be kept"),
+        (["--agree", "11"], "--agree (11) is more than --submissions (10); no problem could be kept"),
+        (["--agree", "5"], "--agree (5) is no majority of --submissions (10); two outputs could be expected"),
+        (["--min-cases", "51"], "--min-cases (51) is more than --cases (50); no problem could be kept"),
+        (["--cases", "101"], "--cases (101) × --cpu-seconds (2) is 202 s, but the verifier `code` gives an answer 200 s for all tests"),
         (["--passing", "0"], "--passing: is 0; it must be at least 1"),
         (["--sandbox", "localhost"], "--sandbox: is 'localhost'; it must match ^https?://"),
     ],
@@ -91,6 +92,7 @@ def test_the_command_makes_tests_with_a_sandbox_that_runs_alone(tmp_path: Path, 
     assert record == {
         "prompt": "Double it.",
         "verifier": "code",
+        "options": {"cpu_seconds": 2.0, "wall_seconds": 6.0, "total_seconds": 200.0, "memory_mb": 256},
         "reference": {"tests": [{"stdin": str(n), "expected": str(2 * n)} for n in range(3)], "checker": {"kind": "tokens"}},
     }
 

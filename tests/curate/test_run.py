@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ RECORDS: list[dict[str, Any]] = [
     {"prompt": "guess me", "reference": "yes", "family": "b"},
     {"prompt": "cut", "reference": "yes", "family": "b"},
 ]
+
+
+Handler = Callable[[httpx.Request], Coroutine[Any, Any, httpx.Response]]
 
 
 class Policy:
@@ -47,17 +51,34 @@ class Policy:
         return httpx.Response(200, json={"id": "x", "object": "chat.completion", "choices": [choice]})
 
 
-def run(folder: Path, policy: Policy, records: list[dict[str, Any]] = RECORDS, **more: Any) -> tuple[dict[str, object], list[str]]:
+JUDGED: dict[str, Any] = {"verifier": "http", "options": {"url": "http://judge/score", "attempts": 1}}
+
+
+async def somebody(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json={"reward": float(json.loads(await request.aread())["answer"] == "yes")})
+
+
+async def nobody(request: httpx.Request) -> httpx.Response:
+    """Is there."""
+    return httpx.Response(503)
+
+
+def run(
+    folder: Path, policy: Policy, records: list[dict[str, Any]] = RECORDS, judge: Handler = nobody, **more: Any
+) -> tuple[dict[str, object], list[str]]:
     said: list[str] = []
     (folder / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
     async def sleep(seconds: float) -> None: ...
 
     async def go() -> dict[str, object]:
-        async with httpx.AsyncClient(transport=httpx.MockTransport(policy.answer)) as http:
-            outside = Outside(http, None, sleep, random.Random(0))
-            made = spec(source=str(folder / "in.jsonl"), out=str(folder / "out.jsonl"), samples=4, guesses=2, **more)
-            return await curate(made, WorkerPool(1, {}), outside, outside, said.append)
+        async with (
+            httpx.AsyncClient(transport=httpx.MockTransport(policy.answer)) as http,
+            httpx.AsyncClient(transport=httpx.MockTransport(judge)) as others,
+        ):
+            asked, judges = Outside(http, None, sleep, random.Random(0)), Outside(others, None, sleep, random.Random(0))
+            given = {"source": str(folder / "in.jsonl"), "out": str(folder / "out.jsonl"), "samples": 4, "guesses": 2} | more
+            return await curate(spec(**given), WorkerPool(1, {}), asked, judges, said.append)
 
     return asyncio.run(go()), said
 
@@ -116,3 +137,53 @@ def test_a_record_that_cannot_be_judged_is_found_before_anything_is_asked(tmp_pa
     with pytest.raises(ConfigurationError, match="only the job may name code or an address"):
         run(tmp_path, policy, [{"prompt": "a", "verifier": "import", "options": {"path": "os:system"}}])
     assert policy.asked == []
+
+
+def test_a_chat_of_several_turns_is_not_judged_by_a_model_that_sees_the_last_alone(tmp_path: Path) -> None:
+    policy = Policy()
+    turns = [("user", "Tell me of France."), ("assistant", "Sure."), ("user", "Its capital?")]
+    record = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    judge = {"endpoint": "http://judge/v1", "model": "m"}
+    with pytest.raises(ConfigurationError, match="line 1: verifier judge: it is shown the last message alone, and `messages` has 3 turns"):
+        run(tmp_path, policy, [record], verifier="judge", options=judge)
+    assert policy.asked == []
+
+
+def test_what_could_not_be_judged_is_asked_again_by_the_same_command(tmp_path: Path) -> None:
+    made, said = run(tmp_path, Policy(), **JUDGED)
+    assert made["fates"] == {"kept": 0, "unjudged": 5, "guessable": 0, "too hard": 0, "too easy": 0, "balanced out": 0}
+    assert "  (the same command asks again for those that could not be judged)" in said
+    policy = Policy()
+    made, _ = run(tmp_path, policy, judge=somebody, **JUDGED)
+    assert made["fates"] == {"kept": 3, "unjudged": 0, "guessable": 1, "too hard": 0, "too easy": 1, "balanced out": 0}
+    assert len(policy.asked) == 5 * 6
+
+
+def test_a_prompt_whose_guesses_could_not_be_judged_is_not_kept(tmp_path: Path) -> None:
+    judged = 0
+
+    async def answers_alone(request: httpx.Request) -> httpx.Response:
+        nonlocal judged
+        judged += 1
+        return await somebody(request) if judged <= 4 else httpx.Response(503)
+
+    made, _ = run(tmp_path, Policy(), RECORDS[2:3], judge=answers_alone, concurrency=1, **JUDGED)
+    assert made["fates"] == {"kept": 0, "unjudged": 1, "guessable": 0, "too hard": 0, "too easy": 0, "balanced out": 0}
+
+
+def test_a_file_of_prompts_is_not_replaced_by_those_that_were_chosen(tmp_path: Path) -> None:
+    policy = Policy()
+    for name in ("in.jsonl", "in.measured.jsonl"):
+        with pytest.raises(ConfigurationError, match=f"{name} is read, and would be replaced"):
+            run(tmp_path, policy, source=str(tmp_path / name), out=str(tmp_path / "in.jsonl"))
+        assert len((tmp_path / "in.jsonl").read_text().splitlines()) == len(RECORDS)
+    assert policy.asked == []
+
+
+def test_that_nothing_can_be_written_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+    policy = Policy()
+    with pytest.raises(ConfigurationError, match="OUT: "):
+        run(tmp_path, policy, out=str(tmp_path / "in.jsonl" / "out.jsonl"))
+    assert policy.asked == []
+    run(tmp_path, policy, out=str(tmp_path / "folder" / "out.jsonl"))
+    assert {file.name for file in (tmp_path / "folder").iterdir()} == {"out.jsonl", "out.report.json", "out.measured.jsonl"}

@@ -15,8 +15,9 @@ from tests.sandbox.real import real_service
 from rljob.api import ConfigurationError
 from rljob.api.sources import DataSource
 from rljob.api.testcases import TestCaseGeneration
+from rljob.api.verifiers import CodeOptions
 from rljob.curate.testcases.majority import decide, same
-from rljob.curate.testcases.problem import Located, Problem, load
+from rljob.curate.testcases.problem import Located, Problem, Submission, load, record
 from rljob.curate.testcases.programs import Programs, packages
 from rljob.curate.testcases.run import Progress, choose, generate, shown
 from rljob.prepare.data_sources import load as load_records
@@ -24,7 +25,7 @@ from rljob.reward.outside import NoAnswerError, Outside
 from rljob.reward.registry import check
 from rljob.sandbox.app import create_app
 from rljob.sandbox.checkers import compare_text
-from rljob.wire.sandbox import Checker
+from rljob.wire.sandbox import Checker, RunRequest, RunResult
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "testcases" / "problems.yaml"
 DOUBLE = {"prompt": "Double it.", "id": "double", "generator": "def generate(case, cases): return str(case)"}
@@ -65,6 +66,30 @@ def test_the_majority_says_what_is_expected_and_enough_submissions_have_to_agree
 def test_numbers_of_the_paper_are_the_defaults() -> None:
     made = TestCaseGeneration(source="a.jsonl", out="b.jsonl", sandbox="http://s")
     assert (made.cases, made.submissions, made.agree, made.passing, made.min_cases) == (50, 10, 7, 9, 40)
+
+
+def test_in_training_an_answer_has_the_limits_that_the_submissions_had() -> None:
+    made, asked = spec(cases=16, cpu_seconds=12.0, memory_mb=512), list[RunRequest]()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(RunRequest.model_validate_json(await request.aread()))
+        return httpx.Response(200, text=RunResult(status="time_limit").model_dump_json())
+
+    async def go() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+            await Programs(Outside(http), made).output(Submission(code=RIGHT), "1")
+
+    asyncio.run(go())
+    problem = Problem.model_validate({"record": {"prompt": "p"}, "generator": "", "submissions": [RIGHT]})
+    options = CodeOptions.model_validate(record(problem, [("1", "2")], made.options).options)
+    had = asked[0].limits
+    assert (options.cpu_seconds, options.wall_seconds, options.memory_mb) == (had.cpu_seconds, had.wall_seconds, had.memory_mb)
+    assert options.total_seconds >= made.cases * made.cpu_seconds
+
+
+def test_the_sandbox_gives_what_the_slowest_programs_may_take(tmp_path: Path) -> None:
+    found = in_sandbox(tmp_path, [DOUBLE | {"submissions": [RIGHT] * 3}], cpu_seconds=12)
+    assert found["fates"]["kept"] == 1
 
 
 def test_what_is_the_same_is_what_the_checker_finds_the_same() -> None:
@@ -109,6 +134,9 @@ def test_two_problems_of_one_id_and_a_file_without_any_are_refused(tmp_path: Pat
     (tmp_path / "in.yaml").write_text(yaml.safe_dump([DOUBLE | {"submissions": [RIGHT]}] * 2))
     with pytest.raises(ConfigurationError, match="has the id 'double' 2 times"):
         load(tmp_path / "in.yaml")
+    (tmp_path / "in.yaml").write_text("- generator: a\n  generator: b\n")
+    with pytest.raises(ConfigurationError, match=r"^IN: .*in\.yaml: line 2: \[0\]\.generator: stands twice"):
+        load(tmp_path / "in.yaml")
     (tmp_path / "in.jsonl").write_text("\n")
     with pytest.raises(ConfigurationError, match="has no problems"):
         load(tmp_path / "in.jsonl")
@@ -121,6 +149,14 @@ def test_the_same_submissions_are_drawn_each_time() -> None:
     drawn = choose(Located("", problem), spec())
     assert len(set(one.code for one in drawn)) == 3
     assert drawn == choose(Located("", problem), spec())
+
+
+def test_problems_are_not_replaced_by_their_records(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(DOUBLE | {"submissions": [RIGHT] * 3}))
+    made = spec(source=str(tmp_path / "in.jsonl"), out=str(tmp_path / "in.jsonl"))
+    with pytest.raises(ConfigurationError, match=r"in\.jsonl is read, and would be replaced"):
+        asyncio.run(generate(made, Programs(Outside(httpx.AsyncClient()), made), Progress()))
+    assert "generator" in (tmp_path / "in.jsonl").read_text()
 
 
 def in_sandbox(folder: Path, problems: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -152,7 +188,7 @@ def test_the_worked_example_keeps_twenty_problems_and_each_filter_drops_one(tmp_
     records = load_records(DataSource(path=str(tmp_path / "out.jsonl")), "OUT", Path(), Path())
     assert [one.record.id for one in records] == [row["id"] for row in rows if row["id"] not in dropped]
     for one in records:
-        check("code", {}, one.record.reference, frozenset())
+        check("code", one.record.options or {}, one.record.reference, frozenset())
     report = json.loads((tmp_path / "out.report.json").read_text())
     assert {name: report[name] for name in found} == found
     assert shown(found)[0] == f"20 of 25 problems kept, with {found['tests']} tests"

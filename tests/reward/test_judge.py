@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reasoning_gym
 
 from rljob.api.verifiers import Options
+from rljob.prepare.data_sources import stored
 from rljob.reward.judge import Judge, standard_judge
 from rljob.reward.pool import WorkerPool
 from rljob.reward.registry import VERIFIERS
@@ -154,6 +156,61 @@ async def test_a_cut_off_or_endless_answer_is_wrong_unseen() -> None:
 async def test_math_compares_values(pool: WorkerPool, answer: str, right: bool) -> None:
     result = await standard_judge(pool, 10.0).score(_item(answer=answer, reference="\\frac{1}{2}"))
     assert result.verdict == ("right" if right else "wrong")
+
+
+THOUGHTS = "Let us think about it step by step. " * 70
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "options", "right"),
+    [
+        ("x+1", "x+1", {}, True),
+        ("x+1", "1 + x", {}, True),
+        ("(1,2)", "(1,2)", {}, True),
+        ("2\\sqrt{3}", "2\\sqrt{3}", {"place": "whole"}, True),
+        ("even", "even", {}, True),
+        ("even", "\\text{even}", {}, True),
+        ("42", f"{THOUGHTS}The answer is $42$.", {}, True),
+        ("42", f"{THOUGHTS}So $x$\n{THOUGHTS}and $41$.\n\nThe answer is $42$.", {}, True),
+        ("42", f"The answer is $42$. {THOUGHTS}It is $41$.", {}, False),
+        ("42", "41 or 42 or 43, " * 300, {}, False),
+        ("42", "42 " * 3000 + "41", {}, False),
+        ("x+1", "x+1 or x+2", {}, False),
+        ("x+1", "x, x+1, x+2", {}, False),
+        ("even", "It is even or odd", {}, False),
+        ("even", f"{THOUGHTS}even", {}, False),
+        ("2,3", "\\boxed{2} and \\boxed{3}", {}, False),
+        ("42", f"\\boxed{{{THOUGHTS}42}}", {}, False),
+    ],
+)
+async def test_a_result_needs_no_box_and_may_stand_at_the_end_of_a_long_answer(
+    pool: WorkerPool, reference: str, answer: str, options: dict[str, Any], right: bool
+) -> None:
+    result = await standard_judge(pool, 10.0).score(_item(answer, reference, **options))
+    assert result.verdict == ("right" if right else "wrong"), result.reason
+
+
+def _generated(name: str) -> dict[str, Any]:
+    return {"dataset": name, "parameters": {}, "entry": stored(reasoning_gym.create_dataset(name, size=1, seed=1)[0])}
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "options"),
+    [
+        ("boxnet", '{"Agent[0.5, 0.5]": "wait"}', {}),
+        ("boxnet", "7", {}),
+        ("boxnet", "\\boxed{7}", {"place": "boxed"}),
+        ("prime_factorization", "I do not know.", {}),
+        ("prime_factorization", "I do not know.", {"place": "whole"}),
+        ("prime_factorization", "\\boxed{I do not know.}", {"place": "boxed"}),
+        ("game_of_life", '{"a": 1}', {"place": "whole"}),
+    ],
+)
+async def test_an_answer_that_a_generators_scorer_cannot_read_is_wrong(
+    pool: WorkerPool, name: str, answer: str, options: dict[str, Any]
+) -> None:
+    result = await standard_judge(pool, 10.0).score(_item(answer, _generated(name), "reasoning-gym", **options))
+    assert result.verdict == "wrong", result.reason
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.reward.asked import Nobody, item
 
 from rljob.reward.judge import standard_judge
 from rljob.reward.outside import LONGEST_REPLY, Outside
+from rljob.reward.registry import check
 from rljob.reward.verifiers.code import last_block
 from rljob.wire.reward import ScoreItem, ScoreResult
 from rljob.wire.sandbox import JudgeRequest, JudgeResult
@@ -50,6 +52,7 @@ def judged(verdict: str, passed: int, total: int, reason: str = "") -> httpx.Res
 
 
 REFERENCE = {"tests": [{"stdin": "1 2", "expected": "3"}, {"stdin": "2 2", "expected": "4"}]}
+CALL = {"call": {"function": "f", "arguments": [1], "expected": 1}}
 PROGRAM = "Like this:\n```python\nprint(sum(map(int, input().split())))\n```\n"
 
 
@@ -151,12 +154,26 @@ async def test_a_job_without_a_sandbox_says_what_to_set() -> None:
         ({"tests": []}, "`reference.tests`: Tuple should have at least 1 item"),
         ({"tests": [{"stdin": "1"}]}, "a test has neither `expected` nor `call`"),
         ({"tests": [{"input": "1"}]}, "`reference.tests.0.input`: Extra inputs"),
+        ({"tests": [{"stdin": "1", "expected": "1"}, CALL]}, "`reference`: tests.1: all tests of a request either call a function or"),
+        ({"tests": [CALL | {"expected": "1"}]}, "`reference`: tests.0: has a call, so that stdin and expected mean nothing"),
+        ({"tests": [{"call": {"function": "f"}}]}, "`reference.tests.0.call` has no `expected`, so `pass` would be right"),
+        ({"tests": [{"call": {"function": "f(1)", "expected": 1}}]}, "`reference`: tests.0.call.function: is 'f(1)'; name a function"),
+        ({"tests": [CALL], "language": "c"}, "`reference`: language: is c, and functions are called in python and javascript only"),
+        ({"tests": [CALL], "files": {"submission.py": ""}}, "`reference`: files: submission.py is where the submission itself goes"),
+        (REFERENCE | {"checker": {"kind": "program"}}, "`reference`: checker.code: goes with checker.kind program"),
+        (REFERENCE | {"checker": {"code": "print(1)"}}, "`reference`: checker.code: goes with checker.kind program"),
     ],
 )
 async def test_a_reference_that_cannot_judge_programs_says_why(reference: Any, message: str) -> None:
     result = await World().score(program(reference=reference))
     assert result.verdict == "failed"
     assert message in result.reason
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check("code", {}, reference)
+
+
+async def test_a_call_may_be_expected_to_return_nothing() -> None:
+    check("code", {}, {"tests": [{"call": {"function": "f", "expected": None}}]})
 
 
 @pytest.mark.parametrize(
@@ -174,6 +191,10 @@ async def test_a_reference_that_cannot_judge_programs_says_why(reference: Any, m
         ("   ```\na\n   ```", "a\n"),
         ("```\r\na\r\n```\r\n", "a\r\n"),
         ("    ```\na\n    ```", None),
+        ("1. First:\n    ```python\n    a\n      b\n    ```", "a\n  b\n"),
+        ("- a\n\n  ```\n  b\n\n  c\n  ```\n", "b\n\nc\n"),
+        ("1. a\nno list\n    ```\nb\n    ```", None),
+        ("```\na\n    ```\n    b\n    ```\n```", "a\n    ```\n    b\n    ```\n"),
     ],
 )
 async def test_the_last_closed_block_is_the_program(answer: str, block: str | None) -> None:
@@ -187,6 +208,9 @@ async def test_the_last_closed_block_is_the_program(answer: str, block: str | No
         ({"reward": 0.5, "reason": "half"}, "wrong", 0.5),
         ({"reward": 0.5, "right": True}, "right", 0.5),
         ({"reward": 0}, "wrong", 0.0),
+        ({"reward": 1.0000000000000002}, "right", 1.0),
+        ({"reward": 0.9999999999999999}, "right", 1.0),
+        ({"reward": -1e-17}, "wrong", 0.0),
     ],
 )
 async def test_a_users_own_service_gives_the_reward(reply: dict[str, Any], verdict: str, reward: float) -> None:

@@ -50,6 +50,108 @@ async def test_a_choice_is_one_letter_and_no_other_can_be_meant(answer: str, ref
     assert (await score(item("choice", answer, reference, **options))).verdict == verdict
 
 
+async def named_choices(answer: str) -> str:
+    """The letters for which an answer is right."""
+    return "".join([letter for letter in "ABCDEFGHIJ" if (await score(item("choice", answer, letter))).verdict == "right"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "choice"),
+    [
+        ("The answer is C. Option B is wrong because penguins cannot fly.", "C"),
+        ("The correct answer is **C**.\n\nExplanation: option A confuses mass and weight, option D has the wrong unit.", "C"),
+        ("The answer is B. C has the wrong unit.", "B"),
+        ("The answer is B, C is wrong.", "B"),
+        ("The answer is B, I think.", "B"),
+        ("The answer I choose is B.", "B"),
+        ("Answer:\nB", "B"),
+        ("**Answer**\n\nB", "B"),
+        ("The correct answer is \\(B\\).", "B"),
+        ("The answer is $\\text{B}$.", "B"),
+        ("the answer is b) Paris", "B"),
+        ("The answer is option B.", "B"),
+        ("Option A is wrong. Option D has the wrong unit. So option C.", "C"),
+        ("I choose option B because it fits.", "B"),
+        ("My choice is B", "B"),
+        ("Option B", "B"),
+        ("Option B is correct.", "B"),
+        ("B) Paris", "B"),
+        ("**B.** Paris", "B"),
+        ("\\boxed{\\textbf{(B)}\\ 4}", "B"),
+        ("\\boxed{\\text{B) Paris}}", "B"),
+        ("The answer is I.", "I"),
+        ("Answer: B\n\nA: wrong unit\nC: too long", "B"),
+        ("Answer: B\nA. Penguins cannot fly.", "B"),
+        ("So it should be C? No, the answer should be B.", "B"),
+        ("<answer>\nB\n</answer>", "B"),
+    ],
+)
+async def test_a_choice_is_found_in_the_words_of_a_model_that_explains_itself(answer: str, choice: str) -> None:
+    assert await named_choices(answer) == choice
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Answer: A or B",
+        "The answer is A/B",
+        "The answer is A, B, C or D.",
+        "The answer is either A or B",
+        "Answer: A B C D",
+        "Answer: A\nB\nC",
+        "Answer: A; B",
+        "Answer: (A), (B)",
+        "Answer: A (or B)",
+        "Answer: A... or B",
+        "Answer: ABCD",
+        "Option A, B or C",
+        "A) 3  B) 4  C) 5  D) 22",
+        "A. No wait, B.",
+        "\\boxed{A) 3 B) 4 C) 5}",
+        "\\boxed{A. or B}",
+        "\\boxed{C, since A}",
+        "The answer is not B.",
+        "I reject answer B.",
+        "Option B is wrong.",
+        "The answer I think of",
+        "The answer is C++",
+        "e.g. this",
+    ],
+)
+async def test_an_answer_that_names_several_choices_or_refuses_one_is_right_for_none(answer: str) -> None:
+    assert await named_choices(answer) == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("<think>Maybe the answer is C? No.</think>\nB", "right"),
+        ("<think>\\boxed{C} hm</think>\n**B**", "right"),
+        ("No tag opens these, \\boxed{C}.</think>B", "right"),
+        ("<think>\n\n</think>\n\nB", "right"),
+        ("<think>\\boxed{B}</think>I do not know", "wrong"),
+        ("<think>The answer is B.", "wrong"),
+        ("B <think>", "wrong"),
+        ("<think>a</think>B<think>c</think>", "wrong"),
+        ("B</think>C", "wrong"),
+        ("<think>C</think>B: `<think>` begins it.", "right"),
+        ("B: `<think>` begins it.", "right"),
+    ],
+)
+async def test_what_a_model_thinks_is_no_answer(answer: str, verdict: str) -> None:
+    assert (await score(item("choice", answer, "B"))).verdict == verdict
+    terms = [{"verifier": "choice"}, {"verifier": "length"}]
+    assert (await score(item("weighted", answer, "B", terms=terms))).verdict == verdict
+
+
+async def test_thoughts_count_for_the_form_of_an_answer(pool: WorkerPool) -> None:
+    thoughts = "<think>one two three</think> yes"
+    assert (await score(item("length", thoughts, full_at=1, zero_at=7))).reward == 0.5
+    found = await standard_judge(pool, 5.0).score(item("regex", thoughts, pattern="<think>.+</think> yes", match="full"))
+    assert found.verdict == "right"
+    assert (await score(item("exact", thoughts, "yes"))).verdict == "right"
+
+
 @pytest.mark.parametrize(
     ("answer", "options", "reward"),
     [
@@ -72,6 +174,12 @@ async def test_repetition_is_graded() -> None:
     assert repeated("a b a b a", 2) == 0.5
     assert (await score(item("repetition", "a b a b a", ngram=2, zero_at=1.0))).reward == 0.5
     assert (await score(item("repetition", ""))).reward == 1.0
+
+
+async def test_each_character_of_chinese_and_japanese_is_a_word() -> None:
+    assert (await score(item("repetition", "我爱你。" * 300))).reward == 0.0
+    assert (await score(item("length", "我爱鸭子。" * 100))).reason == "400 words"
+    assert (await score(item("length", "I said 「鸭」 to him!"))).reason == "5 words"
 
 
 TERMS: list[dict[str, Any]] = [

@@ -32,6 +32,7 @@ def _right(verifier: str, answer: str, reference: Any, **options: Any) -> bool:
         ("yes, it is", "yes", {}, False),
         ("b", ["a", "b"], {}, True),
         ("", "yes", {}, False),
+        ("cafe\u0301", "caf\u00e9", {}, True),
     ],
 )
 def test_exact(answer: str, reference: Any, options: dict[str, Any], right: bool) -> None:
@@ -71,6 +72,70 @@ def test_numeric(answer: str, reference: Any, options: dict[str, Any], right: bo
 
 
 @pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("\\boxed{\\frac{3}{4}}", "0.75", True),
+        ("\\boxed{\\frac{3}{4}}", "4", False),
+        ("0.75", "\\frac{3}{4}", True),
+        ("-\\dfrac{1}{2}", "-0.5", True),
+        ("2\\frac12", "2.5", True),
+        ("2 1/2", "2.5", True),
+        ("2 1/2", "0.5", False),
+        ("\\boxed{1{,}000}", "1000", True),
+        ("\\boxed{1\\,000}", "0", False),
+        ("10000", "10,\\!000", True),
+        ("\\boxed{1,\\ 2}", "12", False),
+        ("The loss is -$5.", "-5", True),
+        ("The loss is -$5.", "5", False),
+        ("x = - 5", "-5", True),
+        ("x = –5", "5", False),
+        ("It is 3–5", "5", True),
+        ("- a: 3\n- 12 apples", "12", True),
+        ("10^6", "6", False),
+        ("10^6", "10", False),
+        ("it is 7, 10^{6}", "7", False),
+        ("2^{10}=1024", "1024", True),
+        ("3 \\times 10^8 m", "3e8", True),
+        ("5 m^2", "5", True),
+        ("5 m^2", "2", False),
+        ("\\boxed{\\frac{-3}{4}}", "-0.75", True),
+        ("The angle is 90^\\circ.", "90", True),
+        ("\\boxed{90^{\\circ}}", "$90^\\circ$", True),
+        ("42", "The result: \\boxed{42}.", True),
+        ("41 or 42, so 41", "42", False),
+        ("40, 41, 42", "41", False),
+    ],
+)
+def test_a_number_is_read_as_it_is_written_in_latex_and_print(answer: str, reference: str, right: bool) -> None:
+    assert _right("numeric", answer, reference) is right
+
+
+@pytest.mark.parametrize(
+    "reference", ["5 m^2", "9.8 m/s^2", "2024-05-01", "3:30", "12 000", "1,00,000", "5 apples", "2, 3", "2 - 3", "H2", "\\sqrt{3}", "10^6"]
+)
+def test_a_reference_that_only_holds_a_number_is_refused(reference: str) -> None:
+    with pytest.raises(ValueError, match="must be a number or end with one"):
+        check("numeric", {}, reference)
+
+
+@pytest.mark.parametrize(
+    ("reference", "number"),
+    [
+        ("… 9*2 = <<9*2=18>>18\n#### 18", "18"),
+        ("#### 1,234", "1234"),
+        ("#### -5", "-5"),
+        ("3.0", "3"),
+        ("50%", "50"),
+        ("$18", "18"),
+        ("18.", "18"),
+    ],
+)
+def test_a_reference_is_read_as_data_sets_write_it(reference: str, number: str) -> None:
+    check("numeric", {}, reference)
+    assert _right("numeric", number, reference)
+
+
+@pytest.mark.parametrize(
     ("text", "options", "reason"),
     [
         ("Dogs are loyal.", {"mention": ["dog"], "min_words": 3}, None),
@@ -89,6 +154,17 @@ def test_numeric(answer: str, reference: Any, options: dict[str, Any], right: bo
         ("Yes. The end.", {"end": "The end."}, None),
         ("Yes.", {"lowercase": True}, "has capital letters"),
         ("YES.", {"uppercase": True}, None),
+        ("Dogs are loyal. A", {"sentences": 1}, "the last sentence does not end"),
+        ("He said “stop.”", {"sentences": 1}, None),
+        ("**Dogs are loyal.**", {"sentences": 1}, None),
+        ("I love C++ and Rust.", {"avoid": ["C++"]}, "uses a word to avoid"),
+        ("I use .NET daily", {"mention": [".NET"]}, None),
+        ("What a day!", {"avoid": ["!"]}, "uses a word to avoid"),
+        ("I don’t know", {"avoid": ["don't"]}, "uses a word to avoid"),
+        ("Red， green", {"no_commas": True}, "has a comma"),
+        ("我爱鸭子。", {"mention": ["鸭"]}, None),
+        ("我爱鸭子。", {"avoid": ["鸭"]}, "uses a word to avoid"),
+        ("我爱鸭子。", {"max_words": 3}, "4 words, at most 3 asked"),
     ],
 )
 def test_instruction(text: str, options: dict[str, Any], reason: str | None) -> None:
@@ -104,6 +180,7 @@ def test_instruction(text: str, options: dict[str, Any], reason: str | None) -> 
         ("\\boxed{1", None),
         ("1", None),
         ("\\boxed{}", ""),
+        ("\\boxed {42}", "42"),
     ],
 )
 def test_the_last_box_counts(text: str, content: str | None) -> None:
@@ -123,15 +200,22 @@ def test_the_last_box_counts(text: str, content: str | None) -> None:
         "!" * 1_000_000,
         ". " * 500_000,
         ".!?" * 300_000 + "x",
+        "answer" + "\n" * 900_000,
+        "choose option " * 70_000,
+        "1 1/1 " * 150_000,
+        "- " + "." * 900_000 + "x",
+        "\\frac{" * 150_000 + "=-" * 50_000,
+        "!" * 500_000 + "我" * 300_000,
         "\0\ud83d\udc00" * 1000,
     ],
-    ids=range(11),
+    ids=range(17),
 )
-@pytest.mark.parametrize("verifier", ["exact", "numeric", "instruction"])
+@pytest.mark.parametrize("verifier", ["exact", "numeric", "instruction", "choice"])
 def test_verifiers_without_a_process_of_their_own_are_fast_whatever_the_answer(verifier: str, answer: str) -> None:
     options = {"instruction": {"sentences": 1, "mention": ["x"], "avoid": ["y"]}}.get(verifier, {})
+    reference = "B" if verifier == "choice" else "7"
     started = time.process_time()
-    assert not _right(verifier, answer.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), "7", **options)
+    assert not _right(verifier, answer.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), reference, **options)
     assert time.process_time() - started < 2
 
 
@@ -140,6 +224,7 @@ def test_no_answer_makes_a_verifier_raise(answer: str) -> None:
     for verifier, reference, options in (
         ("exact", "a", {}),
         ("numeric", "3", {}),
+        ("choice", "B", {}),
         ("instruction", None, {"sentences": 2, "mention": ["a"], "max_words": 3, "no_commas": True}),
     ):
         _right(verifier, answer, reference, **options)

@@ -275,6 +275,8 @@ def test_exact_tells_integers_from_other_numbers_and_float_takes_what_is_near() 
         ("float", "0.3000000001 x", "0.3 x", True),
         ("float", "3e-1", "0.3", True),
         ("float", "0.31", "0.3", False),
+        ("float", "1000000008", "1000000007", True),
+        ("tokens", "1000000008", "1000000007", False),
         ("float", "inf", "1", False),
         ("float", "nan", "1", False),
         ("float", "nan", "nan", True),

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rljob.api.base import INT32, Natural, Part, Positive, Small
+from rljob.api.base import INT32, MEMORY, Natural, Part, Positive, Small
 from rljob.api.sources import DataSource
 
 
@@ -155,10 +155,10 @@ class EngineSpec(Part):
     """Arithmetic of generation. `auto`: float32 on CPU (log-probs then agree with an fp32 trainer to 1e-5), bfloat16 on GPUs."""
     max_sequences: Positive = 128
     """Sequences that one engine runs at a time."""
-    kv_cache_memory: Annotated[str, Field(pattern=r"^[0-9]{1,9}(Mi|Gi)$")] | None = None
+    kv_cache_memory: Annotated[str, Field(pattern=MEMORY)] | None = None
     """Memory for the KV cache, such as `512Mi`. Default: what maxSequences × maxLength needs on CPU, what is free on a GPU."""
     enforce_eager: bool | None = None
-    """No CUDA graphs. Default: true on CPU and with `switch.policy: restart`, false else."""
+    """No CUDA graphs. Default: true on CPU, and in worker pods with `switch.policy: restart`; false else."""
     extra_args: dict[str, str] = Field(default_factory=dict)
     """Further vLLM options, name without dashes to value; for what this schema does not name."""
 

@@ -13,6 +13,8 @@ Natural = Annotated[int, Field(ge=0, le=INT32)]
 Positive = Annotated[int, Field(ge=1, le=INT32)]
 Small = Annotated[int, Field(ge=1, le=4096)]
 """A factor of the parallel sizes."""
+MEMORY = r"^[0-9]{1,9}(Mi|Gi)$"
+"""Pattern of a number of bytes."""
 PRESERVE = "x-kubernetes-preserve-unknown-fields"
 """Marks a map that the cluster keeps as it is written, entries without a value included."""
 
@@ -48,6 +50,11 @@ def _is_map(field: FieldInfo) -> bool:
 
 def _filled(value: Any) -> Any:
     return {name: inner for name, inner in value.items() if inner is not None} if isinstance(value, Mapping) else value
+
+
+def digits(value: float) -> str:
+    """All digits of a whole number, however large."""
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def exactly_one(where: str, members: Mapping[str, Any]) -> str:

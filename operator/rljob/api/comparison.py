@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from rljob.api.base import PRESERVE, Part, Positive
 from rljob.api.errors import ConfigurationError, explained
-from rljob.api.load import describe
+from rljob.api.load import validated
 from rljob.api.verifiers import VerifierName, fitting
+from rljob.api.yaml_file import read
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -66,10 +66,6 @@ def load_comparison(file: Path) -> Comparison:
         raise ConfigurationError(explained(error)) from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{file} cannot be read: {error}; write it in UTF-8") from None
-    try:
-        spec = Comparison.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        raise ConfigurationError(f"{file}: {'; '.join(map(str, describe(error, Comparison)))}") from None
+    data, lines = read(text, str(file))
+    spec = validated(Comparison, data, str(file), lines)
     return spec.model_copy(update={"data": str(file.parent / spec.data)})

@@ -42,7 +42,7 @@ class Curation(Part):
     max_pass: Share = 0.9
     """Prompts with a higher pass rate are dropped: they teach nothing any more."""
     balance: Annotated[float, Field(ge=0)] = 2.0
-    """No family keeps more than so many times the median family. 0: as many as there are."""
+    """No family keeps more than so many times the median family (of two in the middle, the smaller one). 0: as many as there are."""
     concurrency: Positive = 32
     """Prompts in progress at a time."""
 
@@ -54,5 +54,5 @@ class Curation(Part):
     @model_validator(mode="after")
     def _something_is_left(self) -> "Curation":
         if self.min_pass > self.max_pass:
-            raise ValueError(f"minPass ({self.min_pass:g}) is more than maxPass ({self.max_pass:g}); no prompt could be kept")
+            raise ValueError(f"--min-pass ({self.min_pass:g}) is more than --max-pass ({self.max_pass:g}); no prompt could be kept")
         return self

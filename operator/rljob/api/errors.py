@@ -34,6 +34,11 @@ class JobFailed(RLJobError):
     """`spec.backoffLimit` is used up; what was committed is kept."""
 
 
+def one_line(text: str) -> str:
+    """Text that may quote anybody (a program, a model's answer) as one line that does nothing to a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+
+
 def explained(error: OSError) -> str:
     """One line for a person about what the file system refused, with the remedy where it is known."""
     where = error.filename if error.filename is not None else "the file system"
@@ -45,12 +50,16 @@ def explained(error: OSError) -> str:
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Do the work of a command in a process of its own, and say how it ends: what failed on purpose is one line on standard error."""
+    """Do the work of a command in a process of its own, and say how it ends: a failure that is no fault of the
+    program is one line on standard error."""
     try:
         work()
     except RLJobError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1
+    except OSError as error:
+        print(f"error: {explained(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

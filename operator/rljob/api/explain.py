@@ -3,7 +3,7 @@
 import difflib
 from typing import Any
 
-from rljob.api.base import INT32
+from rljob.api.base import INT32, digits
 from rljob.api.crd import job_schema, structural
 from rljob.api.errors import ConfigurationError
 from rljob.api.verifiers import OPTIONS
@@ -30,11 +30,6 @@ def field_schema(path: str) -> dict[str, Any]:
     return here
 
 
-def _number(value: float) -> str:
-    """All digits of a whole number, however large."""
-    return str(int(value)) if value == int(value) else f"{value:g}"
-
-
 def kind_of(schema: dict[str, Any]) -> str:
     """`integer >= 1 = 16`: type, bounds and default in a few signs."""
     kind = schema.get("type", "any")
@@ -44,9 +39,9 @@ def kind_of(schema: dict[str, Any]) -> str:
         kind = f"map[string]{schema['additionalProperties'].get('type', 'any')}"
     text = "|".join(str(v) for v in schema["enum"]) if "enum" in schema else str(kind)
     if "minimum" in schema:
-        text += f" {'>' if schema.get('exclusiveMinimum') else '>='} {_number(schema['minimum'])}"
+        text += f" {'>' if schema.get('exclusiveMinimum') else '>='} {digits(schema['minimum'])}"
     if schema.get("maximum", INT32) != INT32:
-        text += f" {'<' if schema.get('exclusiveMaximum') else '<='} {_number(schema['maximum'])}"
+        text += f" {'<' if schema.get('exclusiveMaximum') else '<='} {digits(schema['maximum'])}"
     default = schema.get("default")
     if default not in (None, {}, [], "") and not isinstance(default, dict):
         text += f", default {str(default).lower() if isinstance(default, bool) else default}"

@@ -50,7 +50,7 @@ class RLJobSpec(Part):
     iterations: Positive = 100
     """Iterations of the loop: rollout, reward, train."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of every random choice of the job."""
+    """Seed of every random choice of the job but those of generation, which does not repeat."""
     warm_start: WarmStart | None = None
     """Supervised fine-tuning before RL."""
     reward_model: RewardModelSpec | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rljob.api.base import Part, Positive, exactly_one
+from rljob.api.base import MEMORY, Part, Positive, exactly_one
 from rljob.api.verifiers import VerifierName, fitting, reward_models
 
 
@@ -13,7 +13,7 @@ class MemoryGate(Part):
 
     deadline_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long to wait for memory before the hand-over counts as failed."""
-    leak_tolerance: Annotated[str, Field(pattern=r"^[0-9]{1,9}(Mi|Gi)$")] = "512Mi"
+    leak_tolerance: Annotated[str, Field(pattern=MEMORY)] = "512Mi"
     """How much the rest that a sleeping owner keeps may grow over the first hand-over's; more is a leak and restarts that owner."""
 
 
@@ -79,7 +79,7 @@ class SandboxSpec(Part):
     """Pods of the Deployment."""
     slots: Positive = 2
     """Programs that run at the same time in one pod, each on a core of its own."""
-    memory_per_run: Annotated[str, Field(pattern=r"^[0-9]{1,9}(Mi|Gi)$")] = "1Gi"
+    memory_per_run: Annotated[str, Field(pattern=MEMORY)] = "1Gi"
     """The most that one program may ask for, with the files it writes. Compilers ask for 1Gi unless the request says otherwise."""
     queue: Positive = 1024
     """Requests that one pod takes in at the same time, waiting and running; further ones are told when to come again."""

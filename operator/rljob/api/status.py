@@ -43,7 +43,7 @@ class HeldOutStatus(Part):
     accuracy: float
     """Share of right answers."""
     families: dict[str, float] = Field(default_factory=dict)
-    """Accuracy per family of prompts."""
+    """Accuracy per family of prompts; of an RLJob with very many, those of the first and the newest evaluations."""
     count: int = 0
     """Prompts."""
 
@@ -79,7 +79,7 @@ class JobStatus(Part):
     rewards_before: int = 0
     """Finished iterations before the first one of `rewards`."""
     held_out: list[HeldOutStatus] = Field(default_factory=list)
-    """Held-out evaluations so far; of an RLJob, the newest 200."""
+    """Held-out evaluations so far; of an RLJob, the first and the newest 199."""
     progress: ProgressStatus | None = None
     """Progress of the phase."""
     tokens_per_second: float = 0.0

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import httpx
 
-from rljob.api import ConfigurationError
 from rljob.api.comparison import Comparison
-from rljob.api.errors import exit_status, explained
+from rljob.api.errors import exit_status
 from rljob.compare.page import comparison_page
 from rljob.compare.records import read
 from rljob.compare.run import HEADS, PAIR_HEADS, World, compare, pair_rows, pairs, record, rows, table, write
@@ -25,7 +24,7 @@ async def main(spec: Comparison, out: Path) -> None:
     """Compare, print, write.
 
     Raises:
-        ConfigurationError: the answers cannot be read or judged, or the page cannot be written.
+        ConfigurationError: the answers cannot be read or judged.
     """
     answers = read(Path(spec.data))
     async with AsyncExitStack() as stack:
@@ -38,12 +37,10 @@ async def main(spec: Comparison, out: Path) -> None:
         world = World(pool, http, Environment.current().sandbox, os.environ, scorers)
         results = await compare(spec, answers, world, lambda line: print(line, flush=True))
     found = pairs(answers, results)
-    try:
-        write(out, comparison_page(answers, results, found), record(spec, results, found))
-    except OSError as error:
-        raise ConfigurationError(f"OUT: {explained(error)}") from None
-    for line in ["", *table(HEADS, rows(results)), *(["", *table(PAIR_HEADS, pair_rows(found))] if found else []), "", f"page: {out}"]:
+    for line in ["", *table(HEADS, rows(results)), *(["", *table(PAIR_HEADS, pair_rows(found))] if found else []), ""]:
         print(line)
+    write(out, comparison_page(answers, results, found), record(spec, results, found))
+    print(f"page: {out}")
 
 
 if __name__ == "__main__":

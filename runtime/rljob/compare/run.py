@@ -17,6 +17,7 @@ from rljob.api.comparison import Comparison, Contestant
 from rljob.api.verifiers import JudgeOptions, RewardModelOptions, judges, named, reward_models, uses
 from rljob.compare.figures import Judged, Pair, Share, Standing, pair, standing
 from rljob.compare.records import Labelled
+from rljob.prepare.files import write_atomically
 from rljob.reward.judge import Workers, standard_judge
 from rljob.reward.outside import NoAnswerError, Outside
 from rljob.reward.registry import check
@@ -198,5 +199,5 @@ def record(spec: Comparison, results: Sequence[Result], found: Sequence[tuple[st
 
 def write(out: Path, page: str, made: Mapping[str, Any]) -> None:
     """The page, and the record beside it."""
-    out.write_text(page)
-    out.with_suffix(".json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out, page)
+    write_atomically(out.with_suffix(".json"), json.dumps(made, indent=1, ensure_ascii=False) + "\n")

@@ -22,7 +22,7 @@ class Measured:
     family: str
     right: int
     judged: int
-    """Answers that were right, and that could be judged at all."""
+    """Answers that were right, and that could be judged at all; none where a guess could not be judged and no other was right."""
     guessed: int
     """Right guesses without reasoning."""
 
@@ -45,7 +45,7 @@ def fates(prompts: Sequence[Measured], spec: Curation) -> list[Fate]:
         if fate == "kept":
             families[prompts[index].family].append(index)
     if spec.balance and len(families) > 1:
-        most = math.ceil(spec.balance * statistics.median(len(members) for members in families.values()))
+        most = math.ceil(spec.balance * statistics.median_low(len(members) for members in families.values()))
         for members in families.values():
             for index in set(members) - set(_spread(members, prompts, most)):
                 found[index] = "balanced out"
@@ -91,12 +91,17 @@ def histogram(prompts: Sequence[Measured]) -> list[int]:
     return bins
 
 
-def _families(prompts: Sequence[Measured], kept: Sequence[Measured]) -> Mapping[str, Mapping[str, float]]:
+def _families(prompts: Sequence[Measured], kept: Sequence[Measured]) -> Mapping[str, Mapping[str, float | None]]:
     left = Counter(prompt.family for prompt in kept)
     by_name: dict[str, list[Measured]] = defaultdict(list)
     for prompt in prompts:
         by_name[prompt.family].append(prompt)
     return {
-        name: {"prompts": len(some), "kept": left[name], "pass_rate": round(statistics.fmean(p.pass_rate for p in some), 4)}
+        name: {"prompts": len(some), "kept": left[name], "pass_rate": _pass_rate([p.pass_rate for p in some if p.judged])}
         for name, some in sorted(by_name.items())
     }
+
+
+def _pass_rate(judged: Sequence[float]) -> float | None:
+    """The mean; None of nothing."""
+    return round(statistics.fmean(judged), 4) if judged else None

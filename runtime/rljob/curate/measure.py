@@ -31,7 +31,7 @@ class Meter:
     """By which the policy is reached; nobody else may see what its requests carry."""
     judge: Judge
     journal: Path
-    """One JSON line per measured prompt."""
+    """One JSON line per prompt that was measured in full: where something could not be judged, the next run asks again."""
 
     async def measure(self, records: Sequence[Record], say: Callable[[str], None]) -> list[Measured]:
         """In the order of the records.
@@ -48,9 +48,10 @@ class Meter:
             key = self.key(record)
             if key not in known:
                 async with gate:
-                    known[key] = await self._measured(record)
-                with self.journal.open("a") as lines:
-                    lines.write(json.dumps({"key": key} | known[key]) + "\n")
+                    known[key], in_full = await self._measured(record)
+                if in_full:
+                    with self.journal.open("a") as lines:
+                        lines.write(json.dumps({"key": key} | known[key]) + "\n")
             return Measured(record.family, **known[key])
 
         tasks = [asyncio.create_task(one(record)) for record in records]
@@ -81,15 +82,18 @@ class Meter:
         name = record.verifier or self.spec.verifier
         return name, (self.spec.options if name == self.spec.verifier else {}) | (record.options or {})
 
-    async def _measured(self, record: Record) -> dict[str, int]:
+    async def _measured(self, record: Record) -> tuple[dict[str, int], bool]:
+        """The numbers of a `Measured`, and whether every answer and guess could be judged."""
         plain = [message.model_dump() for message in record.chat]
         last = plain[-1] | {"content": f"{plain[-1]['content']}\n\n{GUESS}"}
         answers, guesses = await asyncio.gather(
             self._verdicts(record, plain, self.spec.samples, self.spec.max_tokens),
             self._verdicts(record, [*plain[:-1], last], self.spec.guesses, self.spec.guess_tokens),
         )
-        judged = [verdict for verdict in answers if verdict is not None]
-        return {"right": sum(judged), "judged": len(judged), "guessed": sum(verdict is True for verdict in guesses)}
+        guessed = sum(verdict is True for verdict in guesses)
+        # Without all guesses nobody knows that it cannot be guessed.
+        judged = [verdict for verdict in answers if verdict is not None] if guessed or None not in guesses else []
+        return {"right": sum(judged), "judged": len(judged), "guessed": guessed}, None not in (*answers, *guesses)
 
     async def _verdicts(self, record: Record, chat: list[dict[str, str]], count: int, tokens: int) -> list[bool | None]:
         return await asyncio.gather(*(self._verdict(record, chat, tokens) for _ in range(count)))

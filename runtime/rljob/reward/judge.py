@@ -12,6 +12,7 @@ from rljob.reward.known import Known, Said
 from rljob.reward.outside import NoAnswerError, Outside
 from rljob.reward.registry import VERIFIERS, check_named, parse_options
 from rljob.reward.verifier import AnyVerifier, CombinedVerifier, Judgement, RemoteVerifier, Verifier
+from rljob.reward.verifiers.extraction import without_thoughts
 from rljob.wire.reward import ScoreItem, ScoreResult
 
 LONGEST_ANSWER = 1 << 20
@@ -69,6 +70,11 @@ class Judge:
             return Judgement(False, "the answer was cut off")
         if len(item.answer) > LONGEST_ANSWER:
             return Judgement(False, "the answer is too long")
+        if not isinstance(verifier, CombinedVerifier) and not verifier.sees_thoughts:
+            answer = without_thoughts(item.answer)
+            if answer is None:
+                return Judgement(False, "the answer ends within its thoughts")
+            item = item.model_copy(update={"answer": answer})
         try:
             return await self._judged(verifier, item, options)
         except NoAnswerError as error:
@@ -125,7 +131,7 @@ class Judge:
         if probe is None:
             return f"verifier {item.verifier}: {said['reason']}"
         control = await self.workers.ask(item.model_copy(update={"answer": probe}), self.seconds)
-        if control["outcome"] == "judged" and (control["right"] or not verifier.probe_is_right):
+        if control["outcome"] == "judged" and (control["right"] or not probe):
             return Judgement(False, f"cannot be judged: {said['reason']}")
         return f"verifier {item.verifier} judges not even the reference: {control['reason'] or said['reason']}"
 

@@ -1,11 +1,11 @@
 """All verifiers by name. A new one is one file in `verifiers/`, its options in `rljob.api.verifiers`, and one line here."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from pydantic import ValidationError
 
-from rljob.api.verifiers import Options, named
+from rljob.api.verifiers import Options, named, uses
 from rljob.reward.verifier import AnyVerifier, CombinedVerifier
 from rljob.reward.verifiers import (
     choice,
@@ -78,6 +78,23 @@ def check(name: str, options: dict[str, Any], reference: Any, allowed: Set[str] 
     if isinstance(verifier, CombinedVerifier):
         for term in verifier.terms(parsed):
             check(term.verifier, term.options, reference, allowed)
+
+
+def check_turns(name: str, options: Mapping[str, Any], roles: Iterable[str]) -> None:
+    """A model that judges is shown a chat's last message alone.
+
+    Args:
+        roles: of the chat's messages.
+
+    Raises:
+        ValueError: the chat has several turns, and a model judges its answers.
+    """
+    turns = sum(role not in ("system", "developer") for role in roles)
+    if turns > 1 and uses(name, options) & {"judge", "reward-model"}:
+        raise ValueError(
+            f"it is shown the last message alone, and `messages` has {turns} turns; put what matters of them into the last one, or "
+            "name another verifier"
+        )
 
 
 def check_named(name: str, options: Mapping[str, Any], allowed: Set[str]) -> None:

@@ -45,13 +45,13 @@ class Verifier:
     warm: Callable[[ScoreItem, Any], None] = lambda item, options: None
     """Does, and keeps, what depends on the reference alone; runs in the long-lived worker, outside the time limit of the judgement."""
     probe: Callable[[ScoreItem], str | None] = lambda item: None
-    """An answer that must be accepted; None if there is none to be had."""
-    probe_is_right: bool = True
-    """False: it is enough that the probe can be judged at all."""
+    """An answer that must be accepted; empty if none is known, then it is enough that this can be judged; None: no probe can tell."""
     quick: Callable[[ScoreItem, Any], Judgement | None] = lambda item, options: None
     """Judges at once, in bounded time and without libraries, what can be judged so; None leaves it to `judge`."""
     same: Callable[[ScoreItem, Any], Hashable] = lambda item, options: None
     """Equal for items that get the same judgement, which is then made once; None: each is judged for itself."""
+    sees_thoughts: bool = False
+    """Judges all that a model wrote. Others are given what stands behind its thoughts (`extraction.without_thoughts`)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class RemoteVerifier:
     check_reference: Callable[[Any, Any], None] = lambda reference, options: None
     same: Callable[[ScoreItem, Any], Hashable] = lambda item, options: None
     """As a Verifier's: equal for items that get the same judgement."""
+    sees_thoughts: bool = False
+    """As a Verifier's."""
 
 
 @dataclass(frozen=True)

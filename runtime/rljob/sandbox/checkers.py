@@ -59,6 +59,7 @@ def _same_number(checker: Checker) -> Callable[[str, str], bool]:
 
 
 def _close(checker: Checker, found: float, wanted: float) -> bool:
+    """Whole numbers have the tolerance too, as with testlib's `rcmp` and Kattis: a program may print 3 for 3.0000001."""
     if not (math.isfinite(found) and math.isfinite(wanted)):
         return False
     return abs(found - wanted) <= max(checker.absolute, checker.relative * abs(wanted))

@@ -6,13 +6,9 @@ has merely given an answer: it is compared outside like any other. One process p
 """
 
 import json
-import re
 from dataclasses import dataclass
 
-from rljob.wire.sandbox import Call
-
-FUNCTION = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*(\.[A-Za-z_$][A-Za-z0-9_$]*)?")
-"""A function, or a method of a class that is made without arguments: `solve`, `Solution.solve`."""
+from rljob.wire.sandbox import CALLED, Call
 
 _PYTHON = """\
 import json, os, sys
@@ -70,7 +66,7 @@ class Harness:
     """Name of the submission's file beside it."""
 
 
-HARNESSES = {"python": Harness(_PYTHON, "submission.py"), "javascript": Harness(_JAVASCRIPT, "submission.js")}
+HARNESSES = {language: Harness(main, CALLED[language]) for language, main in (("python", _PYTHON), ("javascript", _JAVASCRIPT))}
 """Language to its harness; in other languages tests cannot call functions."""
 
 

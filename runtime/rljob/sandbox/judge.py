@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol
 from pydantic_core import from_json
 
 from rljob.sandbox.checkers import compare_text, compare_value
-from rljob.sandbox.harness import FUNCTION, HARNESSES, call_text
+from rljob.sandbox.harness import HARNESSES, call_text
 from rljob.sandbox.isolation import Program
-from rljob.wire.sandbox import Case, Checker, JudgeRequest, JudgeResult, Output, RunRequest, RunResult, Status, Test
+from rljob.wire.sandbox import Case, Checker, JudgeRequest, JudgeResult, Output, RunRequest, RunResult, Status, Test, check_tests
 
 Verdict = Literal["passed", "wrong_answer"] | Status
 _LONG = 1 << 16
@@ -54,19 +54,10 @@ class Turns(Protocol):
 
 
 def program_of(request: JudgeRequest) -> RunRequest:
-    """What is built and run for each test; without any test in it.
-
-    Raises:
-        ValueError: tests cannot be run in this form; one line.
-    """
+    """What is built and run for each test; without any test in it."""
     code, files = request.code, dict(request.files)
     if any(test.call for test in request.tests):
-        harness = HARNESSES.get(request.language)
-        if harness is None:
-            known = " and ".join(HARNESSES)
-            raise ValueError(f"language: is {request.language}, and functions are called in {known} only; give stdin and expected")
-        if harness.submission in files:
-            raise ValueError(f"files: {harness.submission} is where the submission itself goes; choose another name")
+        harness = HARNESSES[request.language]
         files[harness.submission] = code
         code = harness.main
     return RunRequest(language=request.language, code=code, files=files, limits=request.limits, compile_limits=request.compile_limits)
@@ -78,21 +69,7 @@ def check(request: JudgeRequest) -> RunRequest:
     Raises:
         ValueError: it does not; one line that names the field.
     """
-    checker = request.checker
-    if not request.tests:
-        raise ValueError("tests: is empty; give at least one")
-    if (checker.code is not None) != (checker.kind == "program"):
-        raise ValueError(f"checker.code: goes with checker.kind program, and with no other; the kind is {checker.kind}")
-    calls = request.tests[0].call is not None
-    for index, test in enumerate(request.tests):
-        if (test.call is not None) != calls:
-            raise ValueError(f"tests.{index}: all tests of a request either call a function or give stdin; split the request")
-        if test.call is not None and (test.stdin or test.expected is not None):
-            raise ValueError(f"tests.{index}: has a call, so that stdin and expected mean nothing; expected belongs into the call")
-        if test.call is not None and FUNCTION.fullmatch(test.call.function) is None:
-            raise ValueError(f"tests.{index}.call.function: is {test.call.function!r}; name a function, or Class.method")
-        if test.call is None and test.expected is None and checker.kind != "program":
-            raise ValueError(f"tests.{index}.expected: is missing; only the checker kind program judges without it")
+    check_tests(request)
     return program_of(request)
 
 

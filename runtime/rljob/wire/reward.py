@@ -5,9 +5,11 @@ Between the reward service and a user's own (the verifier `http`): `POST {url}` 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rljob.wire.base import Message
+
+_ROUNDING = 1e-9
 
 
 class ScoreItem(Message):
@@ -55,6 +57,11 @@ class Question(Message):
     """As they stand in the job or the record."""
 
 
+def settled(reward: float) -> float:
+    """Full marks and none, where a sum of shares missed them by the rounding of floats: 0.7 + 0.2 + 0.1 is 0.9999999999999999."""
+    return float(round(reward)) if min(abs(reward), abs(reward - 1.0)) <= _ROUNDING else reward
+
+
 class Reply(Message):
     """What a user's own service makes of it. Any other reply counts as a failure of the service."""
 
@@ -62,3 +69,8 @@ class Reply(Message):
     right: bool | None = None
     """Default: whether the reward is 1."""
     reason: str = ""
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _settled(cls, reward: Any) -> Any:
+        return settled(reward) if isinstance(reward, float) else reward

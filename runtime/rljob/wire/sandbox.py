@@ -5,6 +5,7 @@ and it is never a reward.
 """
 
 import ast
+import re
 import warnings
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,12 @@ Status = Literal[
 
 BLANK = " \t\r\n\v\f"
 """White space to every checker; other spaces of Unicode are part of a word."""
+
+
+_FUNCTION = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*(\.[A-Za-z_$][A-Za-z0-9_$]*)?")
+"""A function, or a method of a class that is made without arguments: `solve`, `Solution.solve`."""
+CALLED = {"python": "submission.py", "javascript": "submission.js"}
+"""Languages whose functions tests can call, and the file that the submission then is."""
 
 
 class Limits(Message):
@@ -153,6 +160,35 @@ class JudgeRequest(Message):
     compile_limits: Limits = Limits(cpu_seconds=20, wall_seconds=30, memory_mb=1024, processes=64, disk_mb=256)
     priority: int = 0
     deadline_seconds: Annotated[float, Field(gt=0)] | None = None
+
+
+def check_tests(request: JudgeRequest) -> None:
+    """Whether the tests mean something, wherever the sandbox is. Pure.
+
+    Raises:
+        ValueError: they do not; one line that names the field.
+    """
+    checker = request.checker
+    if not request.tests:
+        raise ValueError("tests: is empty; give at least one")
+    if (checker.code is not None) != (checker.kind == "program"):
+        raise ValueError(f"checker.code: goes with checker.kind program, and with no other; the kind is {checker.kind}")
+    calls = request.tests[0].call is not None
+    for index, test in enumerate(request.tests):
+        if (test.call is not None) != calls:
+            raise ValueError(f"tests.{index}: all tests of a request either call a function or give stdin; split the request")
+        if test.call is not None and (test.stdin or test.expected is not None):
+            raise ValueError(f"tests.{index}: has a call, so that stdin and expected mean nothing; expected belongs into the call")
+        if test.call is not None and _FUNCTION.fullmatch(test.call.function) is None:
+            raise ValueError(f"tests.{index}.call.function: is {test.call.function!r}; name a function, or Class.method")
+        if test.call is None and test.expected is None and checker.kind != "program":
+            raise ValueError(f"tests.{index}.expected: is missing; only the checker kind program judges without it")
+    if calls and request.language not in CALLED:
+        raise ValueError(
+            f"language: is {request.language}, and functions are called in {' and '.join(CALLED)} only; give stdin and expected"
+        )
+    if calls and CALLED[request.language] in request.files:
+        raise ValueError(f"files: {CALLED[request.language]} is where the submission itself goes; choose another name")
 
 
 class Case(Message):

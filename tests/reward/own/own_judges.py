@@ -15,6 +15,14 @@ def right(prompt: str, answer: str, reference: Any) -> bool:
     return bool(answer == reference)
 
 
+def full_marks(prompt: str, answer: str, reference: Any) -> float:
+    """A sum of shares, by addition in floating point."""
+    total = 0.0
+    for share in answer.split():
+        total += float(share)
+    return total
+
+
 def raises(prompt: str, answer: str, reference: Any) -> float:
     """Has a mistake."""
     return float(reference["no such key"])

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rljob.api import ConfigurationError
+from rljob.api.yaml_file import read
 from rljob.prepare.records import Record, parse
 
 
@@ -79,10 +79,7 @@ def load(file: Path) -> list[Located]:
 
 def _rows(file: Path, text: str) -> list[tuple[str, Any]]:
     if file.suffix == ".yaml":
-        try:
-            rows = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"IN: {file} is no YAML: {' '.join(str(error).split())}") from None
+        rows, _ = read(text, f"IN: {file}")
         if not isinstance(rows, list):
             raise ConfigurationError(f"IN: {file} must hold a list of problems, this is {type(rows).__name__}")
         return [(f"{file.name} problem {number}", row) for number, row in enumerate(rows, 1)]
@@ -109,10 +106,10 @@ def _problem(row: Any, where: str) -> Problem:
         raise ConfigurationError(f"{where}: `{name}`: {first['msg']}; a problem has prompt, generator, submissions, checker") from None
 
 
-def record(problem: Problem, tests: Sequence[tuple[str, str]]) -> Record:
-    """What is trained on. `tests`: inputs with what is expected."""
+def record(problem: Problem, tests: Sequence[tuple[str, str]], options: dict[str, Any]) -> Record:
+    """What is trained on. `tests`: inputs with what is expected; `options`: of the verifier."""
     reference = {
         "tests": [{"stdin": stdin, "expected": expected} for stdin, expected in tests],
         "checker": {"kind": problem.checker},
     }
-    return Record.model_validate(problem.record | {"verifier": "code", "reference": reference})
+    return Record.model_validate(problem.record | {"verifier": "code", "options": options, "reference": reference})

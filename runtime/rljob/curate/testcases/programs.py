@@ -11,7 +11,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from rljob.api import ConfigurationError
-from rljob.api.testcases import TestCaseGeneration
+from rljob.api.testcases import TestCaseGeneration, wall_seconds
 from rljob.curate.testcases.problem import Submission
 from rljob.reward.outside import Outside
 from rljob.wire.sandbox import Languages, Limits, RunRequest, RunResult
@@ -110,7 +110,7 @@ class Programs:
         return run.stdout if result.status == "ok" and run is not None and run.exit_code == 0 and not run.truncated else None
 
     def _limits(self, cpu: float, output_kb: int) -> Limits:
-        return Limits(cpu_seconds=cpu, wall_seconds=5 + 5 * cpu, memory_mb=self.spec.memory_mb, output_kb=output_kb)
+        return Limits(cpu_seconds=cpu, wall_seconds=wall_seconds(cpu), memory_mb=self.spec.memory_mb, output_kb=output_kb)
 
     async def _run(self, request: RunRequest) -> RunResult:
         url = f"{self.spec.sandbox.rstrip('/')}/v1/run"

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rljob.api.outputs import check_outputs
 from rljob.api.testcases import TestCaseGeneration
 from rljob.curate.testcases.finished import Finished
 from rljob.curate.testcases.majority import FATES, Outcome, decide, report
 from rljob.curate.testcases.problem import Located, Submission, load, record
 from rljob.curate.testcases.programs import GeneratorFault, Programs, packages
+from rljob.prepare.files import write_atomically
 
 _PROBLEMS = 4
 """Worked on at a time: enough to keep the sandbox busy, few enough to hold what their programs print."""
@@ -32,9 +34,10 @@ async def generate(spec: TestCaseGeneration, programs: Programs, progress: Progr
     """Make tests, choose problems, write `spec.out` and its report; the report.
 
     Raises:
-        ConfigurationError: problems cannot be read, or need what is not here.
+        ConfigurationError: problems cannot be read, or need what is not here; or nothing can be written.
         InfrastructureError: the sandbox does not answer. Nothing is written but the problems that are finished: the same run again goes on.
     """
+    check_outputs((Path(spec.out),), (Path(spec.source),))
     located = load(Path(spec.source))
     for one in located:
         packages(one.problem.generator)
@@ -101,12 +104,14 @@ def choose(one: Located, spec: TestCaseGeneration) -> Sequence[Submission]:
 
 
 def _write(spec: TestCaseGeneration, located: Sequence[Located], outcomes: Sequence[Outcome], found: Mapping[str, Any]) -> None:
-    kept = [record(one.problem, outcome.tests) for one, outcome in zip(located, outcomes, strict=True) if outcome.fate == "kept"]
+    kept = [
+        record(one.problem, outcome.tests, spec.options) for one, outcome in zip(located, outcomes, strict=True) if outcome.fate == "kept"
+    ]
     lines = [one.model_dump(mode="json", exclude_defaults=True) for one in kept]
     out = Path(spec.out)
-    out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_atomically(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     made = {"spec": spec.model_dump(mode="json", by_alias=True)} | dict(found)
-    out.with_suffix(".report.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out.with_suffix(".report.json"), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
 
 
 def shown(found: Mapping[str, Any]) -> list[str]:

@@ -12,8 +12,32 @@ from rljob.wire.reward import ScoreItem
 _AROUND = " \t\r\n*_$()[]{}.:;,\"'`"
 """What may stand around a letter."""
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*(?=\{)")
-_MARK = re.compile(r"(?:answer|choice|option)\b(?:\s+is\b)?[ \t:*_]{0,8}[($\[*_]{0,4}([A-Z])(?![A-Za-z])", re.IGNORECASE)
-"""`the answer is (B)`, `Answer: **B**`."""
+_OPENING = r"[\s:=*_$(\[{\\\"'`]{0,16}"
+_LETTER = r"(?:(?!I\s+[a-z])[A-Z]|[a-z](?=\)|\W*\Z))(?!-?\w|[+#])"
+"""A small letter may be a word, unless a bracket or the end follows; `I` is one before a small letter; `C++` and `A-flat` are none."""
+_MORE = rf"(?P<more>\W{{0,16}}\b(?:or|and)\b{_OPENING}{_LETTER}|[^\w.]{{1,16}}{_LETTER}(?![).:*]{{0,4}}\s+(?!or\b|and\b)[A-Za-z]{{2}}))?+"
+"""Another letter, behind nothing but signs, `or` or `and`. `B, C is wrong` explains, and so do `B. C …` and a line `C: wrong`."""
+_NAMED = rf"{_OPENING}(?P<letter>{_LETTER}){_MORE}"
+_KIND = r"(?:(?:the\s+)?(?:option|choice|letter)\b)?"
+_ANSWER = re.compile(
+    rf"(?i:\banswer\b(?:\s+I\s+\w+)?[ \t*_]{{0,4}}(?:(?:is|(?:must|should|would) be)\b|[:=>\n])[\s:*_]{{0,8}}{_KIND}){_NAMED}"
+)
+"""`the answer is (B)`, `Answer: **B**`, `<answer>B</answer>`; the other letters of an explanation are not so introduced."""
+_CHOSEN = re.compile(
+    r"(?i:\b(?:choose|pick|select|with|is|be|so|thus|therefore|hence)\W{1,3}(?:the\s+)?(?:answer|choice|option)\b|"
+    rf"\b(?:choice|option)\s*(?:is\b|:)){_NAMED}"
+)
+"""`I choose option B`, `my choice is B`."""
+_LINE = re.compile(
+    rf"^[\s>#*_-]{{0,8}}(?i:(?:final\s+)?(?:answer|choice|option))\b{_NAMED}"
+    r"(?=[)*_\]}$]{0,8}(?:[.,;!]|\s*$|\s+is\s+(?:the\s+)?(?:correct|right|best)\b))",
+    re.MULTILINE,
+)
+"""`Option B.`, but not `Option B has the wrong unit`."""
+_LEADING = re.compile(rf"{_OPENING}(?P<letter>[A-Za-z])[*_}}\])]{{0,4}}(?:(?<=[)\]])|[).:])(?!\w)")
+"""`B) Paris`, `**B.** Paris`."""
+_ALONE = re.compile(r"(?<![\w'’-])(?![AI]\s+[a-z])[A-Z](?![\w'’+#-])")
+"""A capital letter that is no word."""
 
 
 def _check_reference(reference: Any, options: ChoiceOptions) -> None:
@@ -59,15 +83,30 @@ def _named(answer: str, options: ChoiceOptions) -> frozenset[str] | None:
         letters = re.split(r"[\s,;&]+(?:and\s)?", inside) if options.several and not _is_letters(inside) else [inside]
         letters = list(inside) if options.several and _is_letters(inside) else letters
         found = [_letter(letter, options) for letter in letters]
-        return frozenset(letter for letter in found if letter) if found and None not in found else None
+        if found and None not in found:
+            return frozenset(letter for letter in found if letter)
+        return None if options.several else _leading(_TEXT.sub("", box), options)
     if options.several:
         return None
     alone = answer.strip(_AROUND) if len(answer) < 200 else ""
     if letter := _letter(alone, options):
         return frozenset(letter)
-    marked = deque(_MARK.finditer(answer), maxlen=1)
-    # `answer is a number` names no choice: without a capital it is an article.
-    return frozenset(marked[0][1]) if marked and marked[0][1] in options.choices else None
+    text = _TEXT.sub("", answer)
+    for marks in (_ANSWER, _CHOSEN, _LINE):
+        if last := deque(marks.finditer(text), maxlen=1):
+            letter = last[0]["letter"].upper()
+            return frozenset(letter) if letter in options.choices and not last[0]["more"] else None
+    return _leading(text, options)
+
+
+def _leading(text: str, options: ChoiceOptions) -> frozenset[str] | None:
+    """The letter that a text begins with, as options are written, if no other one stands in it: `B) Paris`."""
+    found = _LEADING.match(text)
+    letter = _letter(found["letter"], options) if found else None
+    if found is None or letter is None:
+        return None
+    others = {other[0] for other in _ALONE.finditer(text, found.end()) if other[0] in options.choices}
+    return frozenset(letter) if others <= {letter} else None
 
 
 VERIFIER = Verifier("choice", ChoiceOptions, _judge, _check_reference)

@@ -4,6 +4,7 @@ The reference is `{"tests": [...], "language": …, "files": …, "checker": …
 enter the sandbox's runs. What the program does is right or wrong; what the sandbox cannot do is a failure and no reward.
 """
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,10 +13,14 @@ from rljob.api.verifiers import CodeOptions
 from rljob.reward.outside import NoAnswerError, Outside
 from rljob.reward.verifier import Judgement, RemoteVerifier
 from rljob.wire.reward import ScoreItem
-from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Limits, Test
+from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Limits, Test, check_tests
 
 LONGEST_PROGRAM = 1 << 17
 """Characters."""
+_ITEM = re.compile(r" *(?:[-*+]|\d{1,9}[.)]) +")
+"""Begins an entry of a list; what belongs to it stands as far in as its text."""
+_FURTHER = 3
+"""Spaces by which a block may stand further in than the text around it, and its end further than its beginning."""
 _QUEUE, _ATTEMPTS = 20.0, 3
 """Seconds in the sandbox's queue, and calls. The master waits 300 s for all that it asked at once."""
 
@@ -38,13 +43,22 @@ def _reference(reference: Any) -> CodeReference:
         first = error.errors()[0]
         where = ".".join(map(str, ("reference", *first["loc"])))
         raise ValueError(f"`{where}`: {first['msg']}; a reference is {{tests: [{{stdin, expected}}, …], language}}") from None
-    if found.checker.kind != "program" and any(test.expected is None and test.call is None for test in found.tests):
-        raise ValueError("a test has neither `expected` nor `call`, so every program would pass it; add one, or a checker program")
+    if found.checker.kind != "program":
+        for index, test in enumerate(found.tests):
+            if test.expected is None and test.call is None:
+                raise ValueError("a test has neither `expected` nor `call`, so every program would pass it; add one, or a checker program")
+            if test.call is not None and "expected" not in test.call.model_fields_set:
+                raise ValueError(f"`reference.tests.{index}.call` has no `expected`, so `pass` would be right; add it (null for None)")
     return found
 
 
 def _check_reference(reference: Any, options: CodeOptions) -> None:
-    _reference(reference)
+    """What the sandbox would refuse at the first answer is refused here."""
+    request = _request("", _reference(reference), options)
+    try:
+        check_tests(request)
+    except ValueError as error:
+        raise ValueError(f"`reference`: {error}") from None
 
 
 async def _ask(item: ScoreItem, options: CodeOptions, outside: Outside) -> Judgement:
@@ -91,22 +105,32 @@ def _read(body: bytes) -> JudgeResult:
 
 
 def last_block(answer: str) -> str | None:
-    """Content of the last closed fenced block, None if there is none. As in CommonMark: three or more ` or ~, closed by as many or more."""
-    found, opened, begun = None, "", 0
+    """Content of the last closed fenced block, None if there is none.
+
+    As in CommonMark: three or more ` or ~, closed by as many or more. A block in a list is indented as a whole, and that is taken off.
+    """
+    found, opened, begun, indent, margin = None, "", 0, 0, 0
     lines = answer.splitlines(keepends=True)
     for number, line in enumerate(lines):
-        fence = _fence(line)
+        fence, before = _fence(line), _indent(line)
         if opened:
-            if fence.startswith(opened) and line.strip() == fence:
-                found, opened = "".join(lines[begun:number]), ""
-        elif fence:
-            opened, begun = fence, number + 1
+            if fence.startswith(opened) and line.strip() == fence and before <= indent + _FURTHER:
+                found, opened = "".join(one[min(indent, _indent(one)) :] for one in lines[begun:number]), ""
+        elif fence and before <= margin + _FURTHER:
+            opened, begun, indent = fence, number + 1, before
+        elif line.strip():
+            item = _ITEM.match(line)
+            margin = item.end() if item else min(margin, before)
     return found
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
 
 
 def _fence(line: str) -> str:
     """The run of fence characters that a line begins with; empty if it is too short."""
-    text = line.lstrip(" ") if len(line) - len(line.lstrip(" ")) <= 3 else ""
+    text = line.lstrip(" ")
     for sign in "`~":
         run = len(text) - len(text.lstrip(sign))
         if run >= 3 and not (sign == "`" and "`" in text[run:]):

@@ -1,6 +1,7 @@
 """The whole answer equals the reference."""
 
 from typing import Any
+from unicodedata import normalize
 
 from rljob.api.verifiers import ExactOptions
 from rljob.reward.verifier import Judgement, Verifier
@@ -21,8 +22,9 @@ def _judge(item: ScoreItem, options: ExactOptions) -> Judgement:
 
 
 def _even(text: str, options: ExactOptions) -> str:
-    """Surrounding white space never counts: it cannot be seen."""
-    return text.strip().casefold() if options.ignore_case else text.strip()
+    """Surrounding white space and how accents are encoded never count: they cannot be seen."""
+    text = normalize("NFC", text.strip())
+    return text.casefold() if options.ignore_case else text
 
 
 VERIFIER = Verifier("exact", ExactOptions, _judge, _check_reference)

@@ -32,4 +32,4 @@ def _read(body: bytes) -> Reply:
         raise ValueError(f"no Reply: {'.'.join(map(str, first['loc']))} {first['msg']}") from None
 
 
-VERIFIER = RemoteVerifier("http", HttpOptions, _ask, _check_reference)
+VERIFIER = RemoteVerifier("http", HttpOptions, _ask, _check_reference, sees_thoughts=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from rljob.api.verifiers import ImportOptions
 from rljob.reward.verifier import Judgement, Verifier
-from rljob.wire.reward import ScoreItem
+from rljob.wire.reward import ScoreItem, settled
 
 
 def _check_reference(reference: Any, options: ImportOptions) -> None:
@@ -37,7 +37,7 @@ def _judge(item: ScoreItem, options: ImportOptions) -> Judgement:
     reward, reason = given if isinstance(given, tuple) and len(given) == 2 else (given, "")
     if not isinstance(reward, Real) or not isinstance(reason, str):
         raise TypeError(f"{options.path} returned {given!r:.100}; it must return a bool, a number from 0 to 1, or a pair of one and a text")
-    number = float(reward)
+    number = settled(float(reward))
     if math.isnan(number) or not 0.0 <= number <= 1.0:
         raise ValueError(f"{options.path} returned {number}; rewards are from 0 to 1")
     return Judgement(number == 1.0, reason, number)
@@ -48,4 +48,4 @@ def _warm(item: ScoreItem, options: ImportOptions) -> None:
     _function(options.path)
 
 
-VERIFIER = Verifier("import", ImportOptions, _judge, _check_reference, killable=True, warm=_warm)
+VERIFIER = Verifier("import", ImportOptions, _judge, _check_reference, killable=True, warm=_warm, sees_thoughts=True)

@@ -5,9 +5,11 @@ from typing import Any
 
 from rljob.api.verifiers import InstructionOptions
 from rljob.reward.verifier import Judgement, Verifier
+from rljob.reward.verifiers.words import even, occurs, words
 from rljob.wire.reward import ScoreItem
 
-_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"')\]]*+(?=\s|$)")
+_COMMAS = ",，、،"
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"')\]”’»*_]*+(?=\s|$)")
 """Looks at every character once: an answer may be a hundred thousand points with no space behind them."""
 
 
@@ -18,27 +20,25 @@ def _judge(item: ScoreItem, options: InstructionOptions) -> Judgement:
 
 def broken(text: str, options: InstructionOptions) -> str | None:
     """The first instruction that the text does not follow; None if it follows all."""
-    words, lower = len(text.split()), text.lower()
-    sentences = len(_SENTENCE_END.findall(text))
+    length, lower = len(words(text)), even(text.lower())
+    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
     checks = (
-        (words < options.min_words, f"{words} words, at least {options.min_words} asked"),
-        (options.max_words is not None and words > options.max_words, f"{words} words, at most {options.max_words} asked"),
-        (bool(options.mention) and not any(_occurs(w, lower, longer=True) for w in options.mention), "does not mention the topic"),
-        (any(_occurs(w, lower, longer=False) for w in options.avoid), "uses a word to avoid"),
-        (options.sentences is not None and sentences != options.sentences, f"{sentences} sentences, {options.sentences} asked"),
-        (options.sentences is not None and not _SENTENCE_END.search(text[-3:]), "the last sentence does not end"),
-        (options.no_commas and "," in text, "has a comma"),
+        (length < options.min_words, f"{length} words, at least {options.min_words} asked"),
+        (options.max_words is not None and length > options.max_words, f"{length} words, at most {options.max_words} asked"),
+        (
+            bool(options.mention) and not any(occurs(even(w.lower()), lower, longer=True) for w in options.mention),
+            "does not mention the topic",
+        ),
+        (any(occurs(even(w.lower()), lower) for w in options.avoid), "uses a word to avoid"),
+        (options.sentences is not None and len(ends) != options.sentences, f"{len(ends)} sentences, {options.sentences} asked"),
+        (options.sentences is not None and ends[-1:] != [len(text)], "the last sentence does not end"),
+        (options.no_commas and any(comma in text for comma in _COMMAS), "has a comma"),
         (options.begin is not None and not text.startswith(options.begin), "does not begin as asked"),
         (options.end is not None and not text.endswith(options.end), "does not end as asked"),
-        (options.lowercase and text != lower, "has capital letters"),
+        (options.lowercase and text != text.lower(), "has capital letters"),
         (options.uppercase and text != text.upper(), "has small letters"),
     )
     return next((reason for failed, reason in checks if failed), None)
-
-
-def _occurs(word: str, lower: str, longer: bool) -> bool:
-    """Whether a word stands in a lower-case text; with `longer` also as the beginning of one."""
-    return re.search(rf"\b{re.escape(word.lower())}{'' if longer else r'\b'}", lower) is not None
 
 
 def _check_reference(reference: Any, options: InstructionOptions) -> None:

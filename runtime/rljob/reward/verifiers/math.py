@@ -13,11 +13,14 @@ from typing import Any
 from rljob.api.verifiers import MathOptions
 from rljob.reward.verifier import Judgement, Verifier
 from rljob.reward.verifiers import algebra
-from rljob.reward.verifiers.extraction import extract, last_boxed
+from rljob.reward.verifiers.extraction import extract, has_box, last_boxed
 from rljob.wire.reward import ScoreItem
 
 _LONGEST = 2000
-"""Characters of a result that are looked at; a longer one is no result."""
+"""Characters of a result that are looked at. A longer box holds none; without a box, it stands at the end of the answer."""
+_SHORT = 200
+"""Characters of an answer that may be nothing but a result; prose is none."""
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _BARE = re.compile(r"\s*-?\d+(?:\.\d+|/\d+)?\s*")
 """Without a box, math-verify searches the answer; only of a bare number it is clear what it finds."""
 
@@ -45,7 +48,17 @@ def _gold(reference: str) -> tuple[Any, ...]:
 
 def _place(item: ScoreItem, options: MathOptions) -> tuple[str | None, bool]:
     """Where the result stands, and whether that is a box."""
-    return extract(item.answer, options.place), options.place != "whole" and "\\boxed{" in item.answer
+    place, boxed = extract(item.answer, options.place), options.place != "whole" and has_box(item.answer)
+    return place if place is None or boxed else _end(place), boxed
+
+
+def _end(text: str) -> str:
+    """The last characters of a long text, from the beginning of a paragraph, line or word on: half a formula would be another one."""
+    if len(text) <= _LONGEST:
+        return text
+    tail = text[-_LONGEST:]
+    begins = (tail.find(sign, 0, _LONGEST // 2) for sign in ("\n\n", "\n", " "))
+    return next((tail[at:].strip() for at in begins if at >= 0), text)
 
 
 def _quick(item: ScoreItem, options: MathOptions) -> Judgement | None:
@@ -54,11 +67,11 @@ def _quick(item: ScoreItem, options: MathOptions) -> Judgement | None:
         return Judgement(False, "no \\boxed{} in the answer")
     if len(place) > _LONGEST:
         return Judgement(False, "the result is too long")
-    if not boxed and not _BARE.fullmatch(place):
-        return None
     reference = _text(item.reference).strip()
     reference = last_boxed(reference) or reference
     equal = True if place == reference else algebra.same(reference, place)
+    if not equal and not boxed and not _BARE.fullmatch(place):
+        return None
     return None if equal is None else Judgement(equal, "" if equal else "another result")
 
 
@@ -72,7 +85,11 @@ def _judge(item: ScoreItem, options: MathOptions) -> Judgement:
     place, boxed = _place(item, options)
     if place is None:
         return Judgement(False, "no \\boxed{} in the answer")
-    found = parse(f"\\boxed{{{place}}}" if boxed else place, parsing_timeout=None)
+    in_box = f"\\boxed{{{place}}}"
+    found = parse(in_box if boxed else place, parsing_timeout=None)
+    # Without a box, math-verify searches for numbers and formulas between dollars; a short answer without any may itself be the result.
+    if not found and not boxed and len(place) <= _SHORT and len(_WORD.findall(place)) < 2:
+        found = parse(in_box, parsing_timeout=None)
     if not found:
         return Judgement(False, "no mathematics in the answer")
     right = verify(list(_gold(_text(item.reference))), found, timeout_seconds=None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rljob.api.verifiers import ReasoningGymOptions
 from rljob.reward.verifier import Judgement, Verifier
-from rljob.reward.verifiers.extraction import extract
+from rljob.reward.verifiers.extraction import extract, last_boxed
 from rljob.wire.reward import ScoreItem
 
 
@@ -42,9 +42,14 @@ def _warm(item: ScoreItem, options: ReasoningGymOptions) -> None:
     _of(item)
 
 
-def _probe(item: ScoreItem) -> str | None:
+def _probe(item: ScoreItem) -> str:
+    """The generator's answer where it is looked for; nothing if it knows none, or one that no box can hold."""
     answer = item.reference["entry"].get("answer")
-    return f"\\boxed{{{answer}}}" if isinstance(answer, str) else None
+    if not isinstance(answer, str):
+        return ""
+    if item.options.get("place") != "boxed":
+        return answer
+    return boxed if last_boxed(boxed := f"\\boxed{{{answer}}}") == answer.strip() else ""
 
 
 VERIFIER = Verifier("reasoning-gym", ReasoningGymOptions, _judge, _check_reference, killable=True, warm=_warm, probe=_probe)

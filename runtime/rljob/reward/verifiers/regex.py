@@ -56,7 +56,7 @@ VERIFIER = Verifier(
     killable=True,
     warm=_warm,
     probe=_probe,
-    probe_is_right=False,
     quick=_quick,
     same=_same,
+    sees_thoughts=True,
 )

@@ -2,6 +2,7 @@
 
 from rljob.api.verifiers import RepetitionOptions
 from rljob.reward.verifier import Judgement, Verifier
+from rljob.reward.verifiers.words import words
 from rljob.wire.reward import ScoreItem
 
 _MOST = 50_000
@@ -16,11 +17,11 @@ def _judge(item: ScoreItem, options: RepetitionOptions) -> Judgement:
 
 def repeated(text: str, ngram: int) -> float:
     """Share of the runs of so many words that stood there before; 0 for a text that is shorter."""
-    words = text.split()[-_MOST:]
-    runs = len(words) - ngram + 1
+    last = words(text)[-_MOST:]
+    runs = len(last) - ngram + 1
     if runs < 1:
         return 0.0
-    return 1.0 - len(set(zip(*(words[i:] for i in range(ngram)), strict=False))) / runs
+    return 1.0 - len(set(zip(*(last[i:] for i in range(ngram)), strict=False))) / runs
 
 
-VERIFIER = Verifier("repetition", RepetitionOptions, _judge)
+VERIFIER = Verifier("repetition", RepetitionOptions, _judge, sees_thoughts=True)
