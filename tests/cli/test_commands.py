@@ -12,7 +12,7 @@ from types import MappingProxyType
 import pytest
 import yaml
 
-from rljob.api.status import JobStatus
+from rljob.api.status import HeldOutStatus, JobStatus
 from rljob.local.folder import JobFolder
 from rljob.local.inspect import read_logs
 
@@ -127,6 +127,19 @@ def test_a_field_without_effect_is_said_before_anything_starts(job_file: Path) -
     job_file.write_text(JOB + "  algorithm: {tau: 0.1}\n")
     for command in ("validate", "plan"):
         assert "note: spec.algorithm.tau is 0.1, but has no effect" in rljob(command, job_file).stdout
+
+
+def test_an_override_without_a_value_is_no_default(job_file: Path) -> None:
+    done = rljob("plan", job_file, "--set", "spec.iterations=")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --set spec.iterations=: has no value; write spec.iterations=null for the field's default")
+
+
+def test_what_is_wrong_with_an_override_is_not_said_of_a_line_of_the_file(job_file: Path) -> None:
+    job_file.write_text(JOB + "  iterations: 20\n  files: {configMaps: x}\n")
+    done = rljob("plan", job_file, "--set", "spec.iterations=abc")
+    assert "  spec.iterations: is 'abc'; it must be a whole number\n" in done.stderr
+    assert "  line 9: spec.files.configMaps: " in done.stderr
 
 
 def test_the_plan_as_data_holds_references_and_estimates(job_file: Path) -> None:
@@ -256,6 +269,22 @@ def test_status_tells_how_far_a_stopped_job_is(folder: Path) -> None:
     assert "2 of 8 done" in out
     assert "0.100 → 0.300" in out
     assert json.loads(rljob("status", folder, "-o", "json").stdout)["policyVersion"] == 2
+
+
+def test_status_of_a_long_job_fits_a_screen(folder: Path) -> None:
+    held_out = [HeldOutStatus(iteration=4 * n, accuracy=n / 1000) for n in range(251)]
+    status = JobStatus(phase="Rollout", iteration=1001, iterations=5000, policy_version=1000, rewards=[0.5] * 1000, held_out=held_out)
+    (folder / "status.json").write_text(status.model_dump_json(by_alias=True))
+    shown = [line for line in rljob("status", folder).stdout.splitlines() if line.startswith("held-out")]
+    assert [line.split() for line in shown] == [["held-out,", "it.", "0", "0.0", "%"], ["held-out,", "it.", "1000", "25.0", "%"]]
+
+
+def test_a_status_that_cannot_be_read_is_said_so_and_keeps_nobody_from_going_on(folder: Path) -> None:
+    (folder / "status.json").write_text('{"phase": "Dreaming"}')
+    done = rljob("status", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"phase    unknown: {folder}/status.json is damaged or of another version; a run writes it anew" in done.stdout
+    assert JobFolder(folder).status() is None
 
 
 def test_logs_are_chosen_by_pod_and_container(folder: Path) -> None:

@@ -176,6 +176,32 @@ def test_a_long_wait_is_left_to_the_caller() -> None:
     asyncio.run(story())
 
 
+def test_a_field_that_the_server_does_not_know_is_a_refusal_and_not_left_out() -> None:
+    calls: list[tuple[str, str]] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        calls.append((request.method, request.query.get("fieldValidation", "")))
+        if request.method == "GET":
+            return web.json_response({"metadata": {"name": "p"}})
+        if request.method == "POST":
+            return failure(400, "BadRequest", 'strict decoding error: unknown field "spec.nodeselector"')
+        # A server says so in its own way, as if the fault were its own.
+        return failure(
+            500, "", "failed to create typed patch object (default/p; /v1, Kind=Pod): .spec.nodeselector: field not declared in schema"
+        )
+
+    async def story() -> None:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeselector": {}}}
+        async with client(handle) as api:
+            for request in (api.create(pod), api.apply(pod, "u")):
+                with pytest.raises(ApiError, match="nodeselector") as caught:
+                    await request
+                assert (caught.value.code, caught.value.temporary) == (400, False)
+        assert calls == [("POST", "Strict"), ("GET", ""), ("PATCH", "")]
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("asked", ["5", "4"])
 def test_what_is_written_only_over_a_known_version_is_so_also_the_first_time(asked: str) -> None:
     """The first apply to what we have created makes it applied, which is a version of its own."""

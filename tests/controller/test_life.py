@@ -1,6 +1,7 @@
 """Lives of a job in a cluster: what exists, and what the status says."""
 
 import asyncio
+import copy
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -9,11 +10,13 @@ import pytest
 from tests.controller.world import World, report, rljob
 from tests.master.virtual import clock, run, until
 
+from rljob.api.crd import job_schema
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.controller.client import ApiError, Applied
 from rljob.controller.kinds import Ref
 from rljob.controller.trim import iso
-from rljob.manifests import Manifest
+from rljob.manifests import Manifest, Settings
+from rljob.manifests.settings import Images
 from rljob.manifests.types import ANNOTATION_HASH
 
 
@@ -111,6 +114,19 @@ def test_a_lost_pod_is_made_anew(pod: str, how: str) -> None:
     living(story)
 
 
+def test_pods_that_an_upgrade_makes_anew_are_not_laid_to_a_changed_spec() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        await world.kill()
+        world.settings = Settings(images=Images(master="registry.example/master:2"))
+        world.start()
+        await until(lambda: "Remade" in world.events())
+        (told,) = (e["message"] for e in world.twin.of("Event").values() if e["reason"] == "Remade" and "x-master" in e["message"])
+        assert told.startswith("Pod x-master: it is rendered otherwise now: the spec has changed, or the operator (")
+
+    living(story)
+
+
 @pytest.mark.parametrize("lag", [0.01, 3.0])
 @pytest.mark.parametrize(
     "refusal",
@@ -175,7 +191,7 @@ def test_a_status_that_was_written_and_answered_with_a_conflict_is_told_of() -> 
     living(story)
 
 
-def test_of_rewards_the_newest_are_kept() -> None:
+def test_of_rewards_the_newest_are_kept_and_of_evaluations_the_first_as_well() -> None:
     async def story(world: World) -> None:
         world.reports["x"] = report(
             500, rewards=[float(i) for i in range(500)], heldOut=[{"iteration": i, "accuracy": 0.5} for i in range(300)]
@@ -184,7 +200,7 @@ def test_of_rewards_the_newest_are_kept() -> None:
         await until(lambda: "rewards" in world.status())
         assert world.status()["rewards"] == [float(i) for i in range(300, 500)]
         assert world.status()["rewardsBefore"] == 300
-        assert [h["iteration"] for h in world.status()["heldOut"]] == list(range(100, 300))
+        assert [h["iteration"] for h in world.status()["heldOut"]] == [0, *range(101, 300)]
 
     living(story)
 
@@ -209,6 +225,17 @@ def test_what_was_finished_after_the_last_question_is_in_the_masters_last_words(
         assert status["rewards"] == [0.1 * i for i in range(8)] + [0.8, 0.9]
         assert (status["reward"], status["timings"], status.get("rewardsBefore", 0)) == (0.9, {"train": 2.0}, 0)
         assert [h["accuracy"] for h in status["heldOut"]] == [0.5, 0.9]
+
+    living(story)
+
+
+def test_last_words_of_a_newer_master_are_taken_as_far_as_they_are_known() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        last = {"iteration": 10, "accuracy": 0.9, "spread": 0.1}
+        world.pod_ended("x-master", "Succeeded", said=json.dumps(report(10, "Succeeded", heldOut=[last], queue=0)))
+        await until(lambda: world.holds("Succeeded"))
+        assert world.status()["heldOut"] == [{"iteration": 10, "accuracy": 0.9}]
 
     living(story)
 
@@ -843,6 +870,94 @@ def test_a_job_of_a_newer_operator_is_left_alone() -> None:
     living(story)
 
 
+def definition_of_a_newer_version(world: World) -> None:
+    """It has a field more, whose default the API server hands out with every job that there is; their generation stays."""
+    schema = job_schema()
+    schema["properties"]["spec"]["properties"]["rollout"]["properties"]["minP"] = {"type": "number", "default": 0.0}
+    schema["properties"]["spec"]["properties"]["moonshot"] = {"type": "object", "default": {"speed": 1, "crew": 2}}
+    name = "dev.rljob.v1alpha1.RLJob"
+    world.twin.documents["/openapi/v3/apis/rljob.dev/v1alpha1"] = {"components": {"schemas": {name: schema}}}
+    for ref, job in world.twin.objects.items():
+        if ref.kind == "RLJob":
+            filled = copy.deepcopy(job)
+            filled["spec"].setdefault("rollout", {})["minP"] = 0.0
+            filled["spec"]["moonshot"] = {"speed": 1, "crew": 2}
+            world.twin._store(ref, filled, "MODIFIED")
+
+
+async def remade(world: World, pod: str) -> None:
+    uid = world.twin.of("Pod")[pod]["metadata"]["uid"]
+    world.lose(pod)
+    await until(lambda: world.twin.of("Pod").get(pod, {"metadata": {"uid": uid}})["metadata"]["uid"] != uid)
+
+
+def test_a_newer_definition_under_an_operator_that_goes_on_disturbs_no_job() -> None:
+    async def story(world: World) -> None:
+        assert world.operator is not None
+        world.operator.renderer.kept = 1
+        await started(world)
+        world.add(rljob("y"))
+        await until(lambda: world.holds("Ready", "y"))
+        pods = {name: pod["metadata"]["uid"] for name, pod in world.twin.of("Pod").items()}
+        definition_of_a_newer_version(world)
+        await asyncio.sleep(20)
+        assert {name: pod["metadata"]["uid"] for name, pod in world.twin.of("Pod").items()} == pods
+        await remade(world, "x-worker-0")
+        await remade(world, "y-worker-0")
+
+    living(story)
+
+
+def test_an_operator_that_is_started_under_a_newer_definition_goes_on_with_every_job_that_asks_for_nothing_new() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        definition_of_a_newer_version(world)
+        await world.kill()
+        world.start()
+        await remade(world, "x-worker-0")
+        filled: dict[str, Any] = {"moonshot": {"speed": 1, "crew": 2}}
+        world.spec(rollout={"replicas": 1, "minP": 0.0}, **filled)
+        await until(lambda: "x-rollout-0" in world.pods())
+        world.add(rljob("new", rollout={"minP": 0.0}, **filled))
+        world.add(rljob("newer", rollout={"minP": 0.1}, moonshot={"speed": 3, "crew": 2}))
+        await until(lambda: world.holds("Ready", "new") and world.holds("Stalled", "newer"))
+        said = world.condition("Stalled", "newer")
+        assert (said["reason"], said["message"].partition(":")[0]) == ("NewerOperator", "spec.rollout.minP, spec.moonshot")
+        assert not any(pod.startswith("newer-") for pod in world.pods())
+        assert not any(world.holds("Stalled", name) for name in ("x", "new"))
+        world.spec("newer", rollout={"minP": 0.0}, **filled)
+        await until(lambda: world.holds("Ready", "newer"))
+
+    living(story)
+
+
+def test_what_the_api_server_publishes_of_a_newer_definition_may_come_late() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        definition_of_a_newer_version(world)
+        published = dict(world.twin.documents)
+        world.twin.documents.clear()
+        await world.kill()
+        world.start()
+        await until(lambda: world.holds("Stalled"))
+        world.twin.documents.update(published)
+        await until(lambda: not world.holds("Stalled"))
+        await remade(world, "x-worker-0")
+
+    living(story)
+
+
+def test_whom_the_api_server_does_not_tell_of_its_definition_leaves_the_job_alone() -> None:
+    async def story(world: World) -> None:
+        world.twin.fault = lambda verb, path: ApiError(403, "Forbidden", "no") if path.startswith("/openapi") else None
+        world.add(rljob(moonshot={"speed": 3}))
+        await until(lambda: world.holds("Stalled"))
+        assert world.condition("Stalled")["reason"] == "NewerOperator"
+        assert not world.pods()
+
+    living(story)
+
+
 @pytest.mark.parametrize(
     "templates",
     [
@@ -994,6 +1109,43 @@ def test_a_pod_that_a_kubelet_has_no_room_for_is_told_and_is_no_fault_of_the_job
         await asyncio.sleep(60)
         assert not world.holds("Failed")
         assert "x-worker-0" in world.pods()
+
+    living(story)
+
+
+@pytest.mark.parametrize("role", ["worker", "reward"])
+def test_a_misspelt_field_of_a_template_is_a_refusal_with_the_servers_words(role: str) -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        world.spec(templates={role: {"spec": {"nodeselector": {"disk": "fast"}}}})
+        await until(lambda: world.condition("Reconciling").get("reason") == "Refused")
+        message = world.condition("Reconciling")["message"]
+        assert "strict decoding error: unknown field" in message
+        assert 'nodeselector"; a field of spec.templates is misspelt, or newer than this cluster; the operator tries again' in message
+        world.spec(templates={role: {"spec": {"nodeSelector": {"disk": "fast"}}}})
+        await until(lambda: world.holds("Ready") and world.condition("Reconciling").get("reason") != "Refused")
+
+    living(story)
+
+
+def test_the_progress_of_a_phase_goes_with_it() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        answers = {"done": 258, "total": 258, "unit": "answers"}
+        world.reports["x"] = report(3, "Evaluating", progress=answers)
+        await until(lambda: world.status().get("progress") == answers)
+        await world.kill()
+        world.start()
+        await asyncio.sleep(0.5)
+        assert world.status()["progress"] == answers, "an operator that has only begun knows nothing better"
+        world.reports["x"] = report(3, "Finishing")
+        await until(lambda: world.status()["phase"] == "Finishing")
+        await until(lambda: "progress" not in world.status())
+        world.reports["x"] = report(4, "Rollout", progress=answers)
+        await until(lambda: world.status().get("progress") == answers)
+        world.spec(suspend=True)
+        await until(lambda: world.status()["phase"] == "Suspended")
+        assert "progress" not in world.status()
 
     living(story)
 

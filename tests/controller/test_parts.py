@@ -1,6 +1,7 @@
 """Work queue, Lease, progress of masters: each in virtual time."""
 
 import asyncio
+import json
 import random
 import socket
 from itertools import pairwise
@@ -16,14 +17,16 @@ from tests.master.virtual import clock, run
 from rljob.api import InfrastructureError
 from rljob.controller.cache import Cache
 from rljob.controller.client import ApiError
+from rljob.controller.desired import Renderer
 from rljob.controller.kinds import Key, Ref
 from rljob.controller.leader import Leader, LeaseLost, decide_lease
 from rljob.controller.metrics import Metrics
+from rljob.controller.progress import KEPT, PER_SECOND, Poller, Target, by_api_server, shortened
 from rljob.controller.progress import LONGEST_SECONDS as SLOWEST
-from rljob.controller.progress import PER_SECOND, Poller, Target
 from rljob.controller.resync import RESYNC_SECONDS, Resync
 from rljob.controller.server import serve
 from rljob.controller.workqueue import LONGEST_DELAY, WorkQueue, delay
+from rljob.manifests import Settings
 
 A, B = Key("default", "a"), Key("default", "b")
 
@@ -271,6 +274,45 @@ def test_a_master_that_does_not_answer_is_asked_less_and_less() -> None:
         assert not told
 
     polling(story, answers)
+
+
+@pytest.mark.parametrize("families", [0, 5, 400, 20_000])
+def test_a_report_of_any_length_fits_an_object_and_keeps_the_first_evaluation(families: int) -> None:
+    said = {f"subject-{n:05}/level": 1 / 3 for n in range(families)}
+    held_out = [{"iteration": 4 * n, "accuracy": 1 / 3, "count": 4096, "families": said} for n in range(300)]
+    kept = shortened({"rewards": [1 / 3] * 1200, "heldOut": held_out})
+    assert len(json.dumps(kept)) < 300_000
+    assert (len(kept["rewards"]), kept["rewardsBefore"]) == (KEPT, 1000)
+    assert [e["iteration"] for e in kept["heldOut"]] == [0, *(4 * n for n in range(101, 300))]
+    told = [index for index, e in enumerate(kept["heldOut"]) if e["families"]]
+    assert told == {0: [], 5: [*range(200)], 400: [0, *range(200 - len(told) + 1, 200)], 20_000: []}[families]
+    assert len(told) > 1 or families in (0, 20_000)
+    assert held_out[1]["families"] == said
+
+
+def test_what_a_newer_master_says_is_taken_as_far_as_it_is_known() -> None:
+    async def tell() -> None:
+        twin, evaluation = Twin(), {"iteration": 0, "accuracy": 0.5, "spread": 0.1}
+        said = report(3, heldOut=[evaluation], queue=3)
+        twin.documents["/api/v1/namespaces/default/pods/a-master:8080/proxy/v1/status"] = said
+        found = await by_api_server(twin)(Target(A, "u", "10.0.0.1", "a-master"))
+        assert found["heldOut"] == [{"iteration": 0, "accuracy": 0.5, "families": {}, "count": 0}]
+        assert "queue" not in found
+
+    run(tell())
+
+
+def test_specs_that_were_refused_are_read_anew_only_if_the_definition_says_something_new() -> None:
+    cache, renderer = Cache(), Renderer(Settings(), "1")
+    raw = rljob(moonshot=3)
+    key = cache.put_job(raw | {"metadata": raw["metadata"] | {"uid": "u", "resourceVersion": "1", "generation": 1}})
+    assert key is not None
+    refused = renderer.desired(cache.jobs[key], running=False)
+    assert refused.refusal is not None
+    renderer.learn({})
+    assert renderer.desired(cache.jobs[key], running=False) is refused
+    renderer.learn({"properties": {"spec": {"properties": {"moonshot": {"default": 3}}}}})
+    assert renderer.desired(cache.jobs[key], running=False).refusal is None
 
 
 @pytest.mark.parametrize("namespaces", [[], ["a"], ["a", "b"]])

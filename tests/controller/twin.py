@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kubernetes.client.models.v1_pod_spec import V1PodSpec
 from tests.master.virtual import clock
 
 from rljob.controller.client import ApiError, Applied, Change, Listing
@@ -72,6 +73,8 @@ class Twin:
     """Every change: version, time, type, object."""
     _before: dict[int, Manifest] = field(default_factory=dict)
     """Version to the object as it was until then."""
+    documents: dict[str, Manifest] = field(default_factory=dict)
+    """By path."""
     compacted: int = 0
     silent: set[str] = field(default_factory=set)
     """Kinds whose watches have died without a word."""
@@ -150,6 +153,7 @@ class Twin:
     async def create(self, manifest: Manifest) -> Manifest:
         ref = self._ref(manifest)
         async with self._call("create", ref.kind):
+            strict(manifest)
             if ref in self.objects:
                 raise ApiError(409, "AlreadyExists", f"{ref} already exists")
             return copy.deepcopy(self.add(manifest, FIELD_MANAGER))
@@ -157,6 +161,7 @@ class Twin:
     async def apply(self, manifest: Manifest, uid: str) -> Applied:
         ref = self._ref(manifest)
         async with self._call("apply", ref.kind):
+            strict(manifest)
             stored = self.objects.get(ref)
             if stored is None or stored["metadata"]["uid"] != uid:
                 raise ApiError(409, "Conflict", f"{ref}: uid {uid} is not that of the object")
@@ -204,7 +209,7 @@ class Twin:
 
     async def raw(self, path: str, once: bool = False) -> Manifest:
         async with self._call("get", path):
-            return {"major": "1", "minor": "36"}
+            return copy.deepcopy(self.documents.get(path, {"major": "1", "minor": "36"}))
 
     @asynccontextmanager
     async def watch(self, kind: Kind, namespace: str | None, version: str, selector: str) -> AsyncIterator[AsyncIterator[Change]]:
@@ -298,6 +303,16 @@ class Twin:
     async def _notify(self) -> None:
         async with self.changed:
             self.changed.notify_all()
+
+
+def strict(manifest: Manifest) -> None:
+    """Refuses fields of a pod that no API server knows."""
+    spec, path = manifest.get("spec") or {}, "spec"
+    if manifest["kind"] == "Deployment":
+        spec, path = spec["template"]["spec"], "spec.template.spec"
+    if manifest["kind"] in ("Pod", "Deployment") and (unknown := sorted(spec.keys() - V1PodSpec.attribute_map.values())):
+        fields = ", ".join(f'unknown field "{path}.{name}"' for name in unknown)
+        raise ApiError(400, "BadRequest", f"{manifest['kind']} cannot be handled as a {manifest['kind']}: strict decoding error: {fields}")
 
 
 def merge(target: dict[str, Any], patch: Mapping[str, Any]) -> None:

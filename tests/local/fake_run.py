@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
-from rich.console import Console
 from tests.local.fakes import JOB, SLEEP, container, master, plan_of
 
 from rljob.api import RLJob, RLJobError
+from rljob.cli.output import console
 from rljob.local.folder import JobFolder
 from rljob.local.run import Request, run_in
 from rljob.plan.types import Plan, Pod
@@ -32,7 +32,7 @@ def main(folder: Path, code: str, mode: Literal["auto", "resume", "fresh"] = "au
         return replace(base, pods=(*base.pods, *replicas))
 
     try:
-        return run_in(JobFolder(folder), base, JOB, request, Console(width=200), planner=planner)
+        return run_in(JobFolder(folder), base, JOB, request, console(width=200), planner=planner)
     except RLJobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ import pytest
 from tests.local.fakes import JOB
 
 from rljob.api import ConfigurationError, RLJob
+from rljob.api.status import HeldOutStatus
 from rljob.local.folder import _MAY_CHANGE, Current, JobFolder, changes_that_break, check_same_job
 from rljob.master.decisions.identity import FREE
 
@@ -84,6 +85,20 @@ def test_what_a_run_of_an_older_version_left_is_cleaned_up_too(folder: JobFolder
     left.mkdir()
     record = {"run": "nobody", "pid": 1, "started": 0.0, "temporary": [str(left)], "master": "http://127.0.0.1:1", "source": "x"}
     folder.current_file.write_text(json.dumps(record))
+    with folder.claim():
+        assert not left.exists()
+
+
+def test_what_a_newer_version_wrote_is_read_as_far_as_this_one_knows_it(folder: JobFolder, tmp_path: Path) -> None:
+    said = {"phase": "Rollout", "iteration": 3, "iterations": 9, "policyVersion": 2, "heldOut": [{"iteration": 0, "accuracy": 0.5, "a": 1}]}
+    folder.status_file.write_text(json.dumps(said | {"queue": 3}))
+    status = folder.status()
+    assert status is not None
+    assert (status.iteration, status.held_out) == (3, [HeldOutStatus(iteration=0, accuracy=0.5)])
+    left = tmp_path / "left"
+    left.mkdir()
+    folder.write_current(Current("nobody", 1, 0.0, (str(left),), "http://127.0.0.1:1", "x"))
+    folder.current_file.write_text(json.dumps(json.loads(folder.current_file.read_text()) | {"ports": [1]}))
     with folder.claim():
         assert not left.exists()
 

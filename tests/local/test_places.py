@@ -1,5 +1,6 @@
 """What a plan's references become on one machine."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from tests.local.fakes import places
 
 from rljob.api import RLJob
 from rljob.local.marked import MARK
-from rljob.local.places import command, environment, folders
+from rljob.local.places import command, environment, folders, visible_devices
 from rljob.plan import plan
 
 JOB = RLJob.model_validate(
@@ -70,3 +71,27 @@ def test_pods_of_one_machine_do_not_share_sockets_or_memory(tmp_path: Path) -> N
 def test_python_is_the_interpreter_that_runs_this(tmp_path: Path) -> None:
     at = places(tmp_path, "run1", PORTS)
     assert command(at, PLAN.pod("reward").containers[0]) == [at.python, "-m", "rljob.reward"]
+
+
+def test_each_pod_gets_accelerators_of_its_own_for_all_its_containers(tmp_path: Path) -> None:
+    data = JOB.model_dump(by_alias=True, exclude_none=True)
+    sizes = {"accelerator": {"type": "nvidia", "perNode": 2}, "rollout": {"replicas": 1}}
+    planned = plan(RLJob.model_validate(data | {"spec": data["spec"] | sizes}))
+    ports = {(pod.name, port.name): 20000 for pod in planned.pods for c in pod.all_containers for port in c.ports}
+    at = replace(places(tmp_path, "run1", ports), devices=("1", "2", "3", "5", "6", "7"))
+    inherited = {"CUDA_VISIBLE_DEVICES": "1,2,3,5,6,7"}
+
+    def seen(pod: str) -> set[tuple[str, str | None]]:
+        found = [environment(planned, at, planned.pod(pod), c, inherited) for c in planned.pod(pod).all_containers]
+        return {(env["CUDA_VISIBLE_DEVICES"], env.get("CUDA_DEVICE_ORDER")) for env in found}
+
+    assert [seen(name) for name in ("worker-0", "worker-1", "rollout-0")] == [{(own, "PCI_BUS_ID")} for own in ("1,2", "3,5", "6,7")]
+    assert seen("reward") == {("1,2,3,5,6,7", None)}
+
+
+def test_the_accelerators_of_a_run_are_those_that_its_caller_sees() -> None:
+    assert visible_devices(2, {}) == ("0", "1")
+    assert visible_devices(8, {"CUDA_VISIBLE_DEVICES": "3, 1"}) == ("3", "1")
+    assert visible_devices(8, {"CUDA_VISIBLE_DEVICES": "GPU-8f2c,MIG-77aa"}) == ("GPU-8f2c", "MIG-77aa")
+    assert visible_devices(2, {"CUDA_VISIBLE_DEVICES": "1,2,0"}) == ("1",), "the machine has no third"
+    assert visible_devices(2, {"CUDA_VISIBLE_DEVICES": "-1"}) == visible_devices(2, {"CUDA_VISIBLE_DEVICES": ""}) == ()

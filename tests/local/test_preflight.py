@@ -47,7 +47,20 @@ def test_accelerators_that_are_not_there_are_named() -> None:
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     job = RLJob.model_validate(data | {"spec": data["spec"] | {"accelerator": {"type": "nvidia", "perNode": 2}}})
     (problem,) = problems(job, SIZES, FINE)
-    assert problem == "spec.accelerator wants 2 nvidia device(s), this machine has 0; set spec.accelerator.type: cpu"
+    assert problem == (
+        "spec.accelerator.perNode (2) × 1 pods (spec.trainer.nodes is 1, spec.rollout.replicas 0) needs 2 nvidia devices, "
+        "0 are visible here; lower one of the three, or set spec.accelerator.type: cpu"
+    )
+    assert problems(job, SIZES, replace(FINE, devices=2)) == []
+
+
+def test_every_worker_and_rollout_pod_needs_accelerators_of_its_own() -> None:
+    data = JOB.model_dump(by_alias=True, exclude_none=True)
+    sizes = {"accelerator": {"type": "nvidia", "perNode": 2}, "trainer": {"nodes": 2}, "rollout": {"replicas": 1}}
+    job = RLJob.model_validate(data | {"spec": data["spec"] | sizes})
+    (problem,) = problems(job, SIZES, replace(FINE, devices=5))
+    assert "needs 6 nvidia devices, 5 are visible here" in problem
+    assert problems(job, SIZES, replace(FINE, devices=6)) == []
 
 
 def test_too_little_memory_is_a_warning_because_the_estimate_is_rough() -> None:

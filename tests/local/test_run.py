@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from tests.local.fakes import JOB
 
+from rljob.api import ConfigurationError, RLJob
 from rljob.local.folder import Current, JobFolder
 from rljob.local.marked import marks
+from rljob.local.scale import scale
 
 ROOT = Path(__file__).parents[2]
 FOREVER = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(0)); signal.pause()"
@@ -266,3 +268,14 @@ def test_a_run_is_scaled_while_it_goes_on(tmp_path: Path) -> None:
         f"error: no `rljob run` uses {folder}; set spec.rollout.replicas in the job's file, or --set spec.rollout.replicas=1\n"
     )
     assert "is not a job folder" in rljob("scale", str(tmp_path / "nothing"), "--replicas=1").stderr
+
+
+def test_a_run_is_not_scaled_to_more_accelerators_than_it_sees(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "job")
+    data = JOB.model_dump(by_alias=True, exclude_none=True)
+    with folder.claim():
+        folder.write_job(RLJob.model_validate(data | {"spec": data["spec"] | {"accelerator": {"type": "nvidia"}}}))
+        folder.write_current(Current("run1", os.getpid(), 0.0, (), "http://127.0.0.1:1", str(tmp_path / "job.yaml")))
+        with pytest.raises(ConfigurationError, match=r"spec\.rollout\.replicas 1000\) needs 1001 nvidia devices"):
+            scale(folder, 1000)
+        assert folder.wanted_replicas() is None

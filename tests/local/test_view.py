@@ -6,10 +6,15 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tests.local.fakes import JOB
 
 from rljob.api.status import HeldOutStatus, JobStatus, LastFailure, NodeStatus, ProgressStatus
+from rljob.cli.output import console
+from rljob.local.display import LiveDisplay, PlainDisplay
+from rljob.local.folder import JobFolder
+from rljob.local.run import _summarize
 from rljob.local.view import Result, changes, clock, live, span, sparkline, summary
-from rljob.local.watch import PhaseTimes
+from rljob.local.watch import PhaseTimes, Watcher
 
 STATUS = JobStatus(phase="Rollout", iteration=3, iterations=8, policy_version=2, rewards=[0.1, 0.3], timings={"rollout": 8.0, "train": 4.0})
 
@@ -72,6 +77,37 @@ def test_lines_that_stay_are_iterations_evaluations_and_failures() -> None:
         "worker-0 failed at train: the trainer died; it is started again",
     ]
     assert changes(after, after) == []
+
+
+def test_what_was_done_before_a_run_went_on_is_no_news() -> None:
+    told: list[str] = []
+    evaluated = [HeldOutStatus(iteration=0, accuracy=0.25)]
+    known = STATUS.model_copy(update={"held_out": evaluated})
+    watcher = Watcher("http://nowhere", lambda before, after: told.extend(changes(before, after)), known)
+    assert watcher.latest is None
+    watcher.take(known.model_copy(update={"phase": "Preparing"}))
+    assert told == []
+    watcher.take(known.model_copy(update={"rewards": [0.1, 0.3, 0.5], "timings": {}}))
+    assert told == ["iteration 3/8: mean reward 0.500"]
+
+
+def test_a_run_prints_every_word_as_it_is() -> None:
+    out = io.StringIO()
+    said = "master/prepare failed: [/old]/train.jsonl:100: prompt: is missing in [fe80::1] C:memo: 12"
+    PlainDisplay(console(out, 60)).say(said)
+    LiveDisplay(console(out, 100), "tiny").say(said)
+    assert out.getvalue().count(f" {said}\n") == 2
+
+
+def test_a_run_that_went_on_says_how_much_of_it_was_its_own(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(STATUS.model_dump_json(by_alias=True))
+    out = io.StringIO()
+    for before in (0, 1):
+        _summarize(console(out, 100), JOB, JobFolder(tmp_path), 12.3, {}, before)
+    assert [line.partition(": ")[2] for line in out.getvalue().splitlines() if "has finished" in line] == [
+        "3 iterations in 12 s",
+        "3 iterations, 1 of them in 12 s",
+    ]
 
 
 def test_phases_get_a_line_only_until_iterations_do() -> None:

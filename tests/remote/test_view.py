@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console, RenderableType
-from tests.remote.twins import NOW, STATUS, cluster, container, job, pod
+from rich.console import RenderableType
+from tests.remote.twins import NOW, STATUS, cluster, container, event, job, pod
 
+from rljob.cli.cluster import _lines
+from rljob.cli.output import console
 from rljob.remote.advice import advice
+from rljob.remote.cluster import Target
 from rljob.remote.observe import Snapshot, build, pod_state, snapshot
 from rljob.remote.view import screen, table_of_jobs
 
@@ -17,7 +20,7 @@ SCREENS = Path(__file__).parent / "screens"
 
 def text(what: RenderableType, width: int = 120) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(what)
+    console(out, width).print(what)
     return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
 
 
@@ -60,6 +63,32 @@ def test_how_accelerators_are_shared_stands_on_the_screen_where_there_are_any() 
     assert "accelerators" not in text(screen(seen(status=STATUS | {"sharing": nothing}), NOW))
 
 
+def test_what_the_cluster_says_is_shown_as_it_is_and_does_nothing_to_the_terminal() -> None:
+    said = "RuntimeError: [/pytorch/gloo/pair.cc:544] volumes=[work], train.jsonl:100: \x1b[2Jcleared\nnext"
+    conditions = [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": said}]
+    found = cluster(status=STATUS | {"conditions": conditions})
+    events = "/api/v1/namespaces/team-a/events"
+    found.objects[events] = {"items": [event(5, "FailedMount", said, "sums-master", "Warning")]}
+    shown = text(screen(snapshot(found, "sums", NOW), NOW), 200)
+    assert shown.count("RuntimeError: [/pytorch/gloo/pair.cc:544] volumes=[work], train.jsonl:100: ?[2Jcleared next\n") == 2
+
+
+def test_where_nobody_looks_what_is_new_is_one_line_however_long() -> None:
+    failure = {"stage": "train", "pod": "worker-0", "reason": "StepFailed", "message": "the trainer [rank0] ended: " + "word " * 40 + "end"}
+    out = io.StringIO()
+    api = cluster(status=STATUS | {"phase": "Succeeded", "lastFailure": failure})
+    assert _lines(api, "sums", 1.0, console(out, 80)) == 0
+    assert f"worker-0 failed at train: {failure['message']}\n" in out.getvalue()
+
+
+def test_of_a_long_job_the_screen_says_when_the_first_figures_were() -> None:
+    evaluations = [{"iteration": 600, "accuracy": 0.6}, {"iteration": 1000, "accuracy": 0.9}]
+    long = STATUS | {"rewards": [0.74, 0.8, 0.899], "rewardsBefore": 800, "heldOut": evaluations}
+    shown = text(screen(seen(status=long), NOW))
+    assert "0.740 (iteration 801) → 0.899" in shown
+    assert "60.0 % (after iteration 600) → 90.0 %" in shown
+
+
 def test_the_screen_fits_a_narrow_terminal() -> None:
     shown = text(screen(snapshot(cluster(), "sums", NOW), NOW, "the cluster does not answer; trying again"), 60)
     assert max(len(line) for line in shown.splitlines()) <= 60
@@ -92,6 +121,18 @@ def test_whose_spec_is_refused_is_told_so_however_the_job_stands(phase: str) -> 
     conditions = [refused, {"type": phase, "status": "True", "reason": "Finished", "message": ""}]
     (line,) = advice(seen(status=STATUS | {"phase": phase, "conditions": conditions}))
     assert line.startswith("change what the condition Stalled names")
+
+
+def test_every_command_that_is_advised_names_the_place_of_the_job() -> None:
+    stands = job(status=STATUS | {"phase": "Failed"}, generation=9)
+    stands["metadata"]["namespace"] = "default"
+    options = Target(Path("/my configs/prod"), "prod", "default").options
+    assert options == " --context prod --kubeconfig '/my configs/prod'"
+    lines = advice(build(stands, [], [], NOW, options))
+    for command in ("kubectl get deployments -A", "kubectl rljob logs sums worker-0", "kubectl delete rljob sums", "kubectl apply"):
+        (line,) = {line for line in lines if command in line and "then change" not in line}
+        where = line.partition(command)[2]
+        assert where.startswith(options if command.endswith("-A") else f" -n default{options}")
 
 
 def test_a_job_that_goes_its_way_needs_no_advice() -> None:

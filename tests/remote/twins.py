@@ -131,6 +131,7 @@ class MemoryCluster:
 
     namespace = "team-a"
     where = "context test, https://test"
+    options = ""
 
     def __init__(self, objects: Mapping[str, Json], logs: Mapping[str, list[str]] | None = None) -> None:
         self.objects = dict(objects)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.cli.output import Output
+from rljob.cli.output import console as plain_console
 
 if TYPE_CHECKING:
     # The kubernetes client takes a third of a second to import, and a machine without a cluster does not have it.
@@ -76,7 +77,7 @@ def _look(api: "Api", name: str) -> "Snapshot":
 
 def status(where: Where, name: str | None, output: Output, everywhere: bool = False, console: Console | None = None) -> None:
     """Print one job's screen, or a line for each job."""
-    api, console = connect(where), console or Console()
+    api, console = connect(where), console or plain_console()
     from rljob.remote.observe import find, listed
     from rljob.remote.view import screen, table_of_jobs
 
@@ -93,7 +94,7 @@ def status(where: Where, name: str | None, output: Output, everywhere: bool = Fa
 
 def watch(where: Where, name: str, every: float, console: Console | None = None) -> int:
     """Show a job until it has ended; exit status 0 if it succeeded. Where nobody looks (no terminal): one line for what is new."""
-    api, console = connect(where), console or Console()
+    api, console = connect(where), console or plain_console()
     return _live(api, name, every, console) if console.is_terminal else _lines(api, name, every, console)
 
 
@@ -121,9 +122,9 @@ def _lines(api: "Api", name: str, every: float, console: Console) -> int:
     while True:
         seen = _look(api, name)
         if before is None or before.phase != seen.phase:
-            console.print(Text(f"{name}: {seen.phase or 'not seen by an operator yet'}"))
+            console.print(f"{name}: {seen.phase or 'not seen by an operator yet'}", soft_wrap=True)
         for line in changes(before.status if before else None, seen.status):
-            console.print(Text(line))
+            console.print(line, soft_wrap=True)
         if seen.finished:
             return 0 if seen.phase == "Succeeded" else EXIT_FAILED_JOB
         before = seen
@@ -138,7 +139,7 @@ def logs(where: Where, name: str, wanted: "Wanted", follow: bool, console: Conso
     from rljob.remote.logs import Source, choose, followed, merged
     from rljob.remote.observe import find, pods_of
 
-    api, console = connect(where), console or Console()
+    api, console = connect(where), console or plain_console()
     find(api, name)
     colours: dict[str, str] = {}
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from rljob.api import ConfigurationError
 from rljob.api.curation import Curation
-from rljob.api.load import Problem, describe
+from rljob.api.load import describe
 from rljob.api.testcases import TestCaseGeneration
+from rljob.api.yaml_file import Problem
 
 app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
 

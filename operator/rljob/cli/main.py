@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import typer
 import yaml
-from rich.console import Console
 
 from rljob.api import ConfigurationError, RLJob, RLJobError
 from rljob.api.crd import crd_yaml
@@ -21,13 +20,13 @@ from rljob.api.load import STANDARD_INPUT, load
 from rljob.api.notes import inert
 from rljob.cli import cluster, data, reward, sandbox
 from rljob.cli.cluster import Container, Context, Follow, Kubeconfig, Namespace, Previous, Tail, Where
-from rljob.cli.output import Output
+from rljob.cli.output import Output, console
 from rljob.cli.render import rendered
 from rljob.cli.show_plan import document, show
 from rljob.local import inspect, scale
 from rljob.local.preflight import without_effect
 from rljob.local.run import Request, run, this_machine
-from rljob.plan import count_held_out, count_scorers, estimate, misfits, plan, read_shape
+from rljob.plan import count_held_out, count_prompts, count_scorers, estimate, misfits, plan, read_shape
 
 app = typer.Typer(
     name="rljob",
@@ -154,14 +153,15 @@ def _show_plan(job: RLJob, folder: Path | None, output: Output, env: bool) -> No
     shape = read_shape(job, here)
     if lines := misfits(job, shape):
         raise ConfigurationError("; also ".join(lines))
-    sizes = estimate(job, shape, this_machine(), count_held_out(job, here), count_scorers(job, here))
+    sizes = estimate(job, shape, this_machine(), count_held_out(job, here), count_scorers(job, here), count_prompts(job, here))
     planned = replace(plan(job, shape), notes=sizes.notes)
     local = inert(job.spec) + (without_effect(job) if folder else [])
     match output:
         case Output.table:
-            show(Console(), job, planned, sizes, env)
+            out = console()
+            show(out, job, planned, sizes, env)
             for note in local:
-                Console().print(f"[dim]note: {note}[/dim]", highlight=False, soft_wrap=True)
+                out.print(f"note: {note}", style="dim", soft_wrap=True)
         case Output.yaml:
             print(yaml.safe_dump(document(planned, sizes, local), sort_keys=False, allow_unicode=True, width=140), end="")
         case Output.json:
@@ -193,7 +193,7 @@ def run_command(
 ) -> None:
     """Run a job on this machine to its end. Ctrl-C stops it cleanly; the same command goes on."""
     mode: Literal["auto", "resume", "fresh"] = "auto" if resume is None else "resume" if resume else "fresh"
-    raise typer.Exit(run(Request(file, workdir, tuple(set_ or ()), mode), Console()))
+    raise typer.Exit(run(Request(file, workdir, tuple(set_ or ()), mode), console()))
 
 
 Folder = Annotated[Path, typer.Argument(help="Job folder, such as runs/tiny.", show_default=False)]
@@ -322,8 +322,6 @@ def _run(commands: typer.Typer, name: str) -> None:
         sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
     except OSError as error:
         print(f"error: {explained(error)}", file=sys.stderr)
         sys.exit(1)

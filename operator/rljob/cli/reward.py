@@ -10,6 +10,7 @@ import typer
 
 from rljob.api import ConfigurationError
 from rljob.api.comparison import load_comparison
+from rljob.api.outputs import check_outputs
 
 app = typer.Typer(help="Verifiers, without a job.", no_args_is_help=True)
 
@@ -29,6 +30,7 @@ def compare_command(
     spec = load_comparison(file)
     if out.suffix != ".html":
         raise ConfigurationError(f"OUT: is {out}; it must end in .html, because a page is written")
+    check_outputs((out, out.with_suffix(".json")), (file, Path(spec.data)))
     if importlib.util.find_spec("rljob.compare") is None or importlib.util.find_spec("prometheus_client") is None:
         raise ConfigurationError("this installation lacks the runtime; install rljob[reward]")
     command = [sys.executable, "-m", "rljob.compare", spec.model_dump_json(by_alias=True), str(out)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rljob.api import RLJob
 from rljob.plan import Container, Estimate, Plan, Pod
@@ -78,7 +79,7 @@ def show(console: Console, job: RLJob, plan: Plan, sizes: Estimate, env: bool) -
         parallel += f", {t.virtual_pipeline_parallel} chunks in a stage"
     if t.expert_parallel > 1:
         parallel += f", expert {t.expert_parallel}"
-    console.print(f"[bold]{plan.job}[/bold]  {model}  {spec.accelerator.type}, trainer: {parallel}", highlight=False)
+    console.print(Text.assemble((plan.job, "bold"), f"  {model}  {spec.accelerator.type}, trainer: {parallel}"))
     _containers(console, plan)
     if env:
         _environment(console, plan)
@@ -86,22 +87,22 @@ def show(console: Console, job: RLJob, plan: Plan, sizes: Estimate, env: bool) -
     _memory(console, sizes)
     _time(console, job, sizes)
     for note in plan.notes:
-        console.print(f"[dim]note: {note}[/dim]", highlight=False)
+        console.print(f"note: {note}", style="dim")
 
 
 def _containers(console: Console, plan: Plan) -> None:
-    console.print("[italic]Pods[/italic]")
+    console.print("Pods", style="italic")
     for pod in plan.pods:
         name = pod.name if pod.replicas == 1 else f"{pod.name} × {pod.replicas}"
-        waits = f"  [dim]waits for {', '.join(reference(w) for w in pod.waits)}[/dim]" if pod.waits else ""
-        console.print(f"[bold]{name}[/bold]{waits}", highlight=False, soft_wrap=True)
+        waits = f"  waits for {', '.join(reference(w) for w in pod.waits)}" if pod.waits else ""
+        console.print(Text.assemble((name, "bold"), (waits, "dim")), soft_wrap=True)
         for kind, container in _kinds(pod):
             label = f"{container.name} ({kind})" if kind else container.name
-            console.print(f"  {label:<20} {' '.join(container.command)}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {label:<20} {' '.join(container.command)}", soft_wrap=True)
             details = [f"port {p.name} {p.number}" for p in container.ports]
             details += [f"probe {_probe(container.probe)}"] if container.probe else []
             if details:
-                console.print(f"  {'':<20} {', '.join(details)}", style="dim", highlight=False, markup=False, soft_wrap=True)
+                console.print(f"  {'':<20} {', '.join(details)}", style="dim", soft_wrap=True)
 
 
 def _kinds(pod: Pod) -> list[tuple[str, Container]]:
@@ -145,11 +146,9 @@ def _time(console: Console, job: RLJob, sizes: Estimate) -> None:
     what = f"{a.prompts_per_iteration} prompts × {a.samples_per_prompt} answers, about {sizes.answer_tokens:,} generated and"
     if pairs is not None:
         what = f"{pairs.steps_per_iteration} steps × {pairs.batch_size} pairs, about"
-    console.print(f"One iteration: {what} {sizes.trained_tokens:,} trained tokens.", highlight=False)
+    console.print(f"One iteration: {what} {sizes.trained_tokens:,} trained tokens.")
     if sizes.seconds:
         total = sum(sizes.seconds.values())
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sizes.seconds.items())
         whole = total * job.spec.iterations / 60
-        console.print(
-            f"Time, roughly: {total:.1f} s an iteration ({parts}); {job.spec.iterations} iterations in {whole:.1f} min.", highlight=False
-        )
+        console.print(f"Time, roughly: {total:.1f} s an iteration ({parts}); {job.spec.iterations} iterations in {whole:.1f} min.")

@@ -2,7 +2,7 @@
 once, and an older event that comes later is passed over, so that a slow stream never lets a decision be taken twice."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
@@ -46,6 +46,9 @@ class Cache:
         known = self.jobs.get(job.key)
         if known is not None and int(known.version) >= int(job.version):
             return None
+        if known is not None and (known.uid, known.generation) == (job.uid, job.generation):
+            # What it asks for is the same. Another text is what a newer definition has filled in meanwhile.
+            job = replace(job, spec=known.spec)
         self.jobs[job.key] = job
         return job.key
 

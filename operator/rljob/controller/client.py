@@ -73,10 +73,10 @@ class Api(Protocol):
         """One object."""
 
     async def create(self, manifest: Manifest) -> Manifest:
-        """Make an object; 409 if one of that name exists."""
+        """Make an object; 409 if one of that name exists, 400 if it has a field that the server does not know."""
 
     async def apply(self, manifest: Manifest, uid: str) -> Applied:
-        """Server-side apply over the object of that uid; 409 if it is gone or another one."""
+        """Server-side apply over the object of that uid; 409 if it is gone or another one, 400 as for `create`."""
 
     async def delete(self, ref: Ref, uid: str) -> None:
         """Delete the object of that uid. That it is gone already is no error."""

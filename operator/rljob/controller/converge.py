@@ -15,6 +15,7 @@ LOST_SECONDS = 90.0
 
 
 EDITED = "was changed by hand and is as rendered again"
+RENDERED = "it is rendered otherwise now: the spec has changed, or the operator (its version, images or settings)"
 KEPT = "was changed by hand: its labels and owner are as rendered again, its spec stays as it is"
 
 
@@ -113,7 +114,7 @@ def _towards(want: Want, seen: Observed, now: float) -> Steps:
 
 def _update(child: Child) -> Steps:
     if UPDATE.get(child.kind) == "recreate":
-        return Steps((Delete(child.kind, child.name, child.uid, "the spec has changed"),))
+        return Steps((Delete(child.kind, child.name, child.uid, RENDERED),))
     return Steps((Apply(child.kind, child.name, child.uid),))
 
 

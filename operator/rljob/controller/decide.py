@@ -12,7 +12,7 @@ from rljob.controller.conditions import Notice, conditions, names
 from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, pause, steps
 from rljob.controller.kinds import RUNNING
 from rljob.controller.trim import iso, unix
-from rljob.controller.verdict import Verdict, ends, judge, queued, settling, trouble_of
+from rljob.controller.verdict import NEWER, Verdict, ends, judge, queued, settling, trouble_of
 from rljob.controller.world import Child, DeploymentState, Desired, Observed, Trouble
 
 Status = dict[str, Any]
@@ -23,6 +23,9 @@ SMALL_TALK = {"phase", "progress", "tokensPerSecond", "engines", "nodes", "updat
 """Of those, what changes with every look; it alone is written only now and then."""
 SILENT_SECONDS = 15.0
 """A pod that waits for so long without saying why is asked for its events."""
+UNKNOWN_SECONDS = 60.0
+"""A spec with fields that this operator does not know is looked at again after so long: what the API server publishes of its definition
+trails the definition itself."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decisi
     verdict = judge(desired, seen, now, version)
     if verdict.fate in ("foreign", "refused"):
         stops = pause(seen, verdict) if verdict.paused else ()
-        return Decision(tuple(action for step in stops for action in step.actions), _stand_aside(seen, verdict, now))
+        again = UNKNOWN_SECONDS if verdict.fate == "refused" and verdict.reason == NEWER else None
+        return Decision(tuple(action for step in stops for action in step.actions), _stand_aside(seen, verdict, now), again)
     found = list(steps(desired, seen, verdict, now))
     actions = tuple(action for step in found for action in step.actions)
     trouble = trouble_of(desired, seen, now) or next((step.trouble for step in found if step.trouble), None)
@@ -132,7 +136,7 @@ def notices_of(done: Sequence[Action], making: tuple[str, str]) -> list[Notice]:
 
 def _status(desired: Desired, seen: Observed, verdict: Verdict, trouble: Trouble | None, now: float, version: str) -> Status:
     status: Status = dict(seen.status)
-    status |= _reported(seen)
+    status |= (reported := _reported(seen))
     if verdict.failure is not None:
         failure = verdict.failure
         status["lastFailure"] = {"stage": failure.stage, "pod": failure.pod, "reason": failure.reason, "message": failure.message}
@@ -152,6 +156,8 @@ def _status(desired: Desired, seen: Observed, verdict: Verdict, trouble: Trouble
         status["iterations"] = desired.terms.iterations
     waiting = _waiting(desired, seen) if verdict.fate == "runs" else ""
     status["phase"] = _phase(desired, seen, verdict, status)
+    if verdict.fate != "runs" or ("progress" not in reported and (reported or status["phase"] != seen.status.get("phase"))):
+        status.pop("progress", None)  # of a phase that is over
     status["observedGeneration"] = seen.generation
     status["operatorVersion"] = version
     status["conditions"] = conditions(verdict, trouble, waiting, seen.status, seen.generation, now)
@@ -181,8 +187,10 @@ def _reported(seen: Observed) -> Status:
 def _last_words(seen: Observed) -> Status:
     """What a master left behind when it ended; {} before, or if it is none of a master's."""
     text = next((child.pod.last_words for child in seen.own_pods() if child.pod is not None and child.pod.last_words), "")
+    if not text:
+        return {}
     try:
-        return JobStatus.model_validate_json(text).model_dump(mode="json", by_alias=True, exclude_unset=True) if text else {}
+        return JobStatus.model_validate_json(text, extra="ignore").model_dump(mode="json", by_alias=True, exclude_unset=True)
     except ValidationError:
         return {}
 

@@ -9,12 +9,19 @@ from pydantic import ValidationError
 
 from rljob.api import GROUP, KIND, VERSION, ConfigurationError, RLJob
 from rljob.api.load import describe
+from rljob.controller.definition import Path, Schema, pass_over
 from rljob.controller.log import log
+from rljob.controller.verdict import NEWER
 from rljob.controller.world import Desired, Job, Terms, Trouble, Want
 from rljob.manifests import Cluster, Manifest, Owner, Settings, SharingChoice, choose_sharing, render
 from rljob.manifests.names import selector
 from rljob.manifests.types import ANNOTATION_HASH, LABEL_POD, LABEL_ROLE
 from rljob.plan import plan
+
+
+def unknown(error: ValidationError) -> list[Path]:
+    """Fields that this operator does not know."""
+    return [problem["loc"] for problem in error.errors(include_url=False) if problem["type"] == "extra_forbidden"]
 
 
 def refusal(error: ValidationError, version: str) -> Trouble:
@@ -23,25 +30,29 @@ def refusal(error: ValidationError, version: str) -> Trouble:
     The API server prunes what the installed CustomResourceDefinition does not know. A field that it knows and this operator does not comes
     from a newer version of both.
     """
-    problems = error.errors(include_url=False)
-    unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
-    if unknown and len(unknown) == len(problems):
+    fields = [".".join(map(str, field)) for field in unknown(error)]
+    if fields and len(fields) == error.error_count():
         return Trouble(
-            "NewerOperator",
-            f"{', '.join(unknown)}: not known to this operator ({version}), so the job is left alone (spec.suspend still works); run the "
+            NEWER,
+            f"{', '.join(fields)}: not known to this operator ({version}), so the job is left alone (spec.suspend still works); run the "
             "operator that belongs to the installed CustomResourceDefinition, or remove the field",
         )
     return Trouble("InvalidSpec", "; ".join(str(problem) for problem in describe(error)))
 
 
-def parse(job: Job) -> RLJob:
-    """The typed job.
+def parse(job: Job, definition: Schema) -> RLJob:
+    """The typed job, without what a newer `definition` fills in.
 
     Raises:
         ValidationError: the spec is none.
     """
     metadata: dict[str, Any] = {"name": job.key.name, "namespace": job.key.namespace}
     whole = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": metadata, "spec": json.loads(job.spec)}
+    try:
+        return RLJob.model_validate(whole, by_alias=True, by_name=False)
+    except ValidationError as error:
+        if not pass_over(whole, unknown(error), definition):
+            raise
     return RLJob.model_validate(whole, by_alias=True, by_name=False)
 
 
@@ -66,6 +77,8 @@ class Renderer:
     version: str
     cluster: Cluster = field(default_factory=Cluster)
     kept: int = 64
+    definition: Schema = field(default_factory=dict)
+    """Of RLJobs, as the API server publishes it; asked for once a spec has fields that this operator does not know."""
     _known: dict[str, tuple[int, Cluster, Desired]] = field(default_factory=dict)
     _manifests: OrderedDict[tuple[str, int], dict[tuple[str, str], Manifest]] = field(default_factory=OrderedDict)
 
@@ -78,6 +91,13 @@ class Renderer:
             desired = self._desired(job, self._chosen(job) if running else None)
             self._known[job.uid] = known = (job.generation, self.cluster, desired)
         return known[2]
+
+    def learn(self, definition: Schema) -> None:
+        """What the installed definition says: if that is news, specs that were refused are read anew."""
+        if definition == self.definition:
+            return
+        self.definition = definition
+        self._known = {uid: known for uid, known in self._known.items() if known[2].refusal is None}
 
     def _chosen(self, job: Job) -> SharingChoice | None:
         """How the job's pods share accelerators: as they were rendered last, or, after a restart, as the status has it."""
@@ -92,7 +112,7 @@ class Renderer:
         at = (job.uid, job.generation)
         if at not in self._manifests:
             known = self._known.get(job.uid)
-            self._render(job, parse(job), SharingChoice(*known[2].sharing) if known is not None else None)
+            self._render(job, parse(job, self.definition), SharingChoice(*known[2].sharing) if known is not None else None)
         return self._manifests[at][kind, name]
 
     def forget(self, uid: str) -> None:
@@ -111,7 +131,7 @@ class Renderer:
 
     def _desired(self, job: Job, chosen: SharingChoice | None) -> Desired:
         try:
-            parsed = parse(job)
+            parsed = parse(job, self.definition)
         except ValidationError as error:
             # That it asks for a pause is not in doubt.
             terms = Terms(suspend=json.loads(job.spec).get("suspend") is True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import json
 import random
 from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from rljob.api import InfrastructureError
 from rljob.api.status import JobStatus
 from rljob.controller.client import Api
-from rljob.controller.decide import FIELDS, SMALL_TALK
+from rljob.controller.decide import SMALL_TALK
 from rljob.controller.kinds import Key
 from rljob.controller.log import log
 from rljob.controller.metrics import Metrics
@@ -27,6 +28,8 @@ LONGEST_SECONDS = 60.0
 
 KEPT = 200
 """Of what a master reports for every iteration, so many are kept: no object may be over 1.5 MB, and each write sends all."""
+FAMILIES = 200_000
+"""Bytes that the accuracies by family may take in all; data may name any number of families."""
 
 Fetch = Callable[["Target"], Awaitable[dict[str, Any]]]
 
@@ -147,14 +150,25 @@ class Poller:
 
 
 def shortened(report: dict[str, Any]) -> dict[str, Any]:
-    """A report with the newest of what grows with each iteration."""
+    """A report with the newest of what grows with each iteration, and the first evaluation, which the others are compared with."""
     rewards, held_out = report.get("rewards") or [], report.get("heldOut") or []
     short = dict(report)
     if len(rewards) > KEPT:
         short |= {"rewards": rewards[-KEPT:], "rewardsBefore": report.get("rewardsBefore", 0) + len(rewards) - KEPT}
-    if len(held_out) > KEPT:
-        short["heldOut"] = held_out[-KEPT:]
+    if held_out:
+        short["heldOut"] = _bounded(held_out if len(held_out) <= KEPT else [held_out[0], *held_out[1 - KEPT :]])
     return short
+
+
+def _bounded(held_out: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Evaluations, with the accuracies by family of the first and of the newest ones that fit."""
+    left, bounded = FAMILIES, list(held_out)
+    for index in (0, *range(len(held_out) - 1, 0, -1)):
+        if left >= 0:
+            left -= len(json.dumps(held_out[index].get("families") or {}))
+        if left < 0:
+            bounded[index] = held_out[index] | {"families": {}}
+    return bounded
 
 
 def by_address(session: aiohttp.ClientSession) -> Fetch:
@@ -186,8 +200,7 @@ def by_api_server(api: Api) -> Fetch:
 
 def _checked(target: Target, found: Any) -> dict[str, Any]:
     """As the CustomResourceDefinition wants it, whatever the master's version."""
-    known = {name: value for name, value in found.items() if name in FIELDS} if isinstance(found, dict) else {}
     try:
-        return JobStatus.model_validate(known).model_dump(mode="json", by_alias=True, exclude_none=True)
+        return JobStatus.model_validate(found, extra="ignore").model_dump(mode="json", by_alias=True, exclude_none=True)
     except ValidationError as error:
         raise InfrastructureError(f"{target.pod}: its status is no JobStatus: {error.errors(include_url=False)[0]}") from error

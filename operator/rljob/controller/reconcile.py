@@ -13,16 +13,20 @@ from rljob.controller.client import Api, ApiError
 from rljob.controller.conditions import Notice, notices
 from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, repair
 from rljob.controller.decide import Decision, Status, decide, difference, merge_patch, notices_of
+from rljob.controller.definition import DOCUMENT, schema_of
 from rljob.controller.desired import Renderer
 from rljob.controller.kinds import Key, Ref
 from rljob.controller.log import log
 from rljob.controller.trim import iso, refusal_reason, short, silence_of
-from rljob.controller.world import Job, Observed, Trouble
+from rljob.controller.verdict import NEWER
+from rljob.controller.world import Desired, Job, Observed, Trouble
 from rljob.manifests import Manifest
 from rljob.manifests.types import ANNOTATION_HASH, UPDATE
 
 AGAIN_SECONDS, LONGEST_SECONDS = 5.0, 60.0
 """An object that the API server refused is tried again after so long, then later and later."""
+DEFINITION_SECONDS = 10.0
+"""What the installed definition says is not asked for more often."""
 
 
 class Progress(Protocol):
@@ -66,6 +70,9 @@ class Reconciler:
     """Unix time."""
     version: str
     _memory: dict[Key, Memory] = field(default_factory=dict)
+    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _asked: float = float("-inf")
+    """When the installed definition was asked for."""
 
     async def look(self, key: Key) -> float | None:
         """One look. Answers after how many seconds the next is due, if nothing happens before.
@@ -78,6 +85,8 @@ class Reconciler:
             self._forget(key)
             return None
         memory = self._memory.setdefault(key, Memory())
+        if self._is_strange(job):
+            await self._understand(job)
         first = self._decide(job, memory)
         # What needs nothing done any more has got over its refusal.
         stale = memory.refused.keys() - {_target(job, action) for action in first.actions}
@@ -106,9 +115,30 @@ class Reconciler:
         self._memory.pop(key, None)
         self.progress.leave(key)
 
+    def _desired(self, job: Job) -> Desired:
+        children = self.cache.children(job.key).values()
+        return self.renderer.desired(job, any(child.kind == "Pod" and child.owner == job.uid for child in children))
+
+    def _is_strange(self, job: Job) -> bool:
+        refusal = self._desired(job).refusal
+        return refusal is not None and refusal.reason == NEWER
+
+    async def _understand(self, job: Job) -> None:
+        """A spec has fields that this operator does not know: they may be what a newer definition fills in."""
+        async with self._asking:
+            if not self._is_strange(job) or self.clock() < self._asked + DEFINITION_SECONDS:
+                return
+            try:
+                self.renderer.learn(schema_of(await self.api.raw(DOCUMENT)))
+            except ApiError as error:
+                if error.temporary:
+                    raise
+                log.warning("what the installed CustomResourceDefinition fills in is not known: %s", error)
+            self._asked = self.clock()
+
     def _decide(self, job: Job, memory: Memory) -> Decision:
         children = self.cache.children(job.key)
-        desired = self.renderer.desired(job, any(child.kind == "Pod" and child.owner == job.uid for child in children.values()))
+        desired = self._desired(job)
         status = json.loads(job.status)
         drifted = self.cache.drifted(job.key)
         fingerprint = self.cache.fingerprint(job.key, job.uid)
@@ -358,6 +388,8 @@ def _refused(at: tuple[str, str], error: ApiError) -> Trouble:
     kind, name = at
     reason = error.reason if error.reason == "NameTaken" else refusal_reason(str(error)) if error.code == 403 else "Refused"
     remedy = {"QuotaExceeded": "; raise the quota, or ask for less", "NameTaken": ""}.get(reason, "; the operator tries again")
+    if any(words in str(error) for words in ("unknown field", "field not declared in schema")):
+        remedy = "; a field of spec.templates is misspelt, or newer than this cluster" + remedy
     return Trouble(reason, f"{kind} {name} cannot be made: {short(str(error))}{remedy}")
 
 

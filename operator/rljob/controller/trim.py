@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zlib import crc32
 
+from rljob.api.errors import one_line
 from rljob.controller.kinds import Key
 from rljob.controller.world import Child, DeploymentState, Exit, Job, PodState, Trouble
 from rljob.manifests import Manifest
@@ -37,7 +38,7 @@ def iso(when: float) -> str:
 
 def short(text: str) -> str:
     """One line that is no longer than a status should hold; of a log, the end says most."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= _MESSAGE else "… " + line[-_MESSAGE:]
 
 

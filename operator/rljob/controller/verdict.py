@@ -9,6 +9,8 @@ from rljob.controller.backoff import worst
 from rljob.controller.trim import ANNOTATION_OPERATOR, unix
 from rljob.controller.world import Child, DeploymentState, Desired, Exit, Observed, PodState, Trouble
 
+NEWER = "NewerOperator"
+"""Reason of a job that this operator leaves to a newer one."""
 Fate = Literal["runs", "suspended", "succeeded", "failed", "refused", "foreign"]
 
 
@@ -66,7 +68,7 @@ def newer_operator(seen: Observed, version: str) -> str | None:
 def judge(desired: Desired, seen: Observed, now: float, version: str) -> Verdict:
     """State of the job now."""
     if (other := newer_operator(seen, version)) is not None:
-        return Verdict("foreign", "NewerOperator", _newer(other, version))
+        return Verdict("foreign", NEWER, _newer(other, version))
     if desired.refusal is not None:
         ended = holds(seen.status, "Succeeded") or holds(seen.status, "Failed")
         return Verdict("refused", desired.refusal.reason, desired.refusal.message, paused=desired.terms.suspend and not ended)

@@ -40,8 +40,7 @@ class PlainDisplay:
         self._begun = clock()
 
     def say(self, text: str) -> None:
-        line = f"[{self._clock() - self._begun:6.1f} s] {text}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"[{self._clock() - self._begun:6.1f} s] {text}", soft_wrap=True)
 
     def event(self, event: Event) -> None:
         words = {"started": "started", "ready": "is ready", "done": "has finished", "restart": "failed:", "ended": "has ended:"}
@@ -71,8 +70,8 @@ class LiveDisplay:
 
     def say(self, text: str) -> None:
         stamp = view.clock(self._clock() - self._begun)
-        self._console.print(f"[dim]{stamp:>7}[/dim]  ", end="", highlight=False)
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(f"{stamp:>7}  ", style="dim", end="")
+        self._console.print(text)
 
     def event(self, event: Event) -> None:
         if event.kind == "restart":

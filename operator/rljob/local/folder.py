@@ -7,11 +7,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from rljob.api import ConfigurationError, RLJob
 from rljob.api.status import JobStatus
@@ -61,6 +62,10 @@ class JobFolder:
         return self.root / "run" / "current.json"
 
     @property
+    def status_file(self) -> Path:
+        return self.root / "status.json"
+
+    @property
     def _lock_file(self) -> Path:
         return self.root / "run" / "lock"
 
@@ -105,18 +110,18 @@ class JobFolder:
             return None
 
     def status(self) -> JobStatus | None:
-        """What the master wrote last; None before its first word."""
+        """What the master wrote last, as far as this version knows it; None before its first word, and if it is no status: it is made
+        from the job's state, and the next run writes it anew."""
         try:
-            return JobStatus.model_validate_json((self.root / "status.json").read_bytes())
-        except FileNotFoundError:
+            return JobStatus.model_validate_json(self.status_file.read_bytes(), extra="ignore")
+        except (FileNotFoundError, ValidationError):
             return None
-        except ValueError as error:
-            raise ConfigurationError(f"{self.root}/status.json is not a job's status: {str(error).splitlines()[0]}") from error
 
     def current(self) -> Current | None:
-        """The run that is, or was, here."""
+        """The run that is, or was, here; of a newer version's record, what this one knows."""
         try:
-            data: dict[str, Any] = json.loads(self.current_file.read_text(encoding="utf-8"))
+            record = json.loads(self.current_file.read_text(encoding="utf-8"))
+            data = {field.name: record[field.name] for field in fields(Current) if field.name in record}
             lock = data.get("lock")
             return Current(**data | {"temporary": tuple(data["temporary"]), "lock": tuple(lock) if lock else None})
         except (FileNotFoundError, ValueError, TypeError, KeyError):

@@ -39,7 +39,10 @@ def describe(folder: JobFolder, now: float) -> list[tuple[str, str]]:
         rows.append(("running", f"process {current.pid}, for {view.clock(now - current.started)}" if current else "starting"))
     else:
         rows.append(("running", "no"))
-    return rows + (_of_status(status, running) if status else [("phase", "nothing done yet")])
+    if status is None:
+        unread = f"unknown: {folder.status_file} is damaged or of another version; a run writes it anew"
+        return [*rows, ("phase", unread if folder.status_file.exists() else "nothing done yet")]
+    return rows + _of_status(status, running)
 
 
 def _of_status(status: JobStatus, running: bool) -> list[tuple[str, str]]:
@@ -56,7 +59,7 @@ def _of_status(status: JobStatus, running: bool) -> list[tuple[str, str]]:
         rows += [(node.name, f"{node.step} {view.span(node.step_seconds)}  {node.failure}".rstrip()) for node in status.nodes]
     if status.rewards:
         rows.append(("reward", f"{view.sparkline(status.rewards)}  {status.rewards[0]:.3f} → {status.rewards[-1]:.3f}"))
-    for held_out in status.held_out:
+    for held_out in view.ends(status.held_out):
         rows.append((f"held-out, it. {held_out.iteration}", view.percent(held_out.accuracy)))
     if status.timings:
         rows.append(("last iteration", ", ".join(f"{name} {view.span(seconds)}" for name, seconds in status.timings.items())))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from rljob.api import ConfigurationError, InfrastructureError, RLJob
 from rljob.api.load import load
@@ -27,7 +28,7 @@ from rljob.local.ports import pick
 from rljob.local.scale import scaled
 from rljob.local.supervisor import Guardian, Outcome, Supervisor, last_lines
 from rljob.local.watch import Watcher
-from rljob.plan import Machine, Plan, count_held_out, count_scorers, estimate, plan, read_shape
+from rljob.plan import Machine, Plan, count_held_out, count_prompts, count_scorers, estimate, plan, read_shape
 
 _PORT_TRIES = 3
 
@@ -80,7 +81,8 @@ def run(request: Request, console: Console) -> int:
     folder = JobFolder((request.workdir or Path("runs") / job.metadata.name).absolute())
     source = request.file.absolute().parent
     shape = read_shape(job, source)
-    sizes = estimate(job, shape, this_machine(), count_held_out(job, source), count_scorers(job, source))
+    counts = count_held_out(job, source), count_scorers(job, source), count_prompts(job, source)
+    sizes = estimate(job, shape, this_machine(), *counts)
     facts = preflight.gather(job, folder.root, source)
     if found := preflight.problems(job, sizes, facts):
         raise ConfigurationError(found[0] if len(found) == 1 else "this cannot run here:\n  " + "\n  ".join(found))
@@ -114,14 +116,14 @@ def run_in(
         resumed = _take_over(folder, job, request)
         done = folder.status()
         if resumed and done is not None and done.phase == "Succeeded" and done.iteration >= job.spec.iterations:
-            _summarize(console, job, folder, 0.0, {})
-            console.print("This job has finished before; [bold]--fresh[/bold] starts over, a larger spec.iterations goes on.")
+            _summarize(console, job, folder, 0.0, {}, done.finished)
+            console.print("This job has finished before; --fresh starts over, a larger spec.iterations goes on.")
             return 0
         folder.write_job(job)
         say = f"resuming {job.metadata.name} in {folder.root}" if resumed else f"running {job.metadata.name} in {folder.root}"
-        console.print(say, highlight=False, soft_wrap=True)
+        console.print(say, soft_wrap=True)
         for note in notes:
-            console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
+            console.print(Text.assemble(("note:", "yellow"), f" {note}"), soft_wrap=True)
         return run_plan(planned, job, folder, request, console, planner)
 
 
@@ -144,7 +146,7 @@ def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
 
 def run_plan(plan: Plan, job: RLJob, folder: JobFolder, request: Request, console: Console, planner: Planner | None = None) -> int:
     """Run a plan in a folder that the caller has claimed; see `run`."""
-    begun = time.monotonic()
+    begun, before = time.monotonic(), folder.status()
     for _ in range(_PORT_TRIES):
         places = _places(plan, folder, request)
         display = choose(console, job.metadata.name)
@@ -158,7 +160,7 @@ def run_plan(plan: Plan, job: RLJob, folder: JobFolder, request: Request, consol
         plan, job = ended.plan, ended.job  # as large as it was scaled to meanwhile
     else:
         raise InfrastructureError(f"ports were taken by other programs {_PORT_TRIES} times in a row; run again")
-    return _conclude(ended, folder, request, console, time.monotonic() - begun)
+    return _conclude(ended, folder, request, console, time.monotonic() - begun, before.finished if before else 0)
 
 
 def _places(plan: Plan, folder: JobFolder, request: Request) -> Places:
@@ -174,6 +176,7 @@ def _places(plan: Plan, folder: JobFolder, request: Request) -> Places:
         ports=pick(wanted, random.SystemRandom()),
         python=sys.executable,
         cores=this_machine().cores,
+        devices=preflight.devices_here(os.environ),
     )
 
 
@@ -198,7 +201,7 @@ async def _session(
     folder.scale_file.unlink(missing_ok=True)
     folder.write_current(Current(places.run, os.getpid(), time.time(), temporary, master, str(request.file.absolute())))
     guardian = Guardian(places.run, temporary)
-    watcher = Watcher(master, display.status)
+    watcher = Watcher(master, display.status, folder.status())
     limits = Limits(job.spec.backoff_limit, job.spec.active_deadline_seconds)
     supervisor = Supervisor(plan, places, limits, display.event, watcher.progress)
     received: list[signal.Signals] = []
@@ -256,16 +259,16 @@ def _newest_line(folder: JobFolder) -> str:
     return "" if not lines or lines[0].startswith("---") else lines[0]
 
 
-def _conclude(ended: _Ended, folder: JobFolder, request: Request, console: Console, seconds: float) -> int:
-    """Say how it ended. Returns the exit status."""
+def _conclude(ended: _Ended, folder: JobFolder, request: Request, console: Console, seconds: float, before: int) -> int:
+    """Say how it ended; so many iterations were done `before`. Returns the exit status."""
     outcome = ended.outcome
     if outcome.kind == "succeeded":
-        _summarize(console, ended.job, folder, seconds, ended.watcher.times.seconds)
+        _summarize(console, ended.job, folder, seconds, ended.watcher.times.seconds, before)
         return 0
     if outcome.kind == "stopped":
         status = folder.status()
         done = f" after {status.finished} of {status.iterations} iterations" if status else ""
-        console.print(f"stopped cleanly{done}; go on with: {_again(request)}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"stopped cleanly{done}; go on with: {_again(request)}", soft_wrap=True)
         return 128 + (ended.stopped_by or signal.SIGTERM)
     _show_log(outcome, console)
     if outcome.kind == "configuration":
@@ -276,13 +279,9 @@ def _conclude(ended: _Ended, folder: JobFolder, request: Request, console: Conso
 def _show_log(outcome: Outcome, console: Console) -> None:
     if outcome.log is None:
         return
-    say: Callable[[str], None] = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
-    if outcome.lines:
-        say(f"the last lines of {outcome.log}:")
-        for line in outcome.lines:
-            say(f"  {line}")
-    else:
-        say(f"see {outcome.log}")
+    console.print(f"the last lines of {outcome.log}:" if outcome.lines else f"see {outcome.log}", soft_wrap=True)
+    for line in outcome.lines:
+        console.print(f"  {line}", soft_wrap=True)
 
 
 def _again(request: Request) -> str:
@@ -294,20 +293,20 @@ def _again(request: Request) -> str:
     return shlex.join(words)
 
 
-def _summarize(console: Console, job: RLJob, folder: JobFolder, seconds: float, phases: dict[str, float]) -> None:
+def _summarize(console: Console, job: RLJob, folder: JobFolder, seconds: float, phases: dict[str, float], before: int) -> None:
     status = folder.status()
     if status is None:
         console.print(f"{job.metadata.name} has finished; it left no status in {folder.root}", soft_wrap=True)
         return
     rows = view.summary(view.Result(job.metadata.name, status, seconds, phases, folder.root))
-    took = f" in {view.span(seconds)}" if seconds else ""
+    took = f"{f', {status.finished - before} of them' if before else ''} in {view.span(seconds)}" if seconds else ""
     console.print()
-    console.print(f"[bold green]{job.metadata.name} has finished[/bold green]: {status.iteration} iterations{took}", highlight=False)
+    console.print(Text.assemble((f"{job.metadata.name} has finished", "bold green"), f": {status.iteration} iterations{took}"))
     width = max((len(label) for label, _ in rows), default=0)
     for label, text in rows:
-        console.print(f"  {label:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {label:<{width}}  {text}", soft_wrap=True)
     if (folder.root / "model").is_dir():
         model, generates = folder.root / "model", job.spec.generates
-        console.print("\nTalk to the model:" if generates else "\nHave it judge the answers of another job:", highlight=False)
+        console.print("\nTalk to the model:" if generates else "\nHave it judge the answers of another job:")
         step = view.next_step(model, sys.executable) if generates else view.use_as_verifier(model)
-        console.print(f"  {step}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {step}", soft_wrap=True)

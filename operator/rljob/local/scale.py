@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rljob.api import ConfigurationError, InfrastructureError, RLJob
 from rljob.api.load import load
 from rljob.local.folder import JobFolder, replace_text
-from rljob.local.preflight import no_room_for, shared_memory_free
+from rljob.local.preflight import devices_here, no_room_for, shared_memory_free, too_few_devices
 from rljob.plan import Machine, estimate, read_shape
 
 _POLL, _PATIENCE = 0.1, 10.0
@@ -43,6 +43,12 @@ def folder_of(path: Path) -> JobFolder:
     return folder
 
 
+def _environment(process: int) -> dict[str, str]:
+    """What a process was started with."""
+    words = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
 def scale(folder: JobFolder, replicas: int, wait: Callable[[float], None] = time.sleep) -> tuple[int, int]:
     """Have the run on this folder go on with so many rollout replicas; (before, after).
 
@@ -60,6 +66,8 @@ def scale(folder: JobFolder, replicas: int, wait: Callable[[float], None] = time
     wanted = scaled(job, replicas)
     sizes = estimate(wanted, read_shape(wanted, Path(current.source).parent), Machine(cores=1, bf16=False))
     if refusal := no_room_for(replicas, sizes.arena * max(0, replicas - before), shared_memory_free()):
+        raise ConfigurationError(refusal)
+    if refusal := too_few_devices(wanted, len(devices_here(_environment(current.pid)))):
         raise ConfigurationError(refusal)
     replace_text(folder.scale_file, f"{replicas}\n")
     for _ in range(int(_PATIENCE / _POLL)):

@@ -101,13 +101,14 @@ def live(job: str, status: JobStatus | None, elapsed: float, note: str) -> Rende
     if status.held_out:
         accuracies = [h.accuracy for h in status.held_out]
         curve = sparkline(accuracies) if len(accuracies) > 1 else ""
-        grid.add_row("held-out", Text.assemble((curve, "cyan"), f"  {' → '.join(percent(a) for a in _ends(accuracies))}"))
+        grid.add_row("held-out", Text.assemble((curve, "cyan"), f"  {' → '.join(percent(a) for a in ends(accuracies))}"))
     in_loop = status.iteration > 0 and status.phase not in ("Preparing", "WarmStart")
     counted = f"iteration {min(status.iteration, status.iterations)}/{status.iterations}" if in_loop else ""
     return Group(_head(job, _PHASES.get(status.phase, status.phase.lower()), counted, elapsed), grid)
 
 
-def _ends(values: Sequence[float]) -> Sequence[float]:
+def ends[T](values: Sequence[T]) -> Sequence[T]:
+    """The first and the last."""
     return [values[0], values[-1]] if len(values) > 1 else values
 
 

@@ -26,12 +26,17 @@ class PhaseTimes:
 
 
 class Watcher:
-    """Keeps the newest status of the job. `latest` is None until the master has answered once."""
+    """Keeps the newest status of the job. `latest` is None until the master has answered once; what was `known` before is no news then."""
 
     def __init__(
-        self, url: str, changed: Callable[[JobStatus | None, JobStatus], None], clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        changed: Callable[[JobStatus | None, JobStatus], None],
+        known: JobStatus | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.latest: JobStatus | None = None
+        self._known = known
         self.times = PhaseTimes(since=clock())
         self._url = url
         self._changed = changed
@@ -43,7 +48,7 @@ class Watcher:
 
     def take(self, status: JobStatus) -> None:
         """A newer status is known."""
-        before, self.latest = self.latest, status
+        before, self.latest = self.latest or self._known, status
         self.times = self.times.at(status.phase, self._clock())
         self._changed(before, status)
 

@@ -5,13 +5,12 @@ from rljob.remote.observe import PodState, Snapshot
 _PATIENCE = 30.0
 """Seconds after which an operator should have looked at a job."""
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-_CHANGE = "change what the condition Stalled names, then kubectl apply; the operator goes on by itself"
 
 
 def advice(seen: Snapshot) -> tuple[str, ...]:
     """One sentence or several, the most pressing first; empty while everything goes its way."""
     if _refused(seen):
-        return (_CHANGE,)
+        return (_change(seen),)
     if seen.phase == "Succeeded":
         return (_model(seen),)
     if seen.suspended:
@@ -30,7 +29,16 @@ def _refused(seen: Snapshot) -> bool:
 
 
 def _in(seen: Snapshot) -> str:
-    return f" -n {seen.namespace}" if seen.namespace != "default" else ""
+    """What names this job's place, whatever kubectl would take by itself: another job there may have its name."""
+    return f" -n {seen.namespace}{seen.options}"
+
+
+def _apply(seen: Snapshot) -> str:
+    return f"kubectl apply{_in(seen)} -f FILE"
+
+
+def _change(seen: Snapshot) -> str:
+    return f"change what the condition Stalled names, then {_apply(seen)}; the operator goes on by itself"
 
 
 def _model(seen: Snapshot) -> str:
@@ -40,17 +48,19 @@ def _model(seen: Snapshot) -> str:
 def _of_job(seen: Snapshot) -> list[str]:
     found = []
     if not seen.seen and seen.age > _PATIENCE:
-        found.append("no operator has acted on this job's spec: is it installed and running? kubectl get deployments -A | grep rljob")
+        look = f"kubectl get deployments -A{seen.options} | grep rljob"
+        found.append(f"no operator has acted on this job's spec: is it installed and running? {look}")
     failure = seen.status.last_failure
     if seen.phase == "Failed":
         ended = next((pod.short for pod in seen.pods if pod.state in ("Error", "Failed", "OOMKilled")), failure.pod if failure else "")
         pod = f" {ended}" if ended else ""
         found.append(f"read what was said: kubectl rljob logs {seen.name}{pod}{_in(seen)}")
-        found.append("then change the spec and kubectl apply: it goes on from the last committed iteration")
+        found.append(f"then change the spec and {_apply(seen)}: it goes on from the last committed iteration")
         kept = f", which removes its volume {seen.volume} too" if seen.own_volume else ""
-        found.append(f"to start over, or to change what cannot change: kubectl delete rljob {seen.name}{_in(seen)}{kept}, and apply")
+        delete = f"kubectl delete rljob {seen.name}{_in(seen)}"
+        found.append(f"to start over, or to change what cannot change: {delete}{kept}, and {_apply(seen)}")
     elif seen.holds("Stalled"):
-        found.append(_CHANGE)
+        found.append(_change(seen))
     elif failure is not None:
         found.append(f"the job went on by itself; if that failure comes back: kubectl rljob logs {seen.name} {failure.pod}{_in(seen)}")
     return found
@@ -70,7 +80,8 @@ def _of_pod(seen: Snapshot, pod: PodState) -> str:
     if pod.state == "CrashLoopBackOff" and seen.phase != "Failed":
         return f"{pod.short}: keeps ending; kubectl rljob logs {seen.name} {pod.short} --previous{_in(seen)}"
     if pod.state == "Evicted":
-        return f"{pod.short}: evicted, the operator replaces it; kubectl describe node {pod.node or '...'} says what the node lacks"
+        node = f"kubectl describe node {pod.node or '...'}{seen.options}"
+        return f"{pod.short}: evicted, the operator replaces it; {node} says what the node lacks"
     if pod.state == "CreateContainerConfigError":
         return f"{pod.short}: a Secret, ConfigMap or volume that it names is missing; the pod's message says which"
     return ""

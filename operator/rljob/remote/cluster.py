@@ -1,6 +1,7 @@
 """A Kubernetes API server as a kubeconfig names it: plain JSON in, plain JSON out, refusals as sentences."""
 
 import os
+import shlex
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,10 @@ class Api(Protocol):
     def where(self) -> str:
         """The cluster in a person's words."""
 
+    @property
+    def options(self) -> str:
+        """What was given on the command line to name it, to be put behind a command."""
+
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Json:
         """One object or list.
 
@@ -67,6 +72,12 @@ class Target:
     namespace: str | None = None
     """None: the context's, else `default`."""
 
+    @property
+    def options(self) -> str:
+        """Those of kubectl that name the same cluster, each with a space before it."""
+        given = {"--context": self.context, "--kubeconfig": self.kubeconfig}
+        return "".join(f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value is not None)
+
 
 def connect(target: Target) -> "Cluster":
     """Read the kubeconfig: certificates, tokens and exec plugins, as the kubernetes client understands them. Nothing is asked yet.
@@ -91,7 +102,7 @@ def connect(target: Target) -> "Cluster":
             "it must be an address such as https://HOST:6443"
         )
     namespace = target.namespace or chosen["context"].get("namespace") or "default"
-    return Cluster(configuration, namespace, f"context {chosen['name']}, {configuration.host}")
+    return Cluster(configuration, namespace, f"context {chosen['name']}, {configuration.host}", target.options)
 
 
 def _is_address(server: str) -> bool:
@@ -155,9 +166,10 @@ def _client(configuration: Configuration, tls: ssl.SSLContext) -> httpx.Client:
 class Cluster:
     """`Api` over HTTP."""
 
-    def __init__(self, configuration: Configuration, namespace: str, where: str) -> None:
+    def __init__(self, configuration: Configuration, namespace: str, where: str, options: str = "") -> None:
         self.namespace = namespace
         self.where = where
+        self.options = options
         self._configuration = configuration
         try:
             tls = _tls(configuration)
@@ -220,12 +232,13 @@ class Cluster:
         except httpx.TransportError as error:
             raise InfrastructureError(
                 f"the cluster does not answer ({self.where}): {error or type(error).__name__}; "
-                "is it up, and is this the right context? `kubectl cluster-info` shows"
+                f"is it up, and is this the right context? `kubectl cluster-info{self.options}` shows"
             ) from error
 
     def _stranger(self) -> InfrastructureError:
         return InfrastructureError(
-            f"what answers is no Kubernetes API server ({self.where}); is a proxy or a login page in between? `kubectl cluster-info` shows"
+            f"what answers is no Kubernetes API server ({self.where}); is a proxy or a login page in between? "
+            f"`kubectl cluster-info{self.options}` shows"
         )
 
     def _refusal(self, response: httpx.Response) -> ConfigurationError | InfrastructureError:

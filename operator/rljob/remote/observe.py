@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rljob.api import GROUP, VERSION, ConfigurationError, RLJob
+from rljob.api.errors import one_line
 from rljob.api.load import parse
 from rljob.api.status import JobStatus
 from rljob.manifests.types import LABEL_JOB, LABEL_POD, LABEL_ROLE
@@ -105,6 +106,8 @@ class Snapshot:
     """Newest last."""
     sharing: str = ""
     """How the sidecars share accelerators, and why; empty where there are none."""
+    options: str = ""
+    """Of kubectl, to reach the same cluster."""
 
     @property
     def finished(self) -> bool:
@@ -142,7 +145,8 @@ def find(api: Api, name: str) -> Json:
 
 def _no_kind(api: Api) -> ConfigurationError:
     return ConfigurationError(
-        f"the cluster does not know RLJobs ({api.where}): install the operator's chart, or `rljob crd | kubectl apply --server-side -f -`"
+        f"the cluster does not know RLJobs ({api.where}): install the operator's chart, or "
+        f"`rljob crd | kubectl apply --server-side{api.options} -f -`"
     )
 
 
@@ -201,7 +205,7 @@ def snapshot(api: Api, name: str, now: datetime) -> Snapshot:
         *_events(api, {"involvedObject.kind": "Pod", "type": "Warning"}, name),
     ]
     names = {pod.name for pod in pods} | {""}
-    return build(job, pods, sorted((e for e in events if e.about in names), key=lambda e: e.at), now)
+    return build(job, pods, sorted((e for e in events if e.about in names), key=lambda e: e.at), now, api.options)
 
 
 def pods_of(api: Api, name: str) -> tuple[PodState, ...]:
@@ -218,7 +222,7 @@ def _natural(name: str) -> tuple[str, int, str]:
     return (head, int(tail), "") if tail.isdigit() else (name, -1, "")
 
 
-def build(job: Json, pods: Sequence[PodState], events: Sequence[Event], now: datetime) -> Snapshot:
+def build(job: Json, pods: Sequence[PodState], events: Sequence[Event], now: datetime, options: str = "") -> Snapshot:
     """The snapshot of what was read."""
     metadata, spec, said = job["metadata"], job["spec"], job.get("status", {})
     status, unreadable = _status(spec, said)
@@ -231,7 +235,7 @@ def build(job: Json, pods: Sequence[PodState], events: Sequence[Event], now: dat
         status=status,
         unreadable=unreadable,
         conditions=tuple(
-            Condition(c.get("type", ""), c.get("status", "Unknown"), c.get("reason", ""), c.get("message", ""))
+            Condition(c.get("type", ""), c.get("status", "Unknown"), c.get("reason", ""), one_line(c.get("message", "")))
             for c in said.get("conditions", [])
         ),
         seen=said.get("observedGeneration", -1) >= metadata.get("generation", 0),
@@ -243,6 +247,7 @@ def build(job: Json, pods: Sequence[PodState], events: Sequence[Event], now: dat
         pods=tuple(pods),
         events=tuple(events),
         sharing=_sharing(said.get("sharing", {})),
+        options=options,
     )
 
 
@@ -340,7 +345,7 @@ def _ended(terminated: Mapping[str, Any]) -> str:
     lines = str(terminated.get("message", "")).strip().splitlines()
     reason = terminated.get("reason", "Error")
     text = f"ended with status {terminated.get('exitCode')}" + (f" ({reason})" if reason != "Error" else "")
-    return f"{text}: {lines[-1]}" if lines else text
+    return f"{text}: {one_line(lines[-1])}" if lines else text
 
 
 def _events(api: Api, fields: Mapping[str, str], job: str) -> list[Event]:
@@ -358,6 +363,6 @@ def _event(item: Json, job: str) -> Event:
         warning=item.get("type") == "Warning",
         about="" if about.get("kind") == "RLJob" and about.get("name") == job else str(about.get("name", "")),
         reason=str(item.get("reason", "")),
-        message=" ".join(str(item.get("message", "")).split()),
+        message=one_line(str(item.get("message", ""))),
         count=int(series.get("count") or item.get("count") or 1),
     )

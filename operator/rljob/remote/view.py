@@ -53,7 +53,9 @@ def _figures(seen: Snapshot) -> RenderableType:
     grid.add_column()
     if status.rewards:
         first, last = status.rewards[0], status.rewards[-1]
-        grid.add_row("reward", Text.assemble((sparkline(status.rewards), "green"), f"  {first:.3f} → {last:.3f}"))
+        # An RLJob keeps the newest ones.
+        since = f" (iteration {status.rewards_before + 1})" if status.rewards_before else ""
+        grid.add_row("reward", Text.assemble((sparkline(status.rewards), "green"), f"  {first:.3f}{since} → {last:.3f}"))
     elif status.reward is not None:
         grid.add_row("reward", f"{status.reward:.3f}")
     if status.held_out:
@@ -77,7 +79,8 @@ def _held_out(held_out: Sequence[HeldOutStatus]) -> Text:
     accuracies = [h.accuracy for h in held_out]
     if len(accuracies) == 1:
         return Text(f"{percent(accuracies[0])} after iteration {held_out[0].iteration}")
-    return Text.assemble((sparkline(accuracies), "cyan"), f"  {percent(accuracies[0])} → {percent(accuracies[-1])}")
+    since = f" (after iteration {held_out[0].iteration})" if held_out[0].iteration else ""
+    return Text.assemble((sparkline(accuracies), "cyan"), f"  {percent(accuracies[0])}{since} → {percent(accuracies[-1])}")
 
 
 def _bar(progress: ProgressStatus, width: int = 24) -> Text:
