@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -117,8 +116,10 @@ def test_a_home_that_is_not_there_is_said_so_before_anything_starts(job_file: Pa
 
 
 def test_to_interrupt_a_command_that_is_only_beginning_shows_no_traceback(tmp_path: Path) -> None:
-    # What the command needs takes its time to be found; the signal comes meanwhile.
-    (tmp_path / "typer.py").write_text(f"import os\nos.kill(os.getpid(), {int(signal.SIGINT)})\n")
+    # What the command needs takes its time to be found; the signal comes meanwhile. (In the background of a shell, tests inherit that it
+    # is ignored.)
+    interrupt = "import os, signal as s\ns.signal(s.SIGINT, s.default_int_handler)\nos.kill(os.getpid(), s.SIGINT)\n"
+    (tmp_path / "typer.py").write_text(interrupt)
     done = rljob("plan", "x.yaml", environment={"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stderr) == (130, "")
 
