@@ -4,7 +4,7 @@ import fcntl
 from pathlib import Path
 
 import pytest
-from tests.workers import KUBERNETES, file_of, group_of, order, turn
+from tests.workers import KUBERNETES, LONGEST, file_of, group_of, order, turn
 
 API_SERVER = "tests/api/test_api_server.py::test_a[a::b]"
 CLUSTER = "tests/e2e/test_cluster.py::test_b"
@@ -23,9 +23,14 @@ def test_pods_go_first_then_servers_alone_and_whole_jobs_last() -> None:
     assert sorted(files, key=lambda file: order(file, file in slow, file == images)) == [files[2], files[3], files[0], files[1]]
 
 
-def test_the_files_of_the_list_are_there() -> None:
+def test_of_whole_jobs_the_longest_go_first() -> None:
+    files = ["tests/e2e/test_code.py", *reversed(LONGEST), "tests/e2e/test_worker_nodes.py"]
+    assert set(sorted(files, key=lambda file: order(file, True, False))[: len(LONGEST)]) == set(LONGEST)
+
+
+def test_the_files_of_the_lists_are_there() -> None:
     root = Path(__file__).parents[1]
-    assert [file for file in sorted(KUBERNETES) if not (root / file).is_file()] == []
+    assert [file for file in sorted({*KUBERNETES, *LONGEST}) if not (root / file).is_file()] == []
 
 
 def test_many_take_turns_together_and_who_is_alone_with_nobody(tmp_path: Path) -> None:

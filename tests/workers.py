@@ -37,6 +37,8 @@ KUBERNETES = frozenset(
     }
 )
 """Files whose tests have clusters. Whoever shares out knows names alone, so they are written down; a file that is missing is refused."""
+LONGEST = ("tests/e2e/test_kills.py", "tests/e2e/test_tiny.py", "tests/e2e/test_rollout_replicas.py")
+"""Of whole jobs on this machine these go first: begun last, one worker would be left with them."""
 _CLUSTERS = frozenset({"api_server", "cluster", "new_cluster"})
 
 
@@ -71,10 +73,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: order(file := file_of(item.nodeid), file in slow, file in images))
 
 
-def order(file: str, slow: bool, images: bool) -> tuple[bool, bool, bool, bool]:
+def order(file: str, slow: bool, images: bool) -> tuple[bool, bool, bool, bool, bool]:
     """Pods first, beside quick tests; then servers alone, beside whole jobs on this machine: each has processors when it needs them."""
     waits = file in KUBERNETES
-    return not waits, waits and not images, file.startswith("tests/e2e/"), slow
+    return not waits, waits and not images, file.startswith("tests/e2e/"), slow, slow and file not in LONGEST
 
 
 @pytest.hookimpl(tryfirst=True, wrapper=True)

@@ -91,11 +91,15 @@ def status(folder: Path) -> dict[str, Any]:
     return found
 
 
+_client = httpx.Client(timeout=5, trust_env=False, verify=False)
+"""One for all looks: a new one for each would take as much of the processors as a process of the job."""
+
+
 def live_status(folder: Path) -> dict[str, Any]:
     """What the master says now, {} while there is none."""
     try:
         current = json.loads((folder / "run" / "current.json").read_text())
-        answer: dict[str, Any] = httpx.get(f"{current['master']}/v1/status", timeout=5, trust_env=False, verify=False).json()
+        answer: dict[str, Any] = _client.get(f"{current['master']}/v1/status").json()
     except (FileNotFoundError, httpx.TransportError):
         return {}
     return answer

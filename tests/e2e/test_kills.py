@@ -217,7 +217,7 @@ def _strike(planned: Kill, folder: Path, supervisor: subprocess.Popen[bytes], ti
                 if _meets(planned, moment, victims, workers):
                     return temporary(folder)
                 assert supervisor.poll() is None, f"{planned}: {folder.with_suffix('.out').read_text()[-3000:]}"
-                time.sleep(0.002)
+                time.sleep(0.002 if planned.step in BEGINS else 0.01)
     raise TimeoutError(f"{planned} had no occasion within {timeout} s")
 
 
