@@ -44,8 +44,15 @@ def folder_of(path: Path) -> JobFolder:
 
 
 def _environment(process: int) -> dict[str, str]:
-    """What a process was started with."""
-    words = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
+    """What a process was started with.
+
+    Raises:
+        InfrastructureError: it has just ended, or is somebody else's.
+    """
+    try:
+        words = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError as error:
+        raise InfrastructureError(f"the `rljob run` here (process {process}) cannot be looked at: {error.strerror}") from error
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
@@ -67,7 +74,8 @@ def scale(folder: JobFolder, replicas: int, wait: Callable[[float], None] = time
     sizes = estimate(wanted, read_shape(wanted, Path(current.source).parent), Machine(cores=1, bf16=False))
     if refusal := no_room_for(replicas, sizes.arena * max(0, replicas - before), shared_memory_free()):
         raise ConfigurationError(refusal)
-    if refusal := too_few_devices(wanted, len(devices_here(_environment(current.pid)))):
+    on_cpu = job.spec.accelerator.type == "cpu"
+    if not on_cpu and (refusal := too_few_devices(wanted, len(devices_here(_environment(current.pid))))):
         raise ConfigurationError(refusal)
     replace_text(folder.scale_file, f"{replicas}\n")
     for _ in range(int(_PATIENCE / _POLL)):
