@@ -29,7 +29,12 @@ from rljob.wire.sandbox import Checker, RunRequest, RunResult
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "testcases" / "problems.yaml"
 DOUBLE = {"prompt": "Double it.", "id": "double", "generator": "def generate(case, cases): return str(case)"}
+LANGUAGES = {"languages": [{"name": "python", "version": "", "compiled": False, "calls": True}], "limits": {}, "protections": {}}
 RIGHT, WRONG = "print(2 * int(input()))", "print(3 * int(input()))"
+
+
+async def at_once(seconds: float) -> None:
+    """A wait that takes no time."""
 
 
 def spec(**more: Any) -> TestCaseGeneration:
@@ -261,21 +266,35 @@ def test_what_the_sandbox_lacks_is_said_before_anything_runs(tmp_path: Path) -> 
 )
 def test_a_sandbox_that_fails_makes_no_test_and_drops_no_problem(status: int, body: str, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(DOUBLE | {"submissions": [RIGHT, RIGHT, WRONG]}) + "\n")
-    languages = {"languages": [{"name": "python", "version": "", "compiled": False, "calls": True}], "limits": {}, "protections": {}}
 
     async def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(status, text=body) if request.method == "POST" else httpx.Response(200, json=languages)
-
-    async def sleep(seconds: float) -> None: ...
+        return httpx.Response(status, text=body) if request.method == "POST" else httpx.Response(200, json=LANGUAGES)
 
     async def go() -> None:
         made = spec(source=str(tmp_path / "in.jsonl"), out=str(tmp_path / "out.jsonl"))
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
-            await generate(made, Programs(Outside(http, sleep=sleep), made), Progress())
+            await generate(made, Programs(Outside(http, sleep=at_once), made), Progress())
 
     with pytest.raises(NoAnswerError):
         asyncio.run(go())
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_sandbox_that_has_just_been_started_is_waited_for() -> None:
+    asked: list[httpx.Request] = []
+
+    async def starting(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if len(asked) < 4:
+            raise httpx.ConnectError("refused", request=request)
+        return httpx.Response(200, json=LANGUAGES)
+
+    async def go() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(starting)) as http:
+            await Programs(Outside(http, sleep=at_once), spec()).check({"python"})
+
+    asyncio.run(go())
+    assert len(asked) == 4
 
 
 def test_an_address_where_no_sandbox_is_gets_one_line(tmp_path: Path) -> None:
@@ -284,7 +303,7 @@ def test_an_address_where_no_sandbox_is_gets_one_line(tmp_path: Path) -> None:
 
     async def go() -> None:
         async with httpx.AsyncClient(transport=httpx.MockTransport(nobody)) as http:
-            await Programs(Outside(http), spec()).check({"python"})
+            await Programs(Outside(http, sleep=at_once), spec()).check({"python"})
 
     with pytest.raises(ConfigurationError, match=r"--sandbox http://sandbox: is no code sandbox .* `rljob sandbox serve` starts one"):
         asyncio.run(go())

@@ -160,6 +160,8 @@ async def test_a_job_without_a_sandbox_says_what_to_set() -> None:
         ({"tests": [{"call": {"function": "f(1)", "expected": 1}}]}, "`reference`: tests.0.call.function: is 'f(1)'; name a function"),
         ({"tests": [CALL], "language": "c"}, "`reference`: language: is c, and functions are called in python and javascript only"),
         ({"tests": [CALL], "files": {"submission.py": ""}}, "`reference`: files: submission.py is where the submission itself goes"),
+        (REFERENCE | {"language": "cobol"}, "`reference.language`: Input should be 'python', 'c', "),
+        (REFERENCE | {"files": {"../x": ""}}, "`reference`: '../x' is no relative path below the working folder"),
         (REFERENCE | {"checker": {"kind": "program"}}, "`reference`: checker.code: goes with checker.kind program"),
         (REFERENCE | {"checker": {"code": "print(1)"}}, "`reference`: checker.code: goes with checker.kind program"),
     ],

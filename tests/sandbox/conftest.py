@@ -8,7 +8,8 @@ from tests.sandbox.sandbox import Sandbox
 
 @pytest.fixture(scope="session")
 def shared_sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as sandbox:
+    with Sandbox(retire_after=10**9) as sandbox:
+        sandbox.measure()
         yield sandbox
 
 

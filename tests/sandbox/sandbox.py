@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import statistics
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
@@ -15,6 +16,9 @@ from rljob.wire.sandbox import Limits, Output, RunRequest, RunResult
 HERE: Final = tuple(found())
 """Languages of this machine; python, bash, c and cpp are required to test."""
 _PATIENCE = 120.0
+_SLOWER = 3.0
+_TRIES = 5
+"""Of a measurement that neighbours disturb: a slot that an attack has made slow stays slow."""
 
 
 def only(*names: str) -> list[str]:
@@ -28,6 +32,8 @@ class Sandbox:
     def __init__(self, **settings: Any) -> None:
         self.pool = Pool(PoolSettings(**({"slots": 2} | settings)))
         self._loop = asyncio.new_event_loop()
+        self.usual = 0.0
+        """CPU seconds of a plain run before any attack."""
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox", daemon=True)
 
     def __enter__(self) -> Self:
@@ -73,12 +79,32 @@ class Sandbox:
         """Build."""
         return self.do(self.pool.build(request(language, code, **fields)))
 
+    def measure(self) -> None:
+        """Remember what a plain run costs."""
+        self.usual = statistics.median(self._plain_runs() for _ in range(9))
+
     def assert_well(self) -> None:
-        """Every slot answers a plain run correctly, and sees nothing of what was before."""
-        plain = request("python", PLAIN, stdin="41\n")
-        for result in self.together(*[plain] * self.pool.slots):
+        """No slot was lost; every one answers a plain run correctly, as cheaply as at the start, and sees nothing of what was before."""
+        assert self.pool.slots_rebuilt == 0, "a slot was lost"
+        costs = [self._plain_runs()]
+        while costs[-1] > _SLOWER * self.usual:
+            assert len(costs) < _TRIES, f"plain runs cost {costs} s of CPU, {self.usual} s at the start"
+            costs.append(self._plain_runs())
+
+    def _plain_runs(self) -> float:
+        """One in every slot; CPU seconds of one, with what its runner did for it."""
+        before = self._runners_seconds()
+        results = self.together(*[request("python", PLAIN, stdin="41\n")] * self.pool.slots)
+        for result in results:
             assert result.run is not None, result
             assert (result.status, result.run.stdout) == ("ok", "42 [] 0\n"), result
+        assert processes_of_runs(self.pool) == 0, "somebody lives on"
+        own = sum(result.run.cpu_seconds for result in results if result.run)
+        return (own + self._runners_seconds() - before) / len(results)
+
+    def _runners_seconds(self) -> float:
+        runners = [child for slot in self.pool._all.values() for child in children(slot._process.pid)]  # type: ignore[attr-defined]
+        return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in runners) / 1e9
 
 
 PLAIN: Final = """
@@ -93,6 +119,17 @@ def request(language: str, code: str, **fields: Any) -> RunRequest:
     """A request; limits by their own names."""
     limits = {name: fields.pop(name) for name in tuple(fields) if name in Limits.model_fields}
     return RunRequest(language=language, code=code, limits=Limits(**limits), **fields)
+
+
+def processes_of_runs(pool: Pool) -> int:
+    """Processes in the slots' cgroups besides the slots' own two; 0 where nothing counts them, as then nothing is known."""
+    counts: list[int | None] = [slot.cgroup.processes() for slot in pool._all.values()]  # type: ignore[attr-defined]
+    return sum(count - 2 for count in counts if count is not None)
+
+
+def children(pid: int) -> list[int]:
+    """Of a process with one thread."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def descendants(pid: int) -> int:

@@ -10,7 +10,7 @@ from tests.sandbox.twins import Gate, TwinPool, until
 
 from rljob.sandbox.app import create_app
 from rljob.sandbox.service import Service
-from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Languages, RunRequest, RunResult
+from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Languages, Output, RunRequest, RunResult
 
 pytestmark = pytest.mark.asyncio
 
@@ -197,6 +197,15 @@ async def test_metrics_count_runs_verdicts_refusals_and_protections() -> None:
         "rljob_sandbox_queue 0.0",
     ):
         assert line in page, line
+
+
+async def test_a_compiler_that_is_ended_by_force_counts_as_a_run_that_is() -> None:
+    pool = TwinPool(compiles=lambda request: Output(status="time_limit"))
+    async with client(Service(pool, 10)) as http:
+        await http.post("/v1/judge", json=judge_of({"stdin": "1", "expected": "2"}, language="cpp"))
+        page = (await http.get("/metrics")).text
+    assert 'rljob_sandbox_runs_total{language="cpp",status="time_limit"} 1.0' in page
+    assert 'rljob_sandbox_kills_total{reason="time_limit"} 1.0' in page
 
 
 async def test_a_checker_that_does_not_work_is_the_fault_of_the_request() -> None:

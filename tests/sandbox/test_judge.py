@@ -239,6 +239,11 @@ async def test_the_submission_is_a_file_beside_the_harness() -> None:
         ({"a": 1}, {"a": 1, "b": 2}, False),
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
         (1.0, 1, True),
+        (1.0000001, 1, False),
+        ([0.1 + 0.2], [0.3], False),
+        ("ab", ["a", "b"], False),
+        ({"a": 1}, ["a"], False),
+        ([1], {"a": 1}, False),
     ],
 )
 def test_values_are_compared_as_json(found: Any, wanted: Any, same: bool) -> None:

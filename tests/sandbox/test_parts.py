@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rljob.api.errors import ConfigurationError
 from rljob.sandbox import cgroups, protections, requests
-from rljob.sandbox.inside import archive, seccomp, usage
+from rljob.sandbox.inside import archive, runner, seccomp, usage
 from rljob.sandbox.inside.runner import Ended
 from rljob.sandbox.languages import TABLE
 from rljob.sandbox.slot import Ran
@@ -173,6 +173,19 @@ def test_limits_of_version_2_are_written_once(tmp_path: Path) -> None:
     assert (cgroup.killed(), cgroup.refused(), cgroup.processes(), cgroup.memory_now()) == (3, 4, 6, 7)
 
 
+def test_our_own_cgroup_says_how_many_were_killed_for_memory_also_where_none_can_be_made(tmp_path: Path) -> None:
+    assert cgroups.killed_beside_us(tmp_path, "0::/pod\n") == 0
+    files_of(tmp_path, memory_events="oom 9\noom_kill 7\n")
+    assert cgroups.killed_beside_us(tmp_path, "0::/pod\n") == 7, "in a container the mount shows our own as its root"
+    files_of(tmp_path / "memory" / "pod", memory_oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 5\n")
+    assert cgroups.killed_beside_us(tmp_path, "4:memory:/pod\n0::/pod\n") == 5
+
+
+def test_clocks_that_cannot_be_set_back_are_no_protection() -> None:
+    """As here: this process is in the machine's own namespace of clocks."""
+    assert not runner._start_clocks_at_zero()
+
+
 def test_a_host_that_gives_no_cgroups_is_none(tmp_path: Path) -> None:
     assert cgroups.delegated("7-1", tmp_path, "0::/pod\n") == cgroups.NONE
     assert cgroups.delegated("7-1", tmp_path, "4:memory:/x\n3:pids:/x\n") == cgroups.NONE
@@ -228,6 +241,7 @@ def test_root_without_users_to_give_is_refused() -> None:
         ({"cpu": 2.5}, "time_limit"),
         ({"status": 1, "full": True}, "disk_limit"),
         ({"status": 99, "trouble": "Traceback\nOSError: [Errno 28] No space left on device"}, "disk_limit"),
+        ({"status": 99, "trouble": "Traceback\nMemoryError"}, "memory_limit"),
         ({"status": 99, "trouble": "Traceback\nOSError: [Errno 1] mount"}, "sandbox_error"),
     ],
 )

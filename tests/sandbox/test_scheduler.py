@@ -57,6 +57,29 @@ async def test_a_waiter_cancelled_in_the_moment_it_gets_a_slot_passes_it_on() ->
     assert slots.free == 1
 
 
+async def test_a_slot_is_not_lost_if_its_holder_and_the_next_are_cancelled_at_once() -> None:
+    slots, release, log = Slots(1), asyncio.Event(), list[int]()
+    tasks = [asyncio.create_task(_hold(slots, Place(order), release, log)) for order in range(2)]
+    await _settle()
+    for task in tasks:
+        task.cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(end) for end in ends] == [asyncio.CancelledError] * 2
+    assert (slots.free, slots.waiting) == (1, 0)
+
+
+async def test_who_gives_up_while_the_slot_is_held_leaves_nothing() -> None:
+    slots, release, log = Slots(1), asyncio.Event(), list[int]()
+    holder, *others = (asyncio.create_task(_hold(slots, Place(order), release, log)) for order in range(100))
+    await _settle()
+    for task in others:
+        task.cancel()
+    await _settle()
+    assert (slots.waiting, len(slots._not_begun)) == (0, 0)
+    release.set()
+    await holder
+
+
 async def test_a_deadline_ends_the_wait_even_if_no_slot_comes_free() -> None:
     slots, release, log = Slots(1), asyncio.Event(), list[int]()
     holder = asyncio.create_task(_hold(slots, Place(1), release, log))
@@ -72,6 +95,8 @@ async def test_a_deadline_ends_the_wait_even_if_no_slot_comes_free() -> None:
 
 async def test_a_deadline_that_has_passed_gets_no_slot_even_if_one_is_free() -> None:
     slots = Slots(1)
+    async with slots.take(Place(0, deadline=asyncio.get_running_loop().time() + 3600)):
+        assert slots.free == 0, "one that is to come does"
     with pytest.raises(TooLate):
         async with slots.take(Place(1, deadline=asyncio.get_running_loop().time() - 1)):
             raise AssertionError("got a slot")

@@ -4,9 +4,17 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.sandbox.sandbox import Sandbox, request
+from tests.sandbox.sandbox import Sandbox, only, request
 
-READ_ANYTHING = """
+_C_READ = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+int main(void) { char p[4096]; while (fgets(p, sizeof p, stdin)) { p[strcspn(p, "\n")] = 0;
+    if (open(p, O_RDONLY) >= 0) printf("ESCAPED %s\n", p); } }
+"""
+READ_ANYTHING = {
+    "python": """
 import os, sys
 for path in sys.stdin.read().split():
     try:
@@ -14,10 +22,65 @@ for path in sys.stdin.read().split():
         print("ESCAPED", path, found)
     except OSError:
         pass
+""",
+    "bash": 'while read -r path; do { ls "$path/" || cat "$path"; } > /dev/null 2>&1 && echo "ESCAPED $path"; done; true',
+    "c": _C_READ,
+    "cpp": _C_READ,
+    "javascript": """
+const fs = require('fs');
+for (const path of fs.readFileSync(0, 'utf8').trim().split('\\n'))
+    for (const read of [fs.readdirSync, fs.readlinkSync, path => fs.readSync(fs.openSync(path), Buffer.alloc(20))])
+        try { console.log('ESCAPED', path, read(path)); } catch (e) {}""",
+}
+_C_SWAP = """
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    FILE *f = fopen("a", "w");
+    fputs("mine", f);
+    fclose(f);
+    if (symlink("/etc/passwd", "b") || fork()) return 0;
+    setsid();
+    for (;;) { SWAP }
+}"""
+_BY_NAME = 'rename("a", "result"); rename("result", "a"); rename("b", "result"); rename("result", "b");'
+_BY_HARD_LINK = 'link("a", "result"); unlink("result"); link("b", "result"); unlink("result");'
+_PYTHON_SWAP = """
+import os
+open("a", "w").write("mine")
+os.symlink("/etc/passwd", "b")
+if os.fork() == 0:
+    os.setsid()
+    while True:
 """
+SWAP = {
+    ("python", "by renaming"): _PYTHON_SWAP
+    + """
+        os.rename("a", "result"); os.rename("result", "a")
+        os.rename("b", "result"); os.rename("result", "b")
+""",
+    ("python", "by a hard link"): _PYTHON_SWAP
+    + """
+        os.link("a", "result"); os.unlink("result")
+        os.link("b", "result", follow_symlinks=False); os.unlink("result")
+""",
+    ("c", "by renaming"): _C_SWAP.replace("SWAP", _BY_NAME),
+    ("c", "by a hard link"): _C_SWAP.replace("SWAP", _BY_HARD_LINK),
+    (
+        "bash",
+        "by a hard link",
+    ): "echo -n mine > a; ln -s /etc/passwd b; (while :; do ln -f a result; ln -fP b result; done) > /dev/null 2>&1 &",
+    ("javascript", "by a hard link"): """
+const fs = require('fs');
+fs.writeFileSync('a', 'mine');
+fs.symlinkSync('/etc/passwd', 'b');
+const swap = "for (;;) for (const name of 'ab') { fs.linkSync(name, 'result'); fs.unlinkSync('result'); }";
+require('child_process').spawn(process.execPath, ['-e', swap], {detached: true, stdio: 'ignore'}).unref();
+while (!fs.existsSync('result'));""",
+}
 
 
-@pytest.mark.parametrize("language", ["python", "bash", "c"])
+@pytest.mark.parametrize("language", only(*READ_ANYTHING))
 def test_files_of_the_machine_are_not_there(sandbox: Sandbox, language: str, tmp_path: Path) -> None:
     secret = tmp_path / "expected.json"
     secret.write_text("[42]")
@@ -32,16 +95,7 @@ def test_files_of_the_machine_are_not_there(sandbox: Sandbox, language: str, tmp
         "/proc/sys/kernel/core_pattern", "/proc/config.gz", "/proc/cmdline", "/proc/net", "/proc/bus", "/proc/fs", "/proc/meminfo",
         "/proc/version", "/proc/uptime", "/proc/modules", "/proc/mounts/../sched_debug", "/proc/1/root/etc/shadow",
     ]  # fmt: skip
-    bash = 'while read -r path; do { ls "$path/" || cat "$path"; } > /dev/null 2>&1 && echo "ESCAPED $path"; done; true'
-    c = r"""
-    #include <fcntl.h>
-    #include <stdio.h>
-    #include <string.h>
-    int main(void) { char p[4096]; while (fgets(p, sizeof p, stdin)) { p[strcspn(p, "\n")] = 0;
-        if (open(p, O_RDONLY) >= 0) printf("ESCAPED %s\n", p); } }
-    """
-    code = {"python": READ_ANYTHING, "bash": bash, "c": c}[language]
-    assert sandbox.prints(language, code, stdin="\n".join(paths) + "\n") == ""
+    assert sandbox.prints(language, READ_ANYTHING[language], stdin="\n".join(paths) + "\n") == ""
 
 
 def test_nothing_outside_the_working_space_can_be_written(sandbox: Sandbox) -> None:
@@ -130,20 +184,13 @@ for path in ("/etc/passwd", "/usr/bin/env", "/proc/self/environ", "/dev/null"):
     assert (result.run.stdout, result.files) == ("", {})
 
 
-def test_swapping_a_result_for_a_link_while_it_is_fetched_gains_nothing(sandbox: Sandbox) -> None:
-    code = """
-import os
-open("a", "w").write("mine")
-os.symlink("/etc/passwd", "b")
-if os.fork() == 0:
-    os.setsid()
-    while True:
-        os.rename("a", "result"); os.rename("result", "a")
-        os.rename("b", "result"); os.rename("result", "b")
-"""
+@pytest.mark.parametrize(("language", "how"), SWAP)
+def test_swapping_a_result_for_a_link_while_it_is_fetched_gains_nothing(sandbox: Sandbox, language: str, how: str) -> None:
+    program = sandbox.build(language, SWAP[language, how])
     for _ in range(5):
-        files = sandbox.run("python", code, fetch=("result",)).files
-        assert files in ({}, {"result": "mine"})
+        result = sandbox.do(program.run(fetch=("result",)))
+        assert result.status == "ok", result
+        assert result.files in ({}, {"result": "mine"})
 
 
 def test_processes_that_fight_whoever_fetches_results_lose_and_are_no_failure_of_ours(sandbox: Sandbox) -> None:

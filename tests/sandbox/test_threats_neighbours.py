@@ -4,25 +4,130 @@ import os
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
-from tests.sandbox.sandbox import Sandbox, only, request
+from tests.sandbox.sandbox import Sandbox, only, processes_of_runs, request
 
+from rljob.sandbox import cgroups, requests
 from rljob.sandbox.pool import Pool
 
+_C_KILL = """
+#include <signal.h>
+#include <unistd.h>
+int main(void) { kill(-1, 9); kill(1, 9); for (int i = 3; i < 3000; i++) kill(i, 9); kill(getppid(), 9); }"""
 KILL_EVERYTHING = {
     "python": "import os, signal\nfor pid in [-1, 1, 0, os.getppid()] + list(range(3, 3000)):\n    try:\n"
     "        os.kill(pid, signal.SIGKILL)\n"
     "    except OSError:\n        pass\n",
-    "c": "#include <signal.h>\n#include <unistd.h>\nint main(void) { kill(-1, 9); kill(1, 9); "
-    "for (int i = 3; i < 3000; i++) kill(i, 9); kill(getppid(), 9); }",
+    "c": _C_KILL,
+    "cpp": _C_KILL,
     "bash": "kill -9 -1 1 $PPID; for i in $(seq 3 500); do kill -9 $i; done 2> /dev/null",
     "javascript": "for (const p of [-1, 1, process.ppid]) try { process.kill(p, 'SIGKILL'); } catch (e) {}",
 }
+_C_WHO = r"""
+#include <ctype.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+int main(void) {
+    DIR *all = opendir("/proc");
+    int others = 0;
+    for (struct dirent *e; (e = readdir(all));) others += isdigit(e->d_name[0]) && atoi(e->d_name) != getpid();
+    printf("%s %s %d\n", others ? "False" : "True", getpid() < 10 ? "True" : "False", getppid());
+}"""
 WHO = {
+    "c": _C_WHO,
+    "cpp": _C_WHO,
+    "javascript": "const seen = require('fs').readdirSync('/proc').filter(name => /^\\d+$/.test(name));\n"
+    "console.log(seen.join() === String(process.pid) ? 'True' : 'False', process.pid < 10 ? 'True' : 'False', process.ppid);",
     "python": "import os; print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()) == [os.getpid()], "
     "os.getpid() < 10, os.getppid())",
     "bash": "set -- /proc/[0-9]*; echo $([ $# -le 2 ] && echo True) $([ $$ -lt 10 ] && echo True) $PPID",
+}
+
+
+CLOSED = ("environ", "mem", "maps", "fd", "cmdline", "root", "cwd", "exe", "stack", "auxv", "ns/pid", "task", "syscall")
+_C_LOOK = r"""
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+int main(void) {
+    char name[64], path[128];
+    while (scanf("%63s", name) == 1) {
+        snprintf(path, sizeof path, "/proc/1/%s", name);
+        int f = open(path, O_RDONLY);
+        if (f >= 0 || opendir(path)) printf("ESCAPED %s\n", name);
+    }
+}"""
+LOOK_AT_THE_FIRST = {
+    "python": """
+import os
+for name in input().split():
+    try:
+        path = f"/proc/1/{name}"
+        found = os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(10)
+        print("ESCAPED", name, found)
+    except OSError:
+        pass
+""",
+    "c": _C_LOOK,
+    "cpp": _C_LOOK,
+    "bash": 'for name in $(cat); do { ls /proc/1/$name/ || cat /proc/1/$name; } > /dev/null 2>&1 && echo "ESCAPED $name"; done; true',
+    "javascript": """
+const fs = require('fs');
+for (const name of fs.readFileSync(0, 'utf8').split(' '))
+    for (const look of [fs.readdirSync, fs.readFileSync, fs.readlinkSync])
+        try { console.log('ESCAPED', name, look('/proc/1/' + name)); } catch (e) {}""",
+}
+_C_SAY = r"""
+#include <stdio.h>
+extern char **environ;
+static char b[1 << 16];
+int main(void) {
+    for (char **e = environ; *e; e++) puts(*e);
+    FILE *f = fopen("/proc/self/environ", "r");
+    fwrite(b, 1, fread(b, 1, sizeof b, f), stdout);
+}"""
+SAY_ENVIRONMENT = {
+    "python": "import os; print(os.environ, open('/proc/self/environ').read().strip(chr(0)))",
+    "bash": "env; tr '\\0' '\\n' < /proc/self/environ",
+    "c": _C_SAY,
+    "cpp": _C_SAY,
+    "javascript": "console.log(process.env, require('fs').readFileSync('/proc/self/environ', 'utf8'), process.execArgv)",
+}
+_C_DAEMON = """
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    if (!fork()) {
+        setsid();
+        for (int i = 1; i < 65; i++) signal(i, SIG_IGN);
+        if (!fork()) for (;;) usleep(10000);
+        _exit(0);
+    }
+    puts("left");
+}"""
+DAEMON = {
+    "python": """
+import os, signal, time
+if os.fork() == 0:
+    os.setsid()
+    for number in range(1, 65):
+        try: signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError): pass
+    if os.fork() == 0:
+        while True: time.sleep(0.01)
+    os._exit(0)
+print("left")
+""",
+    "c": _C_DAEMON,
+    "cpp": _C_DAEMON,
+    "bash": "(trap '' HUP TERM INT; setsid sleep 60 > /dev/null 2>&1 &); echo left",
+    "javascript": "require('child_process').spawn('sleep', ['60'], {detached: true, stdio: 'ignore'}).unref(); console.log('left');",
 }
 
 
@@ -49,40 +154,24 @@ def test_a_signal_to_the_process_group_reaches_the_run_alone(sandbox: Sandbox) -
     assert pids(sandbox.pool) == before
 
 
-@pytest.mark.parametrize("language", WHO)
+@pytest.mark.parametrize("language", only(*WHO))
 def test_no_other_process_is_seen(sandbox: Sandbox, language: str) -> None:
     assert sandbox.prints(language, WHO[language]) == "True True 0"
 
 
-def test_the_first_process_of_the_run_is_closed(sandbox: Sandbox) -> None:
-    code = """
-import os
-for name in ("environ", "mem", "maps", "fd", "cmdline", "root", "cwd", "exe", "stack", "auxv", "ns/pid", "task", "syscall"):
-    try:
-        path = f"/proc/1/{name}"
-        found = os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(10)
-        print("ESCAPED", name, found)
-    except OSError:
-        pass
-"""
-    assert sandbox.prints("python", code) == ""
+@pytest.mark.parametrize("language", only(*LOOK_AT_THE_FIRST))
+def test_the_first_process_of_the_run_is_closed(sandbox: Sandbox, language: str) -> None:
+    assert sandbox.prints(language, LOOK_AT_THE_FIRST[language], stdin=" ".join(CLOSED)) == ""
 
 
-@pytest.mark.parametrize("language", ["python", "bash", "c"])
-def test_the_services_environment_is_not_there(sandbox: Sandbox, language: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    c = r"""
-    #include <stdio.h>
-    extern char **environ;
-    int main(void) { char b[1 << 16]; for (char **e = environ; *e; e++) puts(*e); FILE *f = fopen("/proc/self/environ", "r");
-        size_t n = fread(b, 1, sizeof b, f); fwrite(b, 1, n, stdout); }
-    """
-    python = "import os; print(os.environ, open('/proc/self/environ').read().strip(chr(0)))"
+@pytest.mark.parametrize("language", only(*SAY_ENVIRONMENT))
+def test_the_services_environment_is_not_there(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = secrets.token_hex(16)
     monkeypatch.setenv("RLJOB_CONTAINER", secret)
     monkeypatch.setenv("HF_TOKEN", secret)
     monkeypatch.setenv("PYTHONPATH", secret)
     with Sandbox(slots=1) as fresh:
-        text = fresh.prints(language, {"python": python, "bash": "env; tr '\\0' '\\n' < /proc/self/environ", "c": c}[language])
+        text = fresh.prints(language, SAY_ENVIRONMENT[language])
     assert secret not in text
     assert "TOKEN" not in text
     assert "RLJOB" not in text
@@ -219,21 +308,12 @@ def test_random_numbers_differ_between_runs_and_hashes_do_not(sandbox: Sandbox) 
     assert len({line[-1] for line in lines}) == 1
 
 
-def test_a_daemon_does_not_outlive_its_run(sandbox: Sandbox) -> None:
-    code = """
-import os, signal, time
-if os.fork() == 0:
-    os.setsid()
-    for number in range(1, 65):
-        try: signal.signal(number, signal.SIG_IGN)
-        except (OSError, ValueError): pass
-    if os.fork() == 0:
-        while True: time.sleep(0.01)
-    os._exit(0)
-print("left")
-"""
+@pytest.mark.parametrize("language", only(*DAEMON))
+def test_a_daemon_does_not_outlive_its_run(sandbox: Sandbox, language: str) -> None:
+    program = sandbox.build(language, DAEMON[language])
     for _ in range(3):
-        assert sandbox.prints("python", code) == "left"
+        result = sandbox.do(program.run())
+        assert (result.status, result.run and result.run.stdout) == ("ok", "left\n")
     assert processes_of_runs(sandbox.pool) == 0
 
 
@@ -242,12 +322,6 @@ def test_a_tree_that_forks_while_it_is_killed_leaves_nobody(sandbox: Sandbox) ->
     sandbox.run("python", code, wall_seconds=0.5, cpu_seconds=5)
     sandbox.run("python", "import os\nif os.fork() == 0:\n    while True:\n        if os.fork(): os._exit(0)\nelse: os._exit(0)")
     assert processes_of_runs(sandbox.pool) == 0
-
-
-def processes_of_runs(pool: Pool) -> int:
-    """Processes in the slots' cgroups besides the slots' own two; 0 where nothing counts them, as then nothing is known."""
-    counts: list[int | None] = [slot.cgroup.processes() for slot in pool._all.values()]  # type: ignore[attr-defined]
-    return sum(count - 2 for count in counts if count is not None)
 
 
 def test_interprocess_objects_do_not_outlive_their_run(sandbox: Sandbox) -> None:
@@ -358,26 +432,61 @@ def test_cancelling_kills_the_run_and_frees_the_slot(sandbox: Sandbox) -> None:
     assert processes_of_runs(sandbox.pool) == 0
 
 
-def test_a_slot_whose_runner_is_killed_is_made_anew(sandbox: Sandbox) -> None:
+def test_a_slot_whose_runner_is_killed_is_made_anew() -> None:
     """Not something a run can do; whatever kills a runner, the pool goes on, and the run it held is a failure of ours."""
     import asyncio
     import signal
 
-    async def murder() -> str:
-        task = asyncio.create_task(sandbox.pool.run(request("python", "import time; time.sleep(30)", wall_seconds=40)))
-        await asyncio.sleep(0.3)
-        busy = next(slot for slot in sandbox.pool._all.values() if slot not in sandbox.pool._idle._queue)  # type: ignore[attr-defined]
-        os.kill(busy._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-        return (await task).status
+    with Sandbox(slots=2) as fresh:
 
-    rebuilt = sandbox.pool.slots_rebuilt
-    assert sandbox.do(murder()) == "sandbox_error"
-    for _ in range(2 * sandbox.pool.slots):
-        assert sandbox.prints("python", "print(1)") == "1"
+        async def murder() -> str:
+            task = asyncio.create_task(fresh.pool.run(request("python", "import time; time.sleep(30)", wall_seconds=40)))
+            await asyncio.sleep(0.3)
+            busy = next(slot for slot in fresh.pool._all.values() if slot not in fresh.pool._idle._queue)  # type: ignore[attr-defined]
+            os.kill(busy._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+            return (await task).status
+
+        assert fresh.do(murder()) == "sandbox_error"
+        for _ in range(2 * fresh.pool.slots):
+            assert fresh.prints("python", "print(1)") == "1"
+        assert made_anew(fresh) == 1
+
+
+def made_anew(fresh: Sandbox) -> int:
+    """How many slots were, once one was."""
     deadline = time.monotonic() + 60
-    while sandbox.pool.slots_rebuilt == rebuilt and time.monotonic() < deadline:
-        sandbox.prints("python", "print(1)")
-    assert sandbox.pool.slots_rebuilt == rebuilt + 1
+    while not fresh.pool.slots_rebuilt and time.monotonic() < deadline:
+        fresh.prints("python", "print(1)")
+    return fresh.pool.slots_rebuilt
+
+
+def test_a_slot_in_which_no_run_can_begin_is_made_anew() -> None:
+    with Sandbox(slots=1) as fresh:
+        job = requests.run_job(request("python", "print(1)"), requests.Inputs(), fresh.pool._found["python"], counted=False, artefact=None)
+        unmountable = replace(job, bounds={**job.bounds, "disk": "nonsense"})
+        assert "mount tmpfs" in fresh.do(fresh.pool._ran(unmountable)).ended.trouble
+        assert fresh.prints("python", "print(1)") == "1"
+        assert made_anew(fresh) == 1
+
+
+def test_a_slot_is_kept_if_the_files_of_a_request_do_not_fit() -> None:
+    with Sandbox(slots=1, use_cgroups=False) as fresh:
+        assert fresh.run("python", "", files={"big": "x" * (3 << 20)}, disk_mb=2).status == "disk_limit"
+        assert fresh.run("python", "", files={"big": "x" * (90 << 20)}, disk_mb=128, memory_mb=16).status == "memory_limit"
+        assert fresh.prints("python", "print(1)") == "1"
+        assert fresh.pool.slots_rebuilt == 0
+
+
+@pytest.mark.parametrize(("killed", "status"), [(1, "sandbox_error"), (0, "runtime_error")])
+def test_a_run_that_ends_because_the_machine_has_no_memory_is_a_failure_of_ours(
+    killed: int, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing counts its memory then, so the kernel only says that it has killed somebody."""
+    with Sandbox(slots=1, use_cgroups=False) as fresh:
+        there = cgroups.killed_beside_us()
+        monkeypatch.setattr(cgroups, "killed_beside_us", lambda: there + killed)
+        assert fresh.run("python", "import os; os.kill(os.getpid(), 9)").status == status
+        assert fresh.run("python", "import os; os.kill(os.getpid(), 9)").status == "runtime_error", "nobody was killed since"
 
 
 def test_a_slot_is_made_anew_after_its_share_of_runs() -> None:

@@ -8,13 +8,23 @@ from tests.sandbox.sandbox import Sandbox, descendants, only, request
 FORK_BOMB = {
     "python": "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n",
     "c": "#include <unistd.h>\nint main(void) { for (;;) fork(); }",
+    "cpp": "#include <unistd.h>\nint main() { for (;;) fork(); }",
     "bash": "bomb() { bomb | bomb & }; bomb; wait; while :; do :; done",
     "javascript": "const {spawn} = require('child_process');\nsetInterval(() => { for (let i = 0; i < 50; i++) "
     "spawn('sleep', ['9']).on('error', () => {}); }, 1);",
+    "java": 'public class Main { public static void main(String[] a) { while (true) try { new ProcessBuilder("sleep", "9").start(); } '
+    "catch (Exception e) {} } }",
+    "rust": 'use std::process::Command;\nfn main() { loop { let _ = Command::new("sleep").arg("9").spawn(); } }',
 }
 THREAD_BOMB = {
     "python": "import threading, time\nwhile True:\n    try:\n        threading.Thread(target=time.sleep, args=(9,)).start()\n"
     "    except RuntimeError:\n        pass\n",
+    "c": "#include <pthread.h>\n#include <unistd.h>\nstatic void *nap(void *a) { sleep(9); return a; }\n"
+    "int main(void) { pthread_t t; for (;;) pthread_create(&t, 0, nap, 0); }",
+    "javascript": "const {Worker} = require('worker_threads');\n"
+    "setInterval(() => new Worker('setTimeout(() => {}, 9000)', {eval: true}).on('error', () => {}), 1);",
+    "rust": "use std::{thread, time::Duration};\n"
+    "fn main() { loop { let _ = thread::Builder::new().spawn(|| thread::sleep(Duration::from_secs(9))); } }",
     "cpp": "#include <thread>\n#include <system_error>\n#include <unistd.h>\nint main() { for (;;) try { std::thread(sleep, 9).detach(); } "
     "catch (std::system_error&) {} }",
     "java": "public class Main { public static void main(String[] a) { while (true) try { new Thread(() -> { try { Thread.sleep(9000); } "
@@ -34,6 +44,7 @@ MEMORY_BOMB = {
 BURN = {
     "python": "while True: pass",
     "c": "int main(void) { for (volatile int i = 0;; i++); }",
+    "cpp": "int main() { for (volatile int i = 0;; i = i + 1); }",
     "bash": "while :; do :; done",
     "javascript": "for (;;);",
     "java": "public class Main { public static void main(String[] a) { while (true); } }",
@@ -42,21 +53,237 @@ BURN = {
 SLEEP = {
     "python": "import time; time.sleep(60)",
     "c": "#include <unistd.h>\nint main(void) { sleep(60); }",
+    "cpp": "#include <unistd.h>\nint main() { sleep(60); }",
+    "rust": "fn main() { std::thread::sleep(std::time::Duration::from_secs(60)); }",
     "bash": "sleep 60",
     "javascript": "setTimeout(() => {}, 60000)",
 }
 FLOOD = {
     "python": "import sys\nwhile True:\n    sys.stdout.write('x' * 65536)\n",
     "c": "#include <unistd.h>\nstatic char b[65536];\nint main(void) { for (;;) write(1, b, sizeof b); }",
+    "cpp": "#include <unistd.h>\nstatic char b[65536];\nint main() { for (;;) write(1, b, sizeof b); }",
+    "java": 'public class Main { public static void main(String[] a) { while (true) System.out.println("x".repeat(65536)); } }',
+    "rust": 'fn main() { let s = "x".repeat(65536); loop { println!("{s}"); } }',
     "bash": "yes",
     "javascript": "const fs = require('fs'); const s = 'x'.repeat(65536); for (;;) fs.writeSync(1, s);",
 }
 FULL = ("runtime_error", "disk_limit", "memory_limit")
+_C_BIG_FILE = """
+#include <stdio.h>
+static char b[1 << 20];
+int main(void) { FILE *f = fopen("big", "w"); while (fwrite(b, 1, sizeof b, f) == sizeof b); return 1; }"""
+BIG_FILE = {
+    "python": "with open('big', 'wb') as file:\n    while True: file.write(b'x' * (1 << 20))\n",
+    "c": _C_BIG_FILE,
+    "cpp": _C_BIG_FILE,
+    "bash": "cat /dev/zero > big",
+    "javascript": "const fs = require('fs'); const f = fs.openSync('big', 'w'); for (;;) fs.writeSync(f, Buffer.alloc(1 << 20));",
+}
+_C_NAMES = """
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    char name[256];
+    int n = 0, f;
+    do {
+        snprintf(name, sizeof name, "%0250d", ++n);
+        f = open(name, O_CREAT | O_WRONLY, 0600);
+        close(f);
+    } while (f >= 0);
+    printf("%d\\n", n);
+}"""
+NAMES = {
+    "python": """
+n = 0
+try:
+    while True:
+        n += 1
+        open(f"{n:0250}", "w").close()
+except OSError:
+    print(n)
+""",
+    "c": _C_NAMES,
+    "cpp": _C_NAMES,
+    "bash": "n=0; printf -v zeros %0240d 0; while : > $zeros$((++n)); do :; done 2> /dev/null; echo $n",
+    "javascript": """
+const fs = require('fs');
+let n = 0;
+try { for (;;) fs.closeSync(fs.openSync(String(++n).padStart(250, '0'), 'w')); } catch (e) { console.log(n); }""",
+}
+_C_LINKS = """
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(void) {
+    char target[4001] = {0}, hard[32], soft[32];
+    int n = 0;
+    memset(target, 'x', 4000);
+    close(open("a", O_CREAT | O_WRONLY, 0600));
+    do {
+        snprintf(hard, sizeof hard, "l%d", ++n);
+        snprintf(soft, sizeof soft, "s%d", n);
+    } while (!link("a", hard) && !symlink(target, soft));
+    printf("%d\\n", n);
+}"""
+LINKS = {
+    "python": """
+import os
+open("a", "w").close()
+n = 0
+try:
+    while n < 10**6:
+        n += 1
+        os.link("a", f"l{n}")
+        os.symlink("x" * 4000, f"s{n}")
+except OSError:
+    print(n)
+""",
+    "c": _C_LINKS,
+    "cpp": _C_LINKS,
+    "javascript": """
+const fs = require('fs');
+fs.writeFileSync('a', '');
+let n = 0;
+try { for (;;) { fs.linkSync('a', 'l' + ++n); fs.symlinkSync('x'.repeat(4000), 's' + n); } } catch (e) { console.log(n); }""",
+}
+_C_FOLDERS = """
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+int main(void) {
+    char name[201];
+    snprintf(name, sizeof name, "%0200d", 0);
+    for (int i = 0; i < 20000 && !mkdir(name, 0700) && !chdir(name); i++);
+    puts("done");
+}"""
+FOLDERS = {
+    "python": """
+import os
+try:
+    for _ in range(20000):
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+except OSError:
+    pass
+print("done")
+""",
+    "c": _C_FOLDERS,
+    "cpp": _C_FOLDERS,
+    "bash": "printf -v name %0200d 0; for i in {1..40}; do mkdir $name && cd -P $name; done 2> /dev/null; echo done",
+    "javascript": """
+const fs = require('fs'), name = 'd'.repeat(200);
+try { for (let i = 0; i < 20000; i++) { fs.mkdirSync(name); process.chdir(name); } } catch (e) {}
+console.log('done');""",
+}
+_C_SPARSE = """
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    signal(SIGXFSZ, SIG_IGN);
+    int f = open("sparse", O_RDWR | O_CREAT, 0600);
+    if (!ftruncate(f, 1L << 40) || !ftruncate(f, 1L << 30) || !posix_fallocate(f, 0, 32 << 20)) puts("ESCAPED");
+    puts("refused");
+}"""
+SPARSE = {
+    "python": """
+import os, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+handle = os.open("sparse", os.O_RDWR | os.O_CREAT)
+for size in (1 << 40, 1 << 30):
+    try:
+        os.ftruncate(handle, size)
+        print("ESCAPED")
+    except OSError:
+        pass
+try:
+    os.posix_fallocate(handle, 0, 32 << 20)
+    print("ESCAPED")
+except OSError:
+    print("refused")
+""",
+    "c": _C_SPARSE,
+    "cpp": _C_SPARSE,
+    "bash": "trap '' XFSZ; truncate -s 1T sparse 2> /dev/null && echo ESCAPED; echo refused",
+    "javascript": """
+const fs = require('fs');
+process.on('SIGXFSZ', () => {});
+try { fs.ftruncateSync(fs.openSync('sparse', 'w'), 2 ** 40); console.log('ESCAPED'); } catch (e) { console.log('refused'); }
+""",
+}
+_C_ZOMBIES = """
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    int n = 0;
+    pid_t child;
+    do if (!(child = fork())) _exit(0); while (++n < 10000 && child > 0);
+    printf("%d\\n", n);
+}"""
+ZOMBIES = {
+    "python": """
+import os
+n = 0
+try:
+    while n < 10000:
+        n += 1
+        if os.fork() == 0: os._exit(0)
+except OSError:
+    print(n)
+""",
+    "c": _C_ZOMBIES,
+    "cpp": _C_ZOMBIES,
+    "javascript": """
+let n = 0, child;
+do { child = require('child_process').spawn('true', {stdio: 'ignore'}).on('error', () => {}); } while (++n < 10000 && child.pid);
+console.log(n);""",
+}
+_C_BRIEF = """
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) { for (;;) { if (!fork()) { for (volatile int i = 0; i < 1000000; i = i + 1); _exit(0); } wait(0); } }"""
+BRIEF_CHILDREN = {
+    "python": "import os\nwhile True:\n    if os.fork() == 0:\n        for _ in range(10**5): pass\n        os._exit(0)\n    os.wait()",
+    "c": _C_BRIEF,
+    "cpp": _C_BRIEF,
+    "bash": "while :; do (for ((i = 0; i < 3000; i++)); do :; done); done",
+    "javascript": "for (;;) require('child_process').spawnSync('bash', ['-c', 'for ((i = 0; i < 9000; i++)); do :; done']);",
+}
+_C_ORPHANS = """
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+    for (int i = 0; i < 100; i++) {
+        if (!fork()) { fork(); _exit(0); }
+        wait(0);
+    }
+    puts("done");
+}"""
+ORPHANS = {
+    "python": """
+import os
+for _ in range(100):
+    pid = os.fork()
+    if pid == 0:
+        if os.fork() == 0: os._exit(0)
+        os._exit(0)
+    os.waitpid(pid, 0)
+print("done")
+""",
+    "c": _C_ORPHANS,
+    "cpp": _C_ORPHANS,
+    "bash": "for i in {1..100}; do (: &); done; echo done",
+}
 
 
 @pytest.mark.parametrize("language", only(*FORK_BOMB))
 def test_a_fork_bomb_takes_no_more_than_its_processes(sandbox: Sandbox, language: str) -> None:
-    output = sandbox.output(language, FORK_BOMB[language], processes=24, cpu_seconds=0.4, wall_seconds=2)
+    processes = 48 if language == "java" else 24  # with threads of its own
+    output = sandbox.output(language, FORK_BOMB[language], processes=processes, cpu_seconds=0.4, wall_seconds=1)
     assert output.status in ("time_limit", "wall_limit", "process_limit")
 
 
@@ -71,7 +298,7 @@ def test_a_fork_bomb_never_has_more_processes_on_the_machine_than_it_may(sandbox
 
 @pytest.mark.parametrize("language", only(*THREAD_BOMB))
 def test_a_thread_bomb_takes_no_more_than_its_processes(sandbox: Sandbox, language: str) -> None:
-    output = sandbox.output(language, THREAD_BOMB[language], processes=32, cpu_seconds=0.5, wall_seconds=2)
+    output = sandbox.output(language, THREAD_BOMB[language], processes=32, cpu_seconds=0.5, wall_seconds=1)
     assert output.status in ("time_limit", "wall_limit", "process_limit", "memory_limit", "runtime_error")
 
 
@@ -122,9 +349,9 @@ def test_processor_time_of_children_counts(sandbox: Sandbox) -> None:
     assert sandbox.output("python", code, cpu_seconds=0.4, wall_seconds=10).status == "time_limit"
 
 
-def test_processor_time_of_short_lived_children_counts(sandbox: Sandbox) -> None:
-    code = "import os\nwhile True:\n    if os.fork() == 0:\n        for _ in range(10**5): pass\n        os._exit(0)\n    os.wait()"
-    assert sandbox.output("python", code, cpu_seconds=0.4, wall_seconds=10).status == "time_limit"
+@pytest.mark.parametrize("language", only(*BRIEF_CHILDREN))
+def test_processor_time_of_short_lived_children_counts(sandbox: Sandbox, language: str) -> None:
+    assert sandbox.output(language, BRIEF_CHILDREN[language], cpu_seconds=0.4, wall_seconds=10).status == "time_limit"
 
 
 @pytest.mark.parametrize("language", only(*SLEEP))
@@ -174,16 +401,9 @@ def test_output_beyond_what_is_kept_is_no_error(sandbox: Sandbox) -> None:
     assert (output.status, output.truncated, len(output.stdout)) == ("ok", True, 16384)
 
 
-@pytest.mark.parametrize("language", ["python", "c", "bash"])
+@pytest.mark.parametrize("language", only(*BIG_FILE))
 def test_the_disk_cannot_be_filled(sandbox: Sandbox, language: str) -> None:
-    code = {
-        "python": "with open('big', 'wb') as file:\n    while True: file.write(b'x' * (1 << 20))\n",
-        "c": '#include <stdio.h>\nstatic char b[1 << 20];\nint main(void) { FILE *f = fopen("big", "w"); '
-        "while (fwrite(b, 1, sizeof b, f) == sizeof b); "
-        "return 1; }",
-        "bash": "cat /dev/zero > big",
-    }[language]
-    assert sandbox.output(language, code, disk_mb=16).status in FULL
+    assert sandbox.output(language, BIG_FILE[language], disk_mb=16).status in FULL
 
 
 def test_many_small_files_cannot_fill_the_disk(sandbox: Sandbox) -> None:
@@ -200,67 +420,24 @@ except OSError:
     assert int(sandbox.prints("python", code, disk_mb=16)) <= 17
 
 
-def test_names_of_files_cannot_use_up_memory(sandbox: Sandbox) -> None:
-    code = """
-n = 0
-try:
-    while True:
-        n += 1
-        open(f"{n:0250}", "w").close()
-except OSError:
-    print(n)
-"""
-    assert int(sandbox.prints("python", code, cpu_seconds=8, wall_seconds=20)) <= 16384
+@pytest.mark.parametrize("language", only(*NAMES))
+def test_names_of_files_cannot_use_up_memory(sandbox: Sandbox, language: str) -> None:
+    assert int(sandbox.prints(language, NAMES[language], cpu_seconds=8, wall_seconds=20)) <= 16384
 
 
-def test_links_cannot_use_up_memory(sandbox: Sandbox) -> None:
-    code = """
-import os
-open("a", "w").close()
-n = 0
-try:
-    while n < 10**6:
-        n += 1
-        os.link("a", f"l{n}")
-        os.symlink("x" * 4000, f"s{n}")
-except OSError:
-    print(n)
-"""
-    assert int(sandbox.prints("python", code, cpu_seconds=8, wall_seconds=20)) <= 16384
+@pytest.mark.parametrize("language", only(*LINKS))
+def test_links_cannot_use_up_memory(sandbox: Sandbox, language: str) -> None:
+    assert int(sandbox.prints(language, LINKS[language], cpu_seconds=8, wall_seconds=20)) <= 16384
 
 
-def test_a_tree_of_folders_of_any_depth_goes_away_with_the_run(sandbox: Sandbox) -> None:
-    code = """
-import os
-try:
-    for _ in range(20000):
-        os.mkdir("d" * 200)
-        os.chdir("d" * 200)
-except OSError:
-    pass
-print("done")
-"""
-    assert sandbox.prints("python", code, cpu_seconds=8, wall_seconds=20) == "done"
+@pytest.mark.parametrize("language", only(*FOLDERS))
+def test_a_tree_of_folders_of_any_depth_goes_away_with_the_run(sandbox: Sandbox, language: str) -> None:
+    assert sandbox.prints(language, FOLDERS[language], cpu_seconds=8, wall_seconds=20) == "done"
 
 
-def test_a_sparse_file_is_no_way_to_a_big_one(sandbox: Sandbox) -> None:
-    code = """
-import os
-handle = os.open("sparse", os.O_RDWR | os.O_CREAT)
-for size in (1 << 40, 1 << 30):
-    try:
-        os.ftruncate(handle, size)
-        print("ESCAPED")
-    except OSError:
-        pass
-try:
-    os.posix_fallocate(handle, 0, 32 << 20)
-    print("ESCAPED")
-except OSError:
-    print("refused")
-"""
-    output = sandbox.output("python", "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + code, disk_mb=16)
-    assert output.stdout == "refused\n"
+@pytest.mark.parametrize("language", only(*SPARSE))
+def test_a_sparse_file_is_no_way_to_a_big_one(sandbox: Sandbox, language: str) -> None:
+    assert sandbox.output(language, SPARSE[language], disk_mb=16).stdout == "refused\n"
 
 
 def test_no_memory_is_dumped_to_disk(sandbox: Sandbox) -> None:
@@ -298,32 +475,14 @@ except OSError:
     assert output.status == "memory_limit" or int(output.stdout) <= 128
 
 
-def test_a_swarm_of_zombies_is_limited_and_goes_away(sandbox: Sandbox) -> None:
-    code = """
-import os
-n = 0
-try:
-    while n < 10000:
-        n += 1
-        if os.fork() == 0: os._exit(0)
-except OSError:
-    print(n)
-"""
-    assert int(sandbox.prints("python", code, processes=16)) <= 17
+@pytest.mark.parametrize("language", only(*ZOMBIES))
+def test_a_swarm_of_zombies_is_limited_and_goes_away(sandbox: Sandbox, language: str) -> None:
+    assert int(sandbox.prints(language, ZOMBIES[language], processes=16)) <= 17
 
 
-def test_orphans_that_have_ended_do_not_use_up_processes(sandbox: Sandbox) -> None:
-    code = """
-import os
-for _ in range(100):
-    pid = os.fork()
-    if pid == 0:
-        if os.fork() == 0: os._exit(0)
-        os._exit(0)
-    os.waitpid(pid, 0)
-print("done")
-"""
-    assert sandbox.prints("python", code, processes=16) == "done"
+@pytest.mark.parametrize("language", only(*ORPHANS))
+def test_orphans_that_have_ended_do_not_use_up_processes(sandbox: Sandbox, language: str) -> None:
+    assert sandbox.prints(language, ORPHANS[language], processes=16) == "done"
 
 
 def test_pending_signals_and_timers_are_limited(sandbox: Sandbox) -> None:

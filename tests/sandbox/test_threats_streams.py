@@ -20,8 +20,21 @@ def test_much_input_that_is_not_read_hangs_nobody(sandbox: Sandbox) -> None:
     assert sandbox.prints("python", "print('done')", stdin="x" * 3_000_000) == "done"
 
 
-def test_the_input_cannot_be_written(sandbox: Sandbox) -> None:
-    code = """
+_C_WRITE = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+int main(void) {
+    char text[9];
+    int again = open("/proc/self/fd/0", O_RDWR);
+    if (write(0, "y", 1) > 0 || !ftruncate(0, 0) || !ftruncate(0, 1 << 20) || write(again, "y", 1) > 0
+        || mmap(0, 1, PROT_WRITE, MAP_SHARED, 0, 0) != MAP_FAILED) puts("ESCAPED");
+    lseek(0, 0, SEEK_SET);
+    fwrite(text, 1, read(0, text, 9), stdout);
+}"""
+WRITE_INPUT = {
+    "python": """
 import mmap, os
 for attempt in (
     lambda: os.write(0, b"y"),
@@ -38,17 +51,23 @@ for attempt in (
         pass
 os.lseek(0, 0, 0)
 print(os.read(0, 9).decode())
-"""
-    assert sandbox.prints("python", code, stdin="x") == "x"
-
-
-def test_descriptors_beyond_the_three_are_not_inherited(sandbox: Sandbox) -> None:
-    c = """
-    #include <fcntl.h>
-    #include <stdio.h>
-    int main(void) { for (int i = 3; i < 4096; i++) if (fcntl(i, F_GETFD) != -1) printf("ESCAPED %d\\n", i); puts("none"); }
-    """
-    python = """
+""",
+    "c": _C_WRITE,
+    "cpp": _C_WRITE,
+    "bash": "echo -n y >&0 && echo ESCAPED; echo -n y > /proc/self/fd/0 && echo ESCAPED; truncate -s 0 /dev/stdin && echo ESCAPED; cat",
+    "javascript": """
+const fs = require('fs');
+for (const attempt of [() => fs.writeSync(0, 'y'), () => fs.ftruncateSync(0, 0), () => fs.openSync('/proc/self/fd/0', 'w'),
+                       () => fs.writeSync(fs.openSync('/dev/stdin', 'r+'), 'y')])
+    try { attempt(); console.log('ESCAPED'); } catch (e) {}
+console.log(fs.readFileSync(0, 'utf8'));""",
+}
+_C_DESCRIPTORS = r"""
+#include <fcntl.h>
+#include <stdio.h>
+int main(void) { for (int i = 3; i < 4096; i++) if (fcntl(i, F_GETFD) != -1) printf("ESCAPED %d\n", i); puts("none"); }"""
+DESCRIPTORS = {
+    "python": """
 import os
 for number in range(3, 4096):
     try:
@@ -57,18 +76,44 @@ for number in range(3, 4096):
     except OSError:
         pass
 print("none")
-"""
-    assert sandbox.prints("c", c) == "none"
-    assert sandbox.prints("python", python) == "none"
-    assert sandbox.prints("bash", "ls /proc/$$/fd | sort -n | head -3 | tr '\\n' ' '; ls /proc/$$/fd | wc -l").split()[:3] == [
-        "0",
-        "1",
-        "2",
-    ]
+""",
+    "c": _C_DESCRIPTORS,
+    "cpp": _C_DESCRIPTORS,
+    "bash": "for f in /proc/$$/fd/*; do case $(readlink $f) in *main.sh | '') ;; *) echo ${f##*/} ;; esac; done"
+    " | grep -vx '[012]' || echo none",
+    # Node.js opens some of its own.
+    "javascript": """
+const fs = require('fs'), own = /^(anon_inode:|pipe:|\\/dev\\/null$)/;
+for (const number of fs.readdirSync('/proc/self/fd'))
+    try {
+        const to = fs.readlinkSync('/proc/self/fd/' + number);
+        if (number > 2 && !own.test(to)) console.log('ESCAPED', number, to);
+    } catch (e) {}
+console.log('none');""",
+}
+_C_CLOSE = "#include <unistd.h>\nint main(void) { for (int i = 0; i < 1000; i++) close(i); }"
+CLOSE = {
+    "python": "import os; os.closerange(0, 1000)",
+    "c": _C_CLOSE,
+    "cpp": _C_CLOSE,
+    "bash": "exec 0<&- 1>&- 2>&-; echo lost",
+    "javascript": "for (let i = 0; i < 256; i++) try { require('fs').closeSync(i); } catch (e) {}",
+}
 
 
-def test_closing_every_descriptor_is_an_empty_output(sandbox: Sandbox) -> None:
-    output = sandbox.output("python", "import os; os.closerange(0, 1000)")
+@pytest.mark.parametrize("language", only(*WRITE_INPUT))
+def test_the_input_cannot_be_written(sandbox: Sandbox, language: str) -> None:
+    assert sandbox.prints(language, WRITE_INPUT[language], stdin="x") == "x"
+
+
+@pytest.mark.parametrize("language", only(*DESCRIPTORS))
+def test_descriptors_beyond_the_three_are_not_inherited(sandbox: Sandbox, language: str) -> None:
+    assert sandbox.prints(language, DESCRIPTORS[language]) == "none"
+
+
+@pytest.mark.parametrize("language", only(*CLOSE))
+def test_closing_every_descriptor_is_an_empty_output(sandbox: Sandbox, language: str) -> None:
+    output = sandbox.output(language, CLOSE[language])
     assert (output.stdout, output.status) in (("", "ok"), ("", "runtime_error"))
 
 
@@ -121,8 +166,19 @@ except OSError:
     assert sandbox.output("python", code).stdout in ("mine\n", "")
 
 
-def test_output_after_the_program_has_ended_is_not_waited_for(sandbox: Sandbox) -> None:
-    code = """
+_C_LATE = """
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    if (!fork()) {
+        setsid();
+        if (!fork()) { sleep(1); write(1, "ESCAPED", 7); sleep(30); }
+        _exit(0);
+    }
+    puts("done");
+}"""
+LATE_OUTPUT = {
+    "python": """
 import os, time
 if os.fork() == 0:
     os.setsid()
@@ -132,8 +188,19 @@ if os.fork() == 0:
         time.sleep(30)
     os._exit(0)
 print("done")
-"""
-    output = sandbox.output("python", code, wall_seconds=5)
+""",
+    "c": _C_LATE,
+    "cpp": _C_LATE,
+    "bash": "(setsid bash -c 'sleep 1; echo ESCAPED; sleep 30' &); echo done",
+    "javascript": """
+require('child_process').spawn('bash', ['-c', 'sleep 1; echo ESCAPED; sleep 30'], {detached: true, stdio: [0, 1, 2]}).unref();
+console.log('done');""",
+}
+
+
+@pytest.mark.parametrize("language", only(*LATE_OUTPUT))
+def test_output_after_the_program_has_ended_is_not_waited_for(sandbox: Sandbox, language: str) -> None:
+    output = sandbox.output(language, LATE_OUTPUT[language], wall_seconds=5)
     assert (output.status, output.stdout) == ("ok", "done\n")
     assert output.wall_seconds < 3
 

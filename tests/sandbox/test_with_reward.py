@@ -1,7 +1,7 @@
 """The verifier `code` and the real sandbox: from an answer's text to its reward."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -9,9 +9,13 @@ import pytest_asyncio
 from tests.reward.asked import Nobody, item
 from tests.sandbox.real import real_service
 
+from rljob.api.verifiers import CodeOptions, Language
 from rljob.reward.judge import standard_judge
 from rljob.reward.outside import Outside
 from rljob.sandbox.app import create_app
+from rljob.sandbox.languages import TABLE
+from rljob.sandbox.pool import Pool, PoolSettings
+from rljob.sandbox.service import Service
 from rljob.wire.reward import ScoreResult
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -77,6 +81,28 @@ async def test_a_compiler_that_is_made_to_talk_is_wrong_and_never_a_failure_of_o
     )
     result = await score(http, loud, IN_C, "c")
     assert (result.verdict, result.reward) == ("wrong", 0.0), result
+
+
+async def test_a_sandbox_with_little_memory_builds_programs_with_what_it_has() -> None:
+    pool = Pool(PoolSettings(slots=1, memory_mb=512))
+    await pool.start()
+    try:
+        transport = httpx.ASGITransport(create_app(Service(pool, capacity=1)))
+        async with httpx.AsyncClient(transport=transport, timeout=None) as http:
+            result = await score(http, '#include <stdio.h>\nint main(void) { puts("1.41421"); }', IN_C, "c")
+            assert (result.verdict, result.reward) == ("right", 1.0), result
+    finally:
+        await pool.stop()
+
+
+async def test_options_allow_what_the_sandbox_takes_and_nothing_else() -> None:
+    assert set(get_args(Language)) == {language.name for language in TABLE}
+    most = Pool(PoolSettings(slots=1)).ceiling
+    taken = {"cpu_seconds": most.cpu_seconds, "wall_seconds": most.wall_seconds}
+    assert CodeOptions.model_validate(taken)
+    for name, value in taken.items():
+        with pytest.raises(ValueError, match="less than or equal"):
+            CodeOptions.model_validate({name: value + 1})
 
 
 async def test_part_of_the_tests_is_part_of_the_reward_where_the_job_says_so(http: httpx.AsyncClient) -> None:

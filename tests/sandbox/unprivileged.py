@@ -1,4 +1,4 @@
-"""`python -m tests.sandbox.unprivileged`: a pool of a service without any privilege, as in a pod that runs as an ordinary user.
+"""`python -m tests.sandbox.unprivileged [crun]`: a pool of a service without any privilege, as in a pod that runs as an ordinary user.
 
 Requests as JSON lines on stdin; on stdout first the protections, then a result for each.
 """
@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 from rljob.sandbox.inside import kernel
 from rljob.sandbox.pool import Pool, PoolSettings
@@ -42,9 +43,9 @@ def _closed(path: Path) -> Path | None:
     return next((folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None)
 
 
-async def serve() -> None:
+async def serve(backend: Literal["namespaces", "crun"]) -> None:
     """Answer one request after another."""
-    pool = Pool(PoolSettings(slots=2))
+    pool = Pool(PoolSettings(slots=2, backend=backend))
     await pool.start()
     try:
         print(json.dumps(pool.protections()))
@@ -56,4 +57,4 @@ async def serve() -> None:
 
 if __name__ == "__main__":
     drop_privileges()
-    asyncio.run(serve())
+    asyncio.run(serve("crun" if sys.argv[1:] == ["crun"] else "namespaces"))

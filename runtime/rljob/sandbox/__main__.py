@@ -14,8 +14,6 @@ from rljob.wire.environment import Environment
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR", "TZ")
 _KEPT_PREFIXES = ("LC_", "PYTHON", "RLJOB_")
 _CLEAN = "RLJOB_SANDBOX_CLEAN"
-_GIB = 1024
-"""MiB."""
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
@@ -27,8 +25,7 @@ def main(environment: Environment) -> int:
     """Serve until told to stop. Returns the exit status."""
     spec = environment.sandbox_settings
     host, port = environment.listen("sandbox")
-    memory_mb = int(spec.memory_per_run[:-2]) * (_GIB if spec.memory_per_run.endswith("Gi") else 1)
-    pool = Pool(PoolSettings(slots=spec.slots, minimum=spec.minimum, backend=spec.backend, memory_mb=memory_mb))
+    pool = Pool(PoolSettings(slots=spec.slots, minimum=spec.minimum, backend=spec.backend, memory_mb=spec.memory_mb))
     return asyncio.run(serve(pool, host, port, spec.queue))
 
 

@@ -139,6 +139,18 @@ class Cgroups:
 NONE: Final = Cgroups("none", {})
 
 
+def killed_beside_us(root: Path = ROOT, membership: str | None = None) -> int:
+    """Processes of the cgroup that we are in, as runs are that have none of their own, which the kernel has killed for memory so far.
+
+    It can be read where none can be made, as in a pod; 0 where it does not tell. Arguments as of `delegated`.
+    """
+    own = dict(_memberships(membership if membership is not None else Path("/proc/self/cgroup").read_text()))
+    version: Version = "v1" if "memory" in own else "v2"
+    base, name = (root / "memory", "memory.oom_control") if version == "v1" else (root, "memory.events")
+    path = own.get("memory", own.get("", "/")).lstrip("/")
+    return next((Cgroup(version, {"memory": f}).killed() for f in (base / path, base) if (f / name).exists()), 0)
+
+
 def delegated(name: str, root: Path = ROOT, membership: str | None = None) -> Cgroups:
     """Cgroups below our own for the slots of a pool; NONE if the host does not let us make any.
 

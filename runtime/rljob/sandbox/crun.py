@@ -21,19 +21,19 @@ from rljob.sandbox.inside import root
 from rljob.sandbox.inside.runner import kill
 from rljob.sandbox.slot import USER, Interior, Job, NamespaceSlot, Ran, SlotError
 
-_ENTRY: Final = "import sys; sys.path.insert(0, '/run'); from rljob.sandbox.inside.contained import main; del sys.path[0]; main()"
+_ENTRY: Final = "import sys; sys.path.insert(0, '/'); from rljob.sandbox.inside.contained import main; del sys.path[0]; main()"
 _INSIDE: Final = Path(root.__file__).parent
 _OWN_MEMORY = 48 << 20
 """Of crun and the runner in the container."""
 _END_SECONDS = 10.0
-_START = """
+_START = f"""
 set -e
 while [ "$1" != -- ]; do echo $$ > "$1"; shift; done
 shift
-[ ! -e "$UNIFIED" ] || umount "$UNIFIED"
-unset UNIFIED
+if grep -q . {ROOT}/unified/cgroup.controllers 2> /dev/null; then mount -t tmpfs none {ROOT}/unified; fi
 exec "$@"
 """
+"""crun refuses a machine where both versions of cgroups have controllers; it does not see the second one here."""
 
 
 class CrunSlot(NamespaceSlot):
@@ -52,7 +52,9 @@ class CrunSlot(NamespaceSlot):
         root.furnish(str(self._folder / "rootfs"), USER, links)
         for path in paths:
             root.place(f"{self._folder}/rootfs{path}", is_folder=os.path.isdir(path))
-        root.place(f"{self._folder}/rootfs/run/rljob/sandbox/inside", is_folder=True)
+        for name in root.DEVICES:
+            root.place(f"{self._folder}/rootfs/dev/{name}", is_folder=False)
+        root.place(f"{self._folder}/rootfs/rljob/sandbox/inside", is_folder=True)
         self._base, self._resident = _OWN_MEMORY, 2
         try:
             ran = await self.run(_trial())
@@ -83,26 +85,23 @@ class CrunSlot(NamespaceSlot):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._control = ours
+        # The container's own is read-only, so that a run cannot undo what lets the kernel take it first; the runner does that by this one.
+        proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+        socket.send_fds(ours, [b"proc"], [proc])
+        os.close(proc)
         name = f"{self._folder.name}-{self.runs}"
         command = [
             crun(), "--root", str(self._folder / "state"), "--cgroup-manager=disabled", "run", "--no-new-keyring", "--bundle",
             str(self._folder), "--pid-file", str(self._folder / "pid"), name,
         ]  # fmt: skip
-        script = ["sh", "-c", _START, "sh", *(str(folder / "cgroup.procs") for folder in self.cgroup.folders.values()), "--", *command]
-        environment = {"PATH": f"{os.defpath}:/usr/sbin:/sbin"}
-        unified = ROOT / "unified"
-        if (unified / "cgroup.controllers").exists() and (unified / "cgroup.controllers").read_text().strip() and os.geteuid() == 0:
-            # crun refuses a machine where both versions have controllers; it does not see the second one here.
-            script, environment["UNIFIED"] = ["unshare", "--mount", *script], str(unified)
+        # Started by anybody but root, crun wants newuidmap and a user who has a name.
+        unshare = ["unshare", "--mount", *(("--map-root-user",) if self._host_ids is None else ())]
+        processes = [str(folder / "cgroup.procs") for folder in self.cgroup.folders.values()]
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *script,
-                env=environment,
-                stdin=theirs.fileno(),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-            )
+                *unshare, "sh", "-c", _START, "sh", *processes, "--", *command, env={"PATH": f"{os.defpath}:/usr/sbin:/sbin"},
+                stdin=theirs.fileno(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         self._diagnosis.clear()
         self._listener = asyncio.create_task(self._listen(self._process))
 
@@ -142,8 +141,8 @@ class CrunSlot(NamespaceSlot):
         if self._host_ids is None:
             namespaces.append({"type": "user"})
             linux |= {
-                "uidMappings": [{"containerID": USER, "hostID": os.geteuid(), "size": 1}],
-                "gidMappings": [{"containerID": USER, "hostID": os.getegid(), "size": 1}],
+                "uidMappings": [{"containerID": USER, "hostID": 0, "size": 1}],
+                "gidMappings": [{"containerID": USER, "hostID": 0, "size": 1}],
             }
         python = self._interior.python
         return {
@@ -164,15 +163,18 @@ class CrunSlot(NamespaceSlot):
 
     def _mounts(self, job: Job, user: int) -> list[dict[str, Any]]:
         paths, _ = root.visible(self._interior.folders)
-        shown = {**{path: path for path in paths}, "/run/rljob/sandbox/inside": str(_INSIDE)}
+        shown = {**{path: path for path in paths}, "/rljob/sandbox/inside": str(_INSIDE)}
         size = [f"size={job.bounds['disk']}", f"nr_inodes={job.bounds['inodes']}", "mode=700", f"uid={user}", f"gid={user}"]
         return [
-            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec"]},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["ro", "nosuid", "nodev", "noexec", "subset=pid"]},
             {"destination": root.SCRATCH, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", *size]},
             *(
                 {"destination": to, "type": "bind", "source": path, "options": ["rbind", "ro", "nosuid", "nodev"]}
                 for to, path in shown.items()
+            ),
+            *(
+                {"destination": f"/dev/{name}", "type": "bind", "source": f"/dev/{name}", "options": ["bind", "ro", "nosuid", "noexec"]}
+                for name in root.DEVICES
             ),
         ]
 

@@ -27,7 +27,7 @@ from rljob.sandbox import cgroups, protections, requests
 from rljob.sandbox.crun import CrunSlot
 from rljob.sandbox.inside.archive import ArchiveError, unpack
 from rljob.sandbox.languages import Found, found
-from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, Slot, SlotError, SlotGoneError
+from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, Slot, SlotError, SlotGoneError, memory_file
 from rljob.wire.sandbox import Limits, Output, RunRequest, RunResult
 
 _log = logging.getLogger(__name__)
@@ -118,6 +118,10 @@ class Pool:
         self._all: dict[int, Slot] = {}
         self._made = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._libraries: dict[str, asyncio.Task[int]] = {}
+        """Descriptors, by language."""
+        self._killed_beside_us = cgroups.killed_beside_us()
+        """For memory, when somebody looked last."""
         self._stopped = False
 
     async def start(self) -> None:
@@ -142,17 +146,22 @@ class Pool:
     async def stop(self) -> None:
         """End all slots and whatever runs in them."""
         self._stopped = True  # a run that was cancelled may give its slot back only now
-        for task in self._tasks:
+        for task in (*self._tasks, *self._libraries.values()):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        made = await asyncio.gather(*self._libraries.values(), return_exceptions=True)
         await asyncio.gather(*(slot.stop() for slot in self._all.values()))
+        for library in made:
+            if isinstance(library, int):
+                os.close(library)
+        self._libraries.clear()
         self._all.clear()
         self._idle = asyncio.Queue()
         self._parents.remove()
 
     def check(self, request: RunRequest) -> None:
         """ValueError with one line if the request cannot be run as it is."""
-        requests.check(request, self._found, self.ceiling)
+        requests.check(requests.fitted(request, self.ceiling), self._found, self.ceiling)
 
     async def run(self, request: RunRequest) -> RunResult:
         """Build and run. Cancelling kills the run."""
@@ -162,13 +171,14 @@ class Pool:
     async def build(self, request: RunRequest) -> Program:
         """Build only; `stdin`, `arguments` and `fetch` of the request do not matter."""
         self.check(request)
+        request = requests.fitted(request, self.ceiling)
         entry = self._found[request.language]
         if not entry.language.build:
             return Program(self, request, None, None)
         limits = request.compile_limits
-        job = requests.build_job(request, entry, counted=self._counted())
         try:
-            ran = await self._ran(job)
+            library = await self._library(entry) if entry.language.library else None
+            ran = await self._ran(requests.build_job(request, entry, library, counted=self._counted()))
             lacks = requests.lacking(entry.language, ran.fetched)
         except (SlotError, ArchiveError) as error:
             _log.warning("%s", error)
@@ -201,9 +211,36 @@ class Pool:
         while True:
             try:
                 async with self._slot() as slot:
-                    return await slot.run(job)
+                    killed_before = self._killed_beside_us
+                    ran = await slot.run(job)
             except SlotGoneError as error:
                 _log.warning("%s", error)
+                continue
+            if ran.ended.status and not ran.ended.killed and not self._counted():
+                self._killed_beside_us = cgroups.killed_beside_us()
+                ran.machine_full = self._killed_beside_us > killed_before
+            return ran
+
+    async def _library(self, entry: Found) -> int:
+        """What builds of a language find made, made when the first one asks; whoever asked may leave, the others need it too."""
+        name = entry.language.name
+        task = self._libraries.get(name) or asyncio.create_task(self._make_library(entry))
+        self._libraries[name] = task
+        try:
+            return await asyncio.shield(task)
+        except SlotError:
+            if self._libraries.get(name) is task:
+                del self._libraries[name]
+            raise
+
+    async def _make_library(self, entry: Found) -> int:
+        """Made by a run like any other, of nothing that a stranger wrote; sealed, so that no build changes what the next one gets."""
+        ran = await self._ran(requests.library_job(entry, self.ceiling.memory_mb, counted=self._counted()))
+        if ran.ended.status or ran.ended.killed or not ran.fetched:
+            said = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2] or ran.ended.killed or ran.ended.unfetched
+            raise SlotError(f"the library of {entry.language.name} could not be made ready: {said or f'status {ran.ended.status}'}")
+        _log.info("the library of %s is ready, %.1f s of CPU", entry.language.name, ran.ended.cpu)
+        return memory_file(ran.fetched)
 
     def protections(self) -> Mapping[str, bool]:
         """Which protections are on."""

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rljob.sandbox.inside.archive import LONGEST_PATH, MOST_FILES, unpack
+from rljob.sandbox.inside.archive import MOST_FILES, unpack
 from rljob.sandbox.inside.root import SCRATCH, WORK
-from rljob.sandbox.languages import BUILD, Found, Language
+from rljob.sandbox.languages import BUILD, LIBRARY, Found, Language
 from rljob.sandbox.slot import Job, Ran
-from rljob.wire.sandbox import Limits, Output, RunRequest, Status
+from rljob.wire.sandbox import COMPILE_LIMITS, Limits, Output, RunRequest, Status, check_path
 
 MIB: Final = 1 << 20
 _INODES = 16384
@@ -20,6 +20,8 @@ _DEEP_STACK = 256 * MIB
 _OWN_DATA = 64 * MIB
 """What an interpreter has of its own, on top of a limit of private memory."""
 _STDIN = 64 * MIB
+_LIBRARY = Limits(cpu_seconds=600, wall_seconds=1800, processes=64, disk_mb=512)
+"""Nobody waits for it alone, and a busy machine is no failure."""
 _ARGUMENTS = 100_000
 """Bytes; Linux takes 128 KiB for one."""
 ENVIRONMENT: Final = {
@@ -41,7 +43,8 @@ def check(request: RunRequest, known: Mapping[str, Found], ceiling: Limits) -> N
         raise ValueError(f"language {request.language!r} is not here; there are {', '.join(known)}")
     language = known[request.language].language
     for name in (*request.files, *request.fetch):
-        _check_path(name)
+        check_path(name)
+        _check_text(name)
     _check_names(language, request.files)
     if len(request.files) > MOST_FILES or len(request.fetch) > MOST_FILES:
         raise ValueError(f"more than {MOST_FILES} files")
@@ -59,26 +62,27 @@ def check(request: RunRequest, known: Mapping[str, Found], ceiling: Limits) -> N
                 raise ValueError(f"{what}.{name} is {getattr(limits, name)}, at most {most} is given here")
 
 
+def fitted(request: RunRequest, ceiling: Limits) -> RunRequest:
+    """The request; a compiler's memory, if nobody asked for another, is not more than there is."""
+    if request.compile_limits != COMPILE_LIMITS:
+        return request
+    memory = min(COMPILE_LIMITS.memory_mb, ceiling.memory_mb)
+    return request.model_copy(update={"compile_limits": COMPILE_LIMITS.model_copy(update={"memory_mb": memory})})
+
+
 def _check_names(language: Language, names: Collection[str]) -> None:
     if language.source in names:
         raise ValueError(f"files has {language.source!r}, which is the name of code")
     if language.build and any(name == BUILD or name.startswith(f"{BUILD}/") for name in names):
         raise ValueError(f"files has a path in {BUILD}/, where the compiler writes")
+    if language.library and any(name == LIBRARY or name.startswith(f"{LIBRARY}/") for name in names):
+        raise ValueError(f"files has a path in {LIBRARY}/, where the compiler's library is")
     all_names = {*names, language.source}
     for name in names:
         parts = name.split("/")
         for depth in range(1, len(parts)):
             if "/".join(parts[:depth]) in all_names:
                 raise ValueError(f"files has {name[:80]!r} and a file where its folder should be")
-
-
-def _check_path(name: str) -> None:
-    parts = name.split("/")
-    if not name or len(name.encode(errors="replace")) > LONGEST_PATH or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{name[:80]!r} is no relative path below the working folder")
-    if any(len(part.encode(errors="replace")) > 255 for part in parts) or len(parts) > 32:
-        raise ValueError(f"{name[:80]!r} is too long a path")
-    _check_text(name)
 
 
 def _check_text(text: str) -> None:
@@ -97,19 +101,33 @@ class Inputs:
     fetch: tuple[str, ...] = ()
 
 
-def build_job(request: RunRequest, found: Found, *, counted: bool) -> Job:
-    """The compiler. `counted`: whether a cgroup counts memory."""
-    language, limits = found.language, request.compile_limits
+def build_job(request: RunRequest, found: Found, library: int | None, *, counted: bool) -> Job:
+    """The compiler, and a descriptor of its library where it has one. `counted`: whether a cgroup counts memory."""
+    language = found.language
+    files = {language.source: request.code, **request.files}
+    return _compiler(found, language.build, files, BUILD, request.compile_limits, library, counted=counted)
+
+
+def library_job(found: Found, memory_mb: int, *, counted: bool) -> Job:
+    """What fills the library of a language's builds."""
+    limits = _LIBRARY.model_copy(update={"memory_mb": memory_mb})
+    return _compiler(found, found.language.library, {}, LIBRARY, limits, None, counted=counted)
+
+
+def _compiler(
+    found: Found, command: tuple[str, ...], files: Mapping[str, str], folder: str, limits: Limits, library: int | None, *, counted: bool
+) -> Job:
     payload = {
-        "files": {language.source: request.code, **request.files},
-        "folders": [BUILD],
-        "source": language.source,
+        "files": files,
+        "folders": [folder],
+        "source": found.language.source,
         "arguments": [],
-        "command": found.command(language.build, limits.memory_mb),
-        "environment": {**ENVIRONMENT, **language.environment},
-        "fetch": [f"{BUILD}/"],
+        "command": found.command(command, limits.memory_mb),
+        "environment": {**ENVIRONMENT, **found.language.environment},
+        "fetch": [f"{folder}/"],
     }
-    return _job(payload, limits, Inputs(), python=False, private=limits.memory_mb if not counted else None)
+    private = limits.memory_mb if not counted else None
+    return _job(payload, limits, Inputs(), python=False, private=private, artefact=library)
 
 
 def run_job(request: RunRequest, inputs: Inputs, found: Found, *, counted: bool, artefact: bytes | None) -> Job:
@@ -138,7 +156,7 @@ def _job(
     *,
     python: bool,
     private: int | None,
-    artefact: bytes | None = None,
+    artefact: bytes | int | None = None,
     counted: bool = False,
 ) -> Job:
     """`private`: MiB that each process may have of its own, if that is to be limited."""
@@ -191,12 +209,13 @@ def output(ran: Ran, limits: Limits) -> Output:
 def _status(ran: Ran, limits: Limits) -> tuple[Status, str]:
     ended = ran.ended
     if ended.trouble:
-        if "No space left" in ended.trouble or "File too large" in ended.trouble:
-            return "disk_limit", f"its files do not fit into {limits.disk_mb} MiB"
+        if ran.too_big:
+            status: Status = "memory_limit" if "MemoryError" in ended.trouble else "disk_limit"
+            return status, f"its own files are {_reasons(limits)[status]}"
         return "sandbox_error", ended.trouble.strip().rpartition("\n")[2]
     if ended.killed:
         return _KILLED[ended.killed], _reasons(limits)[_KILLED[ended.killed]]
-    status: Status = "ok"
+    status = "ok"
     if ended.cpu > limits.cpu_seconds or ended.status == -signal.SIGXCPU:
         status = "time_limit"
     elif ended.status == 0:
@@ -204,6 +223,8 @@ def _status(ran: Ran, limits: Limits) -> tuple[Status, str]:
             return ("memory_limit" if ran.memory_killed else "disk_limit"), f"its files could not be fetched: {ended.unfetched}"
     elif ran.memory_killed or (ended.status < 0 and ended.peak > 0.95 * limits.memory_mb * MIB):
         status = "memory_limit"
+    elif ran.machine_full:
+        return "sandbox_error", "the kernel had no memory left for it; give the sandbox more, or fewer slots"
     elif ended.full or ended.status == -signal.SIGXFSZ:
         status = "disk_limit"
     elif ran.forks_refused:

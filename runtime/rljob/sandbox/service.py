@@ -156,6 +156,8 @@ class Turn:
         """Compile. A failure of ours is tried again and then left in the program's `compile`."""
         for attempt in range(ATTEMPTS):
             program = await self._in_slot(lambda: self.service.pool.build(request))
+            if program.compile is not None and program.compile.status != "ok":  # as a run that never came to its program
+                self.service.metrics.run(request.language, RunResult(status=program.compile.status, compile=program.compile))
             if program.compile is None or program.compile.status != "sandbox_error" or attempt == ATTEMPTS - 1:
                 return program
             await program.close()

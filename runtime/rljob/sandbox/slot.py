@@ -28,6 +28,8 @@ KILL_AT: Final = 16
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 20.0
 """On top of a run's wall limit, after which the slot is given up."""
+_LAST_WORDS_SECONDS = 2.0
+"""For what it says at its end."""
 _SOURCES = str(Path(__file__).parents[2])
 _ENTRY = "import sys; sys.path.insert(0, {sources!r}); from rljob.sandbox.inside.runner import main; del sys.path[0]; main({descriptor})"
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LD_BIND_NOW": "1"}
@@ -66,7 +68,8 @@ class Job:
     """Bytes of all processes and files."""
     output: int
     """Bytes kept of each of stdout and stderr."""
-    artefact: bytes | None = None
+    artefact: bytes | int | None = None
+    """An archive for the working folder, or a descriptor of one that `memory_file` has made."""
 
 
 @dataclass
@@ -82,6 +85,13 @@ class Ran:
     memory_killed: bool
     """The kernel has killed for memory."""
     forks_refused: bool
+    machine_full: bool = False
+    """It failed while the kernel killed something beside the service for want of memory, and no cgroup of its own says what."""
+
+    @property
+    def too_big(self) -> bool:
+        """Whether it did not begin because its own files do not fit."""
+        return any(words in self.ended.trouble for words in ("No space left", "File too large", "MemoryError"))
 
 
 class Slot(Protocol):
@@ -148,6 +158,17 @@ class Interior:
     """What Python programs find imported."""
     environment: Mapping[str, str]
     """Theirs."""
+
+
+def memory_file(data: bytes, *, seal: bool = True) -> int:
+    """A descriptor of a new file without a name; sealed, nobody can change it any more."""
+    descriptor = os.memfd_create("data", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    position = 0
+    while position < len(data):
+        position += os.pwrite(descriptor, memoryview(data)[position:], position)
+    if seal:
+        fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
+    return descriptor
 
 
 class NamespaceSlot:
@@ -236,7 +257,8 @@ class NamespaceSlot:
             fetched = self._memory_file(stack, b"", seal=False) if job.payload["fetch"] else None
             payload = marshal.dumps(dict(job.payload), _PLAIN)
             descriptors = [self._memory_file(stack, job.stdin), *theirs, self._memory_file(stack, payload)]
-            descriptors += [self._memory_file(stack, job.artefact)] if job.artefact is not None else []
+            if job.artefact is not None:
+                descriptors.append(job.artefact if isinstance(job.artefact, int) else self._memory_file(stack, job.artefact))
             descriptors += [fetched] if fetched is not None else []
             try:
                 await self._ready(job)
@@ -274,7 +296,11 @@ class NamespaceSlot:
             self._check_left()
         stdout, stderr = streams
         truncated = any(stream.total > len(stream.kept) for stream in streams)
-        return Ran(ended, bytes(stdout.kept), bytes(stderr.kept), truncated, fetched, memory_killed, forks_refused)
+        ran = Ran(ended, bytes(stdout.kept), bytes(stderr.kept), truncated, fetched, memory_killed, forks_refused)
+        if ended.trouble and not ran.too_big:
+            _log.warning("a run could not begin; its slot is given up: %s", ended.trouble.strip().rpartition("\n")[2])
+            self.broken = True
+        return ran
 
     def _check_left(self) -> None:
         """Give the slot up if anything outlived a run."""
@@ -295,13 +321,8 @@ class NamespaceSlot:
         return streams, theirs
 
     def _memory_file(self, stack: ExitStack, data: bytes, *, seal: bool = True) -> int:
-        descriptor = os.memfd_create("data", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        descriptor = memory_file(data, seal=seal)
         stack.callback(os.close, descriptor)
-        position = 0
-        while position < len(data):
-            position += os.pwrite(descriptor, memoryview(data)[position:], position)
-        if seal:
-            fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
         return descriptor
 
     def _order(self, number: int, job: Job, descriptors: Sequence[int], fetch: bool) -> None:
@@ -380,6 +401,7 @@ class NamespaceSlot:
             data = b""
         if not data:
             self.broken = True
+            await asyncio.wait({self._listener}, timeout=_LAST_WORDS_SECONDS)
             raise SlotError(f"a slot ended{self._said()}")
         message: dict[str, Any] = json.loads(data)
         return message

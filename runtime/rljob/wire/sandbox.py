@@ -37,6 +37,10 @@ CALLED = {"python": "submission.py", "javascript": "submission.js"}
 """Languages whose functions tests can call, and the file that the submission then is."""
 
 
+_LONGEST_PATH, _LONGEST_NAME, _DEEPEST = 1024, 255, 32
+"""Of files: bytes of a path and of each of its parts, and how many parts."""
+
+
 class Limits(Message):
     """What one run may use. The service refuses more than its own ceiling (`GET /v1/languages` says what that is)."""
 
@@ -52,6 +56,10 @@ class Limits(Message):
     """Files written, MiB."""
 
 
+COMPILE_LIMITS = Limits(cpu_seconds=20, wall_seconds=30, memory_mb=1024, processes=64, disk_mb=256)
+"""Of a compiler, unless the request says otherwise; with less memory where the service's ceiling is lower."""
+
+
 class RunRequest(Message):
     """One program and one input."""
 
@@ -64,7 +72,7 @@ class RunRequest(Message):
     arguments: tuple[str, ...] = ()
     stdin: str = ""
     limits: Limits = Limits()
-    compile_limits: Limits = Limits(cpu_seconds=20, wall_seconds=30, memory_mb=1024, processes=64, disk_mb=256)
+    compile_limits: Limits = COMPILE_LIMITS
     fetch: tuple[str, ...] = ()
     """Files of the working folder to send back; only regular ones."""
     priority: int = 0
@@ -87,7 +95,8 @@ class Output(Message):
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
     memory_mb: float = 0.0
-    """Peak."""
+    """The most that its biggest process had, MiB. Never less than the some 13 that each begins with; `limits.memory_mb` counts all of them
+    together."""
     reason: str = ""
     """One line for people."""
 
@@ -157,9 +166,22 @@ class JudgeRequest(Message):
     time for which you wait for the answer, or a program that sleeps turns into a failure of yours."""
     checker: Checker = Checker()
     limits: Limits = Limits()
-    compile_limits: Limits = Limits(cpu_seconds=20, wall_seconds=30, memory_mb=1024, processes=64, disk_mb=256)
+    compile_limits: Limits = COMPILE_LIMITS
     priority: int = 0
     deadline_seconds: Annotated[float, Field(gt=0)] | None = None
+
+
+def check_path(name: str) -> None:
+    """Whether a program's file can have this name. Pure.
+
+    Raises:
+        ValueError: it cannot; one line.
+    """
+    parts = name.split("/")
+    if not name or len(name.encode(errors="replace")) > _LONGEST_PATH or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{name[:80]!r} is no relative path below the working folder")
+    if any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in parts) or len(parts) > _DEEPEST:
+        raise ValueError(f"{name[:80]!r} is too long a path")
 
 
 def check_tests(request: JudgeRequest) -> None:
@@ -173,6 +195,8 @@ def check_tests(request: JudgeRequest) -> None:
         raise ValueError("tests: is empty; give at least one")
     if (checker.code is not None) != (checker.kind == "program"):
         raise ValueError(f"checker.code: goes with checker.kind program, and with no other; the kind is {checker.kind}")
+    for name in request.files:
+        check_path(name)
     calls = request.tests[0].call is not None
     for index, test in enumerate(request.tests):
         if (test.call is not None) != calls:

@@ -20,6 +20,8 @@ CYARON = ("cyaron", "colorful", "xeger")
 """CYaRon and what it imports: Python without anything compiled, so that its files can be sent along with a generator."""
 _SENT = (".py", ".txt")
 _ATTEMPTS = 8
+_STARTING = 15
+"""Seconds that a sandbox gets to listen."""
 _OUTPUT_KB = 128
 """Kept of a submission's output; what wrote more has no output."""
 _GENERATED_KB = 512
@@ -67,7 +69,7 @@ class Programs:
         """
         url = f"{self.spec.sandbox.rstrip('/')}/v1/languages"
         try:
-            answer = await self.outside.http.get(url, timeout=20)
+            answer = await self._first(url)
             said = Languages.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError) as error:
             why = f"{type(error).__name__}: {str(error).partition('\n')[0]}"
@@ -81,6 +83,15 @@ class Programs:
             raise ConfigurationError(
                 f"--memory-mb: is {self.spec.memory_mb}; a program of this sandbox can have {said.limits.memory_mb} MiB"
             )
+
+    async def _first(self, url: str) -> httpx.Response:
+        """The sandbox's first answer. It may have been started by the line before, so nobody at its address is asked again for a while."""
+        for _ in range(_STARTING):
+            try:
+                return await self.outside.http.get(url, timeout=20)
+            except httpx.ConnectError:
+                await self.outside.sleep(1)
+        return await self.outside.http.get(url, timeout=20)
 
     async def inputs(self, generator: str) -> list[str]:
         """What a generator makes, without repetitions.
@@ -160,7 +171,9 @@ def packages(generator: str) -> dict[str, str]:
     for name in CYARON:
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.submodule_search_locations:
-            raise ConfigurationError(f"a generator imports cyaron, and {name} is not installed here; install rljob[testcases]")
+            raise ConfigurationError(
+                f"a generator imports cyaron, and {name} is not installed here: pip install '.[testcases]' in a checkout of RLJob"
+            )
         folder = Path(spec.submodule_search_locations[0])
         for file in sorted(folder.rglob("*")):
             inside = file.relative_to(folder)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rljob.api.verifiers import CodeOptions
+from rljob.api.verifiers import CodeOptions, Language
 from rljob.reward.outside import NoAnswerError, Outside
 from rljob.reward.verifier import Judgement, RemoteVerifier
 from rljob.wire.reward import ScoreItem
@@ -31,7 +31,7 @@ class CodeReference(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tests: Annotated[tuple[Test, ...], Field(min_length=1)]
-    language: str | None = None
+    language: Language | None = None
     files: dict[str, str] = Field(default_factory=dict)
     checker: Checker = Checker()
 

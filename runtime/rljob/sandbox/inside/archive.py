@@ -38,7 +38,7 @@ def pack(names: Iterable[str], output: int, most_bytes: int) -> None:
             if len(encoded) > LONGEST_PATH:
                 raise ArchiveError(f"a path has more than {LONGEST_PATH} bytes")
             write(output, _HEADER.pack(len(encoded), status.st_mode & 0o100, status.st_size) + encoded)
-            _copy(descriptor, output, status.st_size)
+            _copy(descriptor, output, 0, status.st_size)
         finally:
             os.close(descriptor)
 
@@ -104,10 +104,9 @@ def unpack(data: bytes) -> Iterator[tuple[str, bool, bytes]]:
 def extract(source: int) -> None:
     """Store all files of an archive (a memfd) below the current folder, with little memory however big they are."""
     for name, executable, start, size in contents(partial(os.pread, source), os.fstat(source).st_size):
-        os.lseek(source, start, os.SEEK_SET)
         target = create(name, executable=executable)
         try:
-            _copy(source, target, size)
+            _copy(source, target, start, size)
         finally:
             os.close(target)
 
@@ -145,9 +144,11 @@ def write(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _copy(source: int, target: int, size: int) -> None:
-    while size > 0 and (part := os.read(source, min(size, 1 << 20))):
+def _copy(source: int, target: int, position: int, size: int) -> None:
+    """From a position of its own: others may read the same open file at the same time."""
+    while size > 0 and (part := os.pread(source, min(size, 1 << 20), position)):
         write(target, part)
+        position += len(part)
         size -= len(part)
     if size:
         raise ArchiveError("a file shrank while it was read")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from rljob.sandbox.inside import child, kernel, seccomp
-from rljob.sandbox.inside.runner import Ended, Runner, Task, end_all
+from rljob.sandbox.inside.runner import Ended, Runner, Task, end_all, wipe_command_line
 
 
 class ContainedRunner(Runner):
@@ -28,15 +28,19 @@ def begin(identity: child.Identity, bounds: child.Bounds) -> None:
     """What the program does first."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     child.settle(identity, bounds)
+    os.close(identity.proc)
 
 
 def main() -> None:
     """Entry point: the runner's end of the socket is descriptor 0, the environment of programs the only argument."""
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    identity = child.Identity(os.geteuid(), 1, kernel.Seccomp(seccomp.program()), os.open("/proc", os.O_PATH | os.O_CLOEXEC))
+    _, (proc,), _, _ = socket.recv_fds(control, 16, 1, socket.MSG_CMSG_CLOEXEC)
+    identity = child.Identity(os.geteuid(), 1, kernel.Seccomp(seccomp.program()), proc)
     child.limit_for_ever()
     kernel.dumpable(False)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the kernel drops, for process 1
-    child.prepare_python(json.loads(sys.argv[1]))
+    environment = json.loads(sys.argv[1])
+    wipe_command_line()
+    child.prepare_python(environment)
     ContainedRunner(control, identity, None, begin=begin).serve(1)

@@ -26,7 +26,7 @@ _FILES = {
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
     "etc/hosts": "127.0.0.1 localhost\n",
 }
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 _LINKS = {"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
           "/dev/shm": SCRATCH, "/var/tmp": SCRATCH}  # fmt: skip
 
@@ -74,7 +74,7 @@ def take(folders: Sequence[str]) -> Trees:
     for path in paths:
         closed = kernel.MS_NOEXEC if path.startswith("/etc/") else 0
         mounts[path] = (kernel.take_tree(path, _READ_ONLY | closed), os.path.isdir(path))
-    for name in _DEVICES:  # read-only is the file, with its times; what is written goes to the device all the same
+    for name in DEVICES:  # read-only is the file, with its times; what is written goes to the device all the same
         mounts[f"/dev/{name}"] = (kernel.take_tree(f"/dev/{name}", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NOEXEC), False)
     return Trees(mounts, links)
 

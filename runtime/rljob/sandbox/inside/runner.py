@@ -66,7 +66,7 @@ class Ended:
     wall: float = 0.0
     cpu: float = 0.0
     peak: int = 0
-    """Bytes, of its biggest process."""
+    """Bytes, of its biggest process, which began as a copy of the runner."""
     full: bool = False
     """Whether its file system was full at the end."""
     trouble: str = ""
@@ -301,13 +301,12 @@ def enter_namespaces(say: Callable[[Mapping[str, Any]], None]) -> dict[str, bool
             optional[name] = True
         except OSError:
             optional[name] = False
-    if optional["time"]:
-        _start_clocks_at_zero()
+    optional["time"] = optional["time"] and _start_clocks_at_zero()
     return dict.fromkeys(("user", "pid", "mount", "net", "ipc", "uts"), True) | optional
 
 
-def _start_clocks_at_zero() -> None:
-    """How long the machine has been up is nobody's business."""
+def _start_clocks_at_zero() -> bool:
+    """How long the machine has been up is nobody's business. False if the kernel refuses, and runs see the machine's clocks."""
     lines = []
     for name, clock in (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME)):
         seconds = time.clock_gettime_ns(clock) // 10**9
@@ -316,7 +315,8 @@ def _start_clocks_at_zero() -> None:
         with open("/proc/self/timens_offsets", "w", encoding="ascii") as file:
             file.write("\n".join(lines) + "\n")
     except OSError:
-        pass  # the clocks of the machine are seen then
+        return False
+    return True
 
 
 def take_user(user: int) -> None:

@@ -2,9 +2,9 @@
 
 Refused calls fail with EPERM; those newer than what C libraries take for granted fail with ENOSYS, so that libraries fall back. Sockets
 are refused whole, except pairs of unix sockets. What is not here on purpose: everything that reaches beyond the run (namespaces, mounts,
-tracing, other processes' memory, keyrings, the clock), and memory that neither a process nor the file system is charged for (memfd,
-System V, message queues, inotify, asynchronous I/O, and the bigger buffers for sockets that setsockopt gives). The kernel's own bugs
-behind allowed calls are not covered.
+tracing, other processes' memory and limits, priorities, keyrings, the clock), and memory that neither a process nor the file system is
+charged for (memfd, System V, message queues, inotify, asynchronous I/O, and the bigger buffers for sockets that setsockopt gives). The
+kernel's own bugs behind allowed calls are not covered.
 """
 
 import platform
@@ -36,7 +36,7 @@ ALLOWED: Final = {
     "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "times": 100, "getuid": 102, "getgid": 104,
     "geteuid": 107, "getegid": 108, "setpgid": 109, "getppid": 110, "getpgrp": 111, "setsid": 112, "getgroups": 115, "getresuid": 118,
     "getresgid": 120, "getpgid": 121, "getsid": 124, "capget": 125, "rt_sigpending": 127, "rt_sigtimedwait": 128, "rt_sigqueueinfo": 129,
-    "rt_sigsuspend": 130, "sigaltstack": 131, "utime": 132, "statfs": 137, "fstatfs": 138, "getpriority": 140, "setpriority": 141,
+    "rt_sigsuspend": 130, "sigaltstack": 131, "utime": 132, "statfs": 137, "fstatfs": 138, "getpriority": 140,
     "sched_getparam": 143, "sched_getscheduler": 145, "sched_get_priority_max": 146, "sched_get_priority_min": 147,
     "sched_rr_get_interval": 148, "mlock": 149, "munlock": 150, "mlockall": 151, "munlockall": 152, "arch_prctl": 158, "setrlimit": 160,
     "gettid": 186, "readahead": 187, "getxattr": 191, "lgetxattr": 192, "fgetxattr": 193, "listxattr": 194, "llistxattr": 195,
@@ -48,7 +48,7 @@ ALLOWED: Final = {
     "readlinkat": 267, "fchmodat": 268, "faccessat": 269, "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "get_robust_list": 274,
     "utimensat": 280, "epoll_pwait": 281, "signalfd": 282, "timerfd_create": 283, "eventfd": 284, "fallocate": 285,
     "timerfd_settime": 286, "timerfd_gettime": 287, "signalfd4": 289, "eventfd2": 290, "epoll_create1": 291, "dup3": 292, "pipe2": 293,
-    "preadv": 295, "pwritev": 296, "rt_tgsigqueueinfo": 297, "prlimit64": 302, "getcpu": 309, "sched_getattr": 315, "renameat2": 316,
+    "preadv": 295, "pwritev": 296, "rt_tgsigqueueinfo": 297, "getcpu": 309, "sched_getattr": 315, "renameat2": 316,
     "getrandom": 318, "execveat": 322, "membarrier": 324, "mlock2": 325, "copy_file_range": 326, "preadv2": 327, "pwritev2": 328,
     "pkey_mprotect": 329, "pkey_alloc": 330, "pkey_free": 331, "statx": 332, "rseq": 334, "pidfd_send_signal": 424, "pidfd_open": 434,
     "close_range": 436, "faccessat2": 439, "epoll_pwait2": 441, "futex_waitv": 449,
@@ -75,6 +75,7 @@ CONDITIONAL: Final = {
     "recvfrom": Condition(45, 3, (0,), 1),
     "sendmsg": Condition(46, 2, (0,), 1),
     "recvmsg": Condition(47, 2, (0,), 1),
+    "prlimit64": Condition(302, 0, (0,)),  # its own: the runner may be the same user
     "mknod": Condition(133, 1, (0o010000,), 0o170000),  # FIFOs
     "mknodat": Condition(259, 2, (0o010000,), 0o170000),
     # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX

@@ -1,0 +1,211 @@
+"""Programs in Go, right ones and attacks. One service for all of them, as it has to compile Go's standard library once."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from tests.sandbox.forgeries import OTHERS
+from tests.sandbox.real import judged, real_service
+from tests.sandbox.sandbox import HERE, request
+
+from rljob.sandbox import requests
+from rljob.sandbox.inside import archive
+from rljob.sandbox.inside.runner import Ended
+from rljob.sandbox.languages import TABLE, Found, Toolchain
+from rljob.sandbox.pool import Pool, PoolSettings, Program
+from rljob.sandbox.service import Service
+from rljob.sandbox.slot import Job, Ran, SlotError
+from rljob.wire.sandbox import Limits
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+with_go = pytest.mark.skipif("go" not in HERE, reason="this machine has no Go")
+
+(GO,) = (row for row in TABLE if row.name == "go")
+ENTRY = Found(GO, Toolchain({"go": "/go"}), "1")
+SQUARE = 'package main\n\nimport "fmt"\n\nfunc main() {\n\tvar n int\n\tfmt.Scan(&n)\n\tfmt.Println(n * n)\n}\n'
+TESTS = [{"stdin": str(n), "expected": str(n * n)} for n in (0, 3, 12)]
+ATTACKS = {
+    "a fork bomb": ("time_limit", "wall_limit", "process_limit", "runtime_error"),
+    "a thread bomb": ("time_limit", "wall_limit", "process_limit", "runtime_error"),
+    "a memory bomb": ("memory_limit", "runtime_error"),
+    "processor time": ("time_limit",),
+    "doing nothing": ("wall_limit",),
+    "an output flood": ("output_limit",),
+    "a full disk": ("runtime_error", "disk_limit", "memory_limit"),
+    "killing everything": ("ok", "runtime_error"),
+    "reaching out": ("ok",),
+}
+"""What may become of each."""
+ATTACKER = """
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	switch os.Args[1] {
+	case "a fork bomb":
+		for {
+			os.StartProcess("/bin/sleep", []string{"sleep", "9"}, &os.ProcAttr{})
+		}
+	case "a thread bomb":
+		for {
+			go syscall.Nanosleep(&syscall.Timespec{Sec: 9}, nil)
+			time.Sleep(time.Microsecond)
+		}
+	case "a memory bomb":
+		for kept := []string{}; ; {
+			kept = append(kept, strings.Repeat("x", 1<<20))
+		}
+	case "processor time":
+		for {
+		}
+	case "doing nothing":
+		time.Sleep(time.Minute)
+	case "an output flood":
+		for {
+			fmt.Print(strings.Repeat("x", 1<<16))
+		}
+	case "a full disk":
+		file, _ := os.Create("big")
+		for {
+			if _, err := file.Write(make([]byte, 1<<20)); err != nil {
+				os.Exit(1)
+			}
+		}
+	case "killing everything":
+		for _, pid := range []int{-1, 1, os.Getppid(), 0} {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	case "reaching out":
+		for _, path := range strings.Fields("/etc/shadow /root/.ssh /home /sys /proc/1/mem /proc/1/environ /proc/sys /var/lib") {
+			if _, err := os.ReadFile(path); err == nil {
+				fmt.Println("ESCAPED", path)
+			}
+			if _, err := os.ReadDir(path); err == nil {
+				fmt.Println("ESCAPED", path)
+			}
+		}
+		for _, family := range []int{syscall.AF_INET, syscall.AF_INET6, syscall.AF_UNIX, syscall.AF_NETLINK} {
+			if _, err := syscall.Socket(family, syscall.SOCK_STREAM, 0); err == nil {
+				fmt.Println("ESCAPED", family)
+			}
+		}
+		for _, name := range os.Environ() {
+			if strings.HasPrefix(name, "RLJOB") {
+				fmt.Println("ESCAPED", name)
+			}
+		}
+	}
+}
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service() -> AsyncIterator[Service]:
+    """The real thing."""
+    async with real_service() as made:
+        yield made
+
+
+@with_go
+async def test_a_right_program_passes_within_the_default_limits_in_a_service_that_has_just_started(service: Service) -> None:
+    result = await judged(service, language="go", code=SQUARE, tests=TESTS)
+    assert (result.verdict, result.passed) == ("passed", 3), result
+
+
+@with_go
+async def test_a_library_instead_of_a_program_does_not_compile_and_is_no_failure_of_ours(service: Service) -> None:
+    result = await judged(service, language="go", code="package foo\n\nfunc F() {}", tests=TESTS)
+    assert (result.verdict, result.reason) == ("compile_error", "the compiler made no program build/main: the code is a library, perhaps")
+
+
+@with_go
+@pytest.mark.parametrize("attack", [attack for language, attack in OTHERS if language == "go"])
+async def test_no_reward_for_a_program_that(service: Service, attack: str) -> None:
+    result = await judged(service, language="go", code=OTHERS["go", attack], tests=TESTS)
+    assert (result.verdict, result.passed) == ("wrong_answer", 0), result
+
+
+@with_go
+async def test_what_a_build_leaves_does_not_reach_the_next_one(service: Service) -> None:
+    pool = service.pool
+    assert isinstance(pool, Pool)
+    await pool.build(request("go", SQUARE))
+    library = await pool._library(pool._found["go"])
+    before = archive.read(library)
+    await pool.build(request("go", 'package main\n\nfunc main() { println("something new") }'))
+    assert archive.read(library) == before
+    with pytest.raises(PermissionError):
+        os.pwrite(library, b"x", 0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def attacker(service: Service) -> Program:
+    assert isinstance(service.pool, Pool)
+    limits = Limits(cpu_seconds=0.5, wall_seconds=2, memory_mb=96, processes=40, output_kb=16, disk_mb=16)
+    return await service.pool.build(request("go", ATTACKER).model_copy(update={"limits": limits}))
+
+
+@with_go
+@pytest.mark.parametrize("attack", ATTACKS)
+async def test_is_survived(service: Service, attacker: Program, attack: str) -> None:
+    result = await attacker.run(arguments=(attack,))
+    assert result.status in ATTACKS[attack], result
+    assert result.run is not None
+    assert "ESCAPED" not in result.run.stdout
+    plain = request("python", "print(6 * 7)", wall_seconds=20)
+    for after in await asyncio.gather(*(service.pool.run(plain) for _ in range(service.pool.slots))):
+        assert after.run is not None
+        assert after.run.stdout == "42\n"
+    assert service.pool.slots_rebuilt == 0, "a slot was lost"
+
+
+def answering(pool: Pool, monkeypatch: pytest.MonkeyPatch, *statuses: int) -> asyncio.Event:
+    """Runs of the pool end with these statuses, once the event is set."""
+    left, let = list(statuses), asyncio.Event()
+
+    async def ran(job: Job) -> Ran:
+        await let.wait()
+        return Ran(Ended(1, status=left.pop(0)), b"", b"first\nno space", False, b"made", False, False)
+
+    monkeypatch.setattr(pool, "_ran", ran)
+    return let
+
+
+async def test_who_leaves_while_the_library_is_made_does_not_take_it_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(PoolSettings(slots=1))
+    let = answering(pool, monkeypatch, 0)
+    first, second = (asyncio.create_task(pool._library(ENTRY)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    let.set()
+    library = await second
+    assert first.cancelled()
+    assert (await pool._library(ENTRY), archive.read(library)) == (library, b"made")
+    await pool.stop()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(library)
+
+
+async def test_a_library_that_could_not_be_made_is_a_failure_of_ours_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(PoolSettings(slots=1))
+    answering(pool, monkeypatch, 1, 0).set()
+    with pytest.raises(SlotError, match="the library of go could not be made ready: no space"):
+        await pool._library(ENTRY)
+    assert archive.read(await pool._library(ENTRY)) == b"made"
+    await pool.stop()
+
+
+@pytest.mark.parametrize("name", ["library", "library/00/x-a"])
+async def test_a_request_cannot_put_anything_into_the_library(name: str) -> None:
+    asked = request("go", SQUARE, files={name: ""})
+    with pytest.raises(ValueError, match="files has a path in library/"):
+        requests.check(asked, {"go": ENTRY}, Limits(memory_mb=4096, processes=256, cpu_seconds=60, wall_seconds=60, disk_mb=512))
