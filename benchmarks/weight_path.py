@@ -38,6 +38,7 @@ from typing import Any
 
 import httpx
 import torch
+from _bars import add_bar_column, bars
 from _engine import HALF_BILLION, SMOLLM2, Shape, Zygote, free_port, job, processor, shared_memory, until_healthy, write_config
 from rich.console import Console
 from rich.table import Table
@@ -192,10 +193,14 @@ def report(rounds: list[dict[str, float]], total: int, console: Console) -> dict
     table = Table(title=f"{total / 2**20:.0f} MiB of weights on {processor()}")
     for heading in ("", "milliseconds", "GB/s", "all rounds"):
         table.add_column(heading, justify="left" if not heading else "right")
-    rows = {name: [r[name] for r in rounds] for name in rounds[0]}
-    for name, values in (rows | {f"floor: the copy and {READS} readings": floors, "way of the weights": sums}).items():
+    add_bar_column(table, "milliseconds")
+    rows = {name: [r[name] for r in rounds] for name in rounds[0]} | {
+        f"floor: the copy and {READS} readings": floors,
+        "way of the weights": sums,
+    }
+    for (name, values), bar in zip(rows.items(), bars([values[middle] for values in rows.values()]), strict=True):
         rate = f"{total / values[middle] / 1e9:.1f}"
-        table.add_row(name, f"{1e3 * values[middle]:.1f}", rate, " ".join(f"{1e3 * value:.0f}" for value in values))
+        table.add_row(name, f"{1e3 * values[middle]:.1f}", rate, " ".join(f"{1e3 * value:.0f}" for value in values), bar)
     console.print(table)
     best = rounds[middle]["memcpy"] / floors[middle]
     console.print(f"share of the floor: {floors[middle] / sums[middle]:.2f}; at the floor the share of memcpy would be {best:.2f}")
@@ -222,7 +227,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rljob-bench-") as folder, shared_memory("weights") as arena:
         rounds, total = asyncio.run(measure(arguments.rounds, SMOLLM2 if arguments.small else HALF_BILLION, Path(folder), arena))
-    keys = report(rounds, total, Console())
+    keys = report(rounds, total, Console(width=110))
     if arguments.json:
         print(json.dumps(keys))
 

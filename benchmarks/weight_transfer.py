@@ -29,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,15 @@ MiB = 1 << 20
 HERE, THERE = "10.231.77.1", "10.231.77.2"
 
 
-def make_version(arena: Path, mib: int, tensor_mib: int = 8) -> Manifest:
-    """Random weights of that size, in tensors of `tensor_mib`."""
-    shape = (512 * tensor_mib, 1024)
-    specs = [TensorSpec(f"layer.{i}.weight", torch.bfloat16, shape) for i in range(mib // tensor_mib)]
+def make_version(arena: Path, shapes: Mapping[str, tuple[int, ...]]) -> Manifest:
+    """Random weights, as a trainer would leave them."""
+    specs = [TensorSpec(name, torch.bfloat16, shape) for name, shape in shapes.items()]
     with TensorFile.create(arena, specs, {}) as file:
-        block = torch.randint(-30000, 30000, shape, dtype=torch.int16).view(torch.bfloat16)
-        entries = tensor_entries(file, file.write_all({spec.name: block.roll(i) for i, spec in enumerate(specs)}), "worker-0")
+        sums = {
+            spec.name: file.write(spec.name, torch.randint(-30000, 30000, spec.shape, dtype=torch.int16).view(torch.bfloat16))
+            for spec in specs
+        }
+        entries = tensor_entries(file, sums, "worker-0")
         checksum = manifest_checksum(entries)
         file.set_metadata({"version": "1", "checksum": checksum})
     return Manifest(version=1, dtype="BF16", tensors=entries, checksum=checksum, canary=Canary(tokens=(), logprobs=(), tolerance=0.0))
@@ -233,7 +235,7 @@ def measure(rounds: int, mib: int, streams: int) -> dict[str, Any]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         (folder / "there").mkdir()
         (folder / "here").mkdir()
-        manifest = make_version(folder / "there" / "w", mib)
+        manifest = make_version(folder / "there" / "w", {f"layer.{i}.weight": (4096, 1024) for i in range(mib // 8)})
         here, there, prefix = stack.enter_context(network())
         command = [*prefix, sys.executable, __file__, "--source", there, str(folder / "there" / "w")]
         source = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))

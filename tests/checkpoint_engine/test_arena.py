@@ -18,6 +18,7 @@ from rljob.checkpoint_engine.arena import (
     tensor_entries,
     verify_manifest,
 )
+from rljob.wire.pieces import SMALLEST
 from rljob.wire.weights import Canary, Manifest, TensorEntry
 
 SPECS = (
@@ -73,9 +74,9 @@ def test_rows_that_lie_in_groups_are_written_as_one_tensor(tmp_path: Path, shape
     grouped = fused.view(3, 3, *shape[1:])[:, :2]
     assert not grouped.is_contiguous()
     file = TensorFile.create(tmp_path / "arena", [TensorSpec("q", torch.float32, shape)], {}, on_disk)
-    checksum = file.write("q", grouped)
+    sums = file.write("q", grouped)
     assert torch.equal(load_file(tmp_path / "arena")["q"], grouped.reshape(shape))
-    assert checksum == file.checksum("q") == file.write("q", grouped.reshape(shape))
+    assert sums == (file.checksum("q"),) == file.write("q", grouped.reshape(shape))
     with pytest.raises(ValueError, match=r"\[2, 2"):
         file.write("q", grouped[:2])
 
@@ -107,17 +108,33 @@ def test_views_outlive_the_file_object(tmp_path: Path) -> None:
     assert torch.equal(view, tensors(0)["q"])
 
 
-def test_checksums_are_xxh3_of_the_bytes_also_across_chunks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_checksums_are_xxh3_of_the_bytes_also_across_chunks(tmp_path: Path, on_disk: bool) -> None:
     value = torch.arange(700_000, dtype=torch.float32)
-    file = TensorFile.create(tmp_path / "big", [TensorSpec("x", torch.float32, (700_000,))], {})
-    written = file.write("x", value)
-    assert written == xxhash.xxh3_128_hexdigest(value.numpy().tobytes()) == file.checksum("x") == file.checksums()["x"]
+    file = TensorFile.create(tmp_path / "big", [TensorSpec("x", torch.float32, (700_000,))], {}, on_disk)
+    whole, *parts = file.write("x", value)
+    content = value.numpy().tobytes()
+    assert whole == xxhash.xxh3_128_hexdigest(content) == file.checksum("x") == file.checksums()["x"]
+    cuts = [] if on_disk else range(0, len(content), SMALLEST)
+    assert parts == [xxhash.xxh3_128_hexdigest(content[at : at + SMALLEST]) for at in cuts]
+
+
+def test_a_long_tensor_has_the_checksums_of_its_parts_however_it_is_written(tmp_path: Path) -> None:
+    """Rows in groups of a size that no part is a multiple of, numbers that are converted, and what several ranks have written."""
+    rows = torch.randint(0, 100, (9, 700, 333), dtype=torch.int16)
+    file = TensorFile.create(tmp_path / "arena", [TensorSpec("q", torch.bfloat16, (9 * 350, 333)), TensorSpec("x", torch.uint8, (3,))], {})
+    sums = file.write("q", rows[:, :350])
+    content = rows[:, :350].to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
+    assert sums[1:] == tuple(xxhash.xxh3_128_hexdigest(content[at : at + SMALLEST]) for at in range(0, len(content), SMALLEST))
+    assert len(sums) == 4
+    (file.view("x"))[:] = torch.tensor([1, 2, 3])
+    assert file.sums() == {"q": sums, "x": (file.checksum("x"),)}
 
 
 def test_many_tensors_written_at_once_are_the_same(tmp_path: Path) -> None:
     one, manifest = fill(tmp_path / "one", 1)
     all_at_once = TensorFile.create(tmp_path / "all", SPECS, {})
-    assert all_at_once.write_all(tensors(0)) == {entry.name: entry.checksum for entry in manifest.tensors} == one.checksums()
+    assert all_at_once.write_all(tensors(0)) == {entry.name: (entry.checksum,) for entry in manifest.tensors} == one.sums()
     assert all(torch.equal(all_at_once.view(name), value) for name, value in tensors(0).items())
 
 
@@ -128,7 +145,8 @@ def test_a_file_on_disk_is_written_without_its_mapping_and_is_the_same(tmp_path:
     sums = [file.write_all(values) for file in files]
     for file in files:
         file.sync()
-    assert sums[0] == sums[1] == files[1].checksums()
+    assert {name: whole for name, (whole, *_) in sums[0].items()} == {name: whole for name, (whole,) in sums[1].items()}
+    assert (sums[0], sums[1]) == (files[0].sums(), files[1].sums())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -229,6 +247,7 @@ LIES: dict[str, tuple[Callable[[Manifest], Manifest], str]] = {
     "wrong shape": (lambda m: changed(m, shape=(9,)), r"not I64 \[9\]"),
     "wrong bytes": (lambda m: changed(m, checksum="0" * 32), "checksum"),
     "no shards": (lambda m: changed(m, shards=()), "not covered"),
+    "other parts": (lambda m: changed(m, parts=("0" * 32,)), "tensor step has 1 parts; 8 bytes in a version of 91 are cut in 1"),
     "moved": (lambda m: changed(m, shards=(m.tensors[1].shards[0].model_copy(update={"offset": 0}),)), "not covered"),
 }
 

@@ -330,6 +330,73 @@ def test_a_corrupted_arena_is_refused_and_written_again() -> None:
     assert "garbage" in failure.message
 
 
+@pytest.mark.parametrize("lost", ["arena", "manifest"])
+def test_an_export_that_is_not_the_version_that_the_job_knows_is_never_loaded(lost: str) -> None:
+    """The trainer's memory has gone bad after the commit, and the version is needed again: its checkpoint has it."""
+
+    async def job() -> World:
+        world = World(iterations=1)
+
+        async def spoil() -> None:
+            await world.until(lambda: world.master.committed == 1)
+            world.trainer.content, world.arena = "garbage", None
+            if lost == "manifest":
+                world.agent_dies.set()
+
+        world.keep(spoil())
+        await world.run(limit=300)
+        return world
+
+    world = run(job())
+    check_end(world)
+    failures = {(r.failure.stage, r.failure.reason): r.failure.message for r in world.master.reports if r.failure is not None}
+    assert list(failures) == [("export", "ChecksumMismatch")], "no engine has come to see it"
+    assert "exported version 1 with checksum garbage, the job knows version 1 as c1" in failures["export", "ChecksumMismatch"]
+    assert world.sidecars["trainer"].starts == 2
+
+
+def test_a_checkpoint_that_outlasts_the_engines_start_is_waited_for_and_not_written_twice() -> None:
+    class Slow(World):
+        async def at(self, point: str, seconds: float, *more: Any) -> None:
+            await super().at(point, 30 if point == "trainer.checkpoint" else seconds, *more)
+
+    async def job() -> World:
+        world = Slow(iterations=2)
+        await world.run()
+        return world
+
+    world = run(job())
+    check_end(world)
+    assert world.counts["trainer.checkpoint"] == 2
+
+
+def test_a_version_that_is_made_again_is_exported_again() -> None:
+    world = play(iterations=1, faults=[Fault("trainer.checkpoint", 1, "kill")])
+    check_end(world)
+    assert (world.counts["trainer.train"], world.counts["trainer.export"]) == (2, 3)
+
+
+@pytest.mark.parametrize(("free", "takes"), [(1, 1), (3, 5)], ids=["it claims more", "the one before took more"])
+def test_no_engine_is_forked_beside_a_trainer_that_leaves_it_no_room(free: int, takes: int) -> None:
+    class Full(World):
+        async def read(self, leaving: Any) -> Any:
+            reading = await super().read(leaving)
+            return replace(reading, free=free * GiB) if self.trainer.resident else reading
+
+        async def at(self, point: str, *more: Any) -> None:
+            assert point != "engine.start" or not self.trainer.resident, "no room"
+            await super().at(point, *more)
+
+    async def job() -> World:
+        world = Full(iterations=2, rest={"trainer": GiB, "engine": takes * GiB})
+        await world.run()
+        return world
+
+    world = run(job())
+    check_end(world)
+    assert not [r.failure for r in world.master.reports if r.failure is not None]
+
+
 def test_a_hung_training_is_ended_after_the_deadline() -> None:
     world = play(iterations=1, faults=[Fault("trainer.train", 1, "hang")])
     check_end(world)

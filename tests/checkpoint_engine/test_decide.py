@@ -154,12 +154,21 @@ TRAIN_CASES = {
         world(trainer=TrainerSeen("running", "t"), known=Known(gate="trainer")),
         [StartTrainer(), Load(3), Train(TASK), *MAKE],
     ),
+    "the trainer says that it starts": (
+        world(trainer=trainer(None, resident=True, busy="start"), known=Known(gate="trainer")),
+        [StartTrainer(), Load(3), Train(TASK), *MAKE],
+    ),
+    "the trainer has no weights yet": (world(trainer=trainer(None)), [Load(3), Train(TASK), *MAKE]),
     "the trainer has failed": (
         world(trainer=trainer(resident=True), known=Known(unfit=frozenset({"t"}))),
         [EndTrainer("it failed"), Gate("trainer"), StartTrainer(), Load(3), Train(TASK), *MAKE],
     ),
     "the trainer is training": (world(trainer=trainer(resident=True, busy="train")), [Train(TASK), *MAKE]),
     "trained, not checkpointed": (world(trainer=trainer(4, resident=True), known=Known(trained=metrics(4))), MAKE),
+    "trained, and the version before is checkpointed": (
+        world(trainer=trainer(4, resident=True), known=Known(trained=metrics(4), checkpointed=3)),
+        MAKE,
+    ),
     "trained and checkpointed": (
         world(trainer=trainer(4, resident=True), known=Known(trained=metrics(4), checkpointed=4)),
         [Export(4, None), Register(4)],
@@ -179,6 +188,10 @@ TRAIN_CASES = {
             known=Known(trained=metrics(4), checkpointed=4, manifest=manifest_of(4, truth(4))),
         ),
         [Register(4)],
+    ),
+    "registered, not checkpointed": (
+        world(trainer=trainer(4, resident=True), arena=4, known=knows(4, trained=metrics(4))),
+        [Checkpoint(4)],
     ),
     "made": (world(trainer=trainer(4, resident=True), arena=4, known=knows(4, trained=metrics(4), checkpointed=4)), []),
     "the engine does not answer": (
@@ -208,6 +221,18 @@ TRAIN_CASES = {
     "the engine can be forked ahead": (
         world(trainer=trainer(resident=True), engine=EngineSeen(ready=True), known=Known(gate="trainer")),
         [Train(TASK), ForkEngine(4), *BESIDE],
+    ),
+    "an engine was forked ahead of the version before": (
+        world(trainer=trainer(resident=True), engine=EngineSeen(ready=True), known=Known(gate="trainer", ahead=(3, "e0"))),
+        [Train(TASK), ForkEngine(4), *BESIDE],
+    ),
+    "beside a trainer of several nodes nothing is forked ahead": (
+        world(replace(WORKER, nodes=2), trainer=trainer(4, resident=True), engine=EngineSeen(ready=True), known=Known(trained=metrics(4))),
+        MAKE,
+    ),
+    "an engine that would be kept is not forked ahead": (
+        world(PAUSED_SITE, trainer=trainer(4, resident=True), engine=EngineSeen(ready=True), known=Known(trained=metrics(4))),
+        MAKE,
     ),
     "the forked engine has died while the version is saved": (
         world(trainer=trainer(4), engine=EngineSeen("exited", "e", -9), arena=4,
@@ -278,6 +303,11 @@ ROLLOUT_CASES = {
         world(PAUSED_SITE, trainer=trainer(), engine=engine(None, paused=True), arena=3, known=knows()),
         [Gate("engine"), LoadEngine(3), Attest(3)],
     ),
+    "the engine has the weights, and is paused": (
+        world(trainer=trainer(), engine=engine(paused=True), arena=3, known=knows()),
+        [Gate("engine"), LoadEngine(3), Attest(3)],
+    ),
+    "the trainer is loading": (world(trainer=trainer(busy="load"), arena=3, known=knows()), [StartTrainer(), Offload(), *ENGINE_UP]),
     "the agent has lost its memory, the engine serves": (
         world(trainer=trainer(), engine=engine(), arena=3),
         [Recall(3), Attest(3)],
@@ -472,6 +502,7 @@ ATTESTED = knows(attested=("e", 3, truth(3)))
     [
         (desired("train"), world(engine=engine(), known=ATTESTED)),
         (desired("rollout", 4, truth(4)), world(engine=engine(), known=ATTESTED)),
+        (desired("rollout", 4, None), world(engine=engine(), known=ATTESTED)),
         (desired("rollout", 3, "other"), world(engine=engine(), known=ATTESTED)),
         (desired("rollout"), world(engine=engine(incarnation="e2"), known=ATTESTED)),
         (desired("rollout"), world(engine=engine(2), known=ATTESTED)),

@@ -37,11 +37,12 @@ def known(sources: Mapping[str, str]) -> Callable[[], Awaitable[Mapping[str, str
 class Nodes:
     """Two nodes whose trainers have exported: each arena holds its own tensors and, elsewhere, what was there before."""
 
-    def __init__(self, folder: Path, version: int, before: int = 0, homes: str = "0011010111") -> None:
-        """`homes`: the node of each tensor, in the order of the file."""
+    def __init__(self, folder: Path, version: int, before: int = 0, homes: str = "0011010111", **layout: int) -> None:
+        """`homes`: the node of each tensor, in the order of the file; `layout` as for `made`."""
+        self._layout = layout
         self.paths = {node: folder / node / "w" for node in NODES}
         self.truth = folder / "truth" / "w"
-        whole = made(self.truth, version)
+        whole = made(self.truth, version, **layout)
         order = [t.name for t in sorted(whole.tensors, key=lambda t: t.shards[0].offset)]
         self.home = {name: NODES[int(home)] for name, home in zip(order, homes, strict=True)}
         self.manifest = whole.model_copy(update={"tensors": tuple(self._at_home(t) for t in whole.tensors)})
@@ -54,7 +55,7 @@ class Nodes:
 
     def export(self, node: str, before: int = 0) -> None:
         """What this node's ranks do."""
-        made(self.paths[node], before)
+        made(self.paths[node], before, **self._layout)
         with TensorFile.open(self.paths[node], writable=True) as file, TensorFile.open(self.truth) as truth:
             file.set_metadata({})
             for name in (n for n, home in self.home.items() if home == node):
@@ -103,6 +104,14 @@ def test_two_nodes_fill_from_each_other_at_the_same_time(nodes: Nodes) -> None:
     assert all(map(nodes.whole, NODES))
     with TensorFile.open(nodes.paths["worker-1"]) as file:
         assert file.metadata == version_of(nodes.manifest)
+
+
+def test_long_tensors_are_filled_in_parts(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, version=3, before=2, homes="0110", tensors=2, mib=3)
+    assert [piece.node for piece in pieces(nodes.manifest)] == [NODES[int(home)] for home in "00011110"]
+    with nodes.serving() as sources:
+        asyncio.run(nodes.fill(sources))
+    assert all(map(nodes.whole, NODES))
 
 
 def test_a_node_whose_agent_comes_later_is_waited_for(nodes: Nodes) -> None:

@@ -2,8 +2,12 @@
 
 import pytest
 from tests.checkpoint_engine.twin_nodes import Pair
-from tests.checkpoint_engine.twins import Fault, Kind, truth
+from tests.checkpoint_engine.twins import Fault, Kind, manifest_of, truth
 from tests.master.virtual import run
+
+from rljob.checkpoint_engine.act import Actor
+from rljob.checkpoint_engine.state import EngineSeen, Known, Observed, Pull, TrainerSeen
+from rljob.wire.node import NodeAddresses
 
 POINTS = [
     "trainer.start", "trainer.load", "trainer.train", "trainer.checkpoint", "trainer.export", "trainer.fill", "trainer.offload",
@@ -74,6 +78,27 @@ def test_a_lost_arena_comes_from_the_other_node_and_nothing_is_exported() -> Non
     assert pair.pulls == [("worker-1", 1)]
     assert [world.counts["trainer.export"] for world in pair.worlds] == [3, 3]
     assert [world.sidecars["trainer"].starts for world in pair.worlds] == [1, 1]
+
+
+@pytest.mark.parametrize("holder", ["worker-0", "worker-1"])
+def test_a_worker_that_has_lost_its_copy_does_not_pull_from_itself(holder: str) -> None:
+    """The master, which has not heard of the loss yet, still names it."""
+
+    async def job() -> tuple[Pair, Known]:
+        pair = Pair()
+        world, other = pair.worlds
+        pair.manifests[1] = manifest_of(1, truth(1))
+        other.arena = (1, truth(1)) if holder == other.name else None
+
+        async def addresses() -> NodeAddresses:
+            return NodeAddresses(weights={one.name: f"http://{one.name}" for one in pair.worlds}, held={holder: 1})
+
+        world.master.addresses = addresses  # type: ignore[method-assign]
+        seen = Observed(world.plan().site, TrainerSeen(), EngineSeen(), None, Known())
+        return pair, await Actor(world.plan(), world.parts(), lambda _: None).act(Pull(1, truth(1)), seen)
+
+    pair, known = run(job())
+    assert (pair.pulls, known.nobody_has) == (([], 1) if holder == "worker-0" else ([("worker-0", 1)], None))
 
 
 def test_what_both_have_lost_is_exported_by_both() -> None:

@@ -29,10 +29,10 @@ STALL = 3.0
 CANARY = Canary(tokens=(1, 2), logprobs=(-1.0,), tolerance=1e-3)
 
 
-def made(path: Path, version: int, tensors: int = 8) -> Manifest:
-    """An arena of some MiB, as a trainer writes it, and its manifest."""
+def made(path: Path, version: int, tensors: int = 8, mib: int = 1) -> Manifest:
+    """An arena of some MiB, as a trainer writes it, and its manifest; `mib`: of each tensor, but for two small ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    specs = [TensorSpec(f"layer.{i}.weight", torch.float32, (MiB // 4 // 64, 64)) for i in range(tensors)]
+    specs = [TensorSpec(f"layer.{i}.weight", torch.float32, (mib * MiB // 4 // 64, 64)) for i in range(tensors)]
     specs += [TensorSpec("norm.weight", torch.bfloat16, (7,)), TensorSpec("scale", torch.float32, ())]
     generator = torch.Generator().manual_seed(version)
     with TensorFile.create(path, specs, {}) as file:
@@ -241,6 +241,37 @@ def test_a_pull_that_was_cut_off_goes_on_with_what_is_there(tmp_path: Path, sile
     assert whole(arena, manifest)
 
 
+def test_a_long_tensor_comes_in_parts_and_those_that_are_right_stay_when_the_agent_is_killed(tmp_path: Path) -> None:
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(source, 3, tensors=2, mib=3)
+    cut = pieces(manifest)
+    assert [piece.bytes for piece in cut] == [*[MiB] * 6, cut[-1].bytes]
+    arena.parent.mkdir(parents=True)
+    content = source.read_bytes()
+    killed = Draft.of(draft_path(arena), manifest)
+    for number in (0, 1, 4):
+        killed.room(number)[:] = content[cut[number].offset : cut[number].offset + MiB]
+    killed.room(1)[17] ^= 1
+    killed.close()
+    with serving(source) as url:
+        asyncio.run(master.want(manifest, url))
+        assert pulled(master, arena, manifest) == manifest
+    assert mask_of(master.told[0].have) == 0b10001
+    assert whole(arena, manifest)
+
+
+def test_a_manifest_without_parts_is_pulled_in_whole_tensors(tmp_path: Path) -> None:
+    """As a trainer of a version before wrote it; it is the same version, by its checksum."""
+    source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
+    manifest = made(source, 3, tensors=2, mib=3)
+    manifest = manifest.model_copy(update={"tensors": tuple(t.model_copy(update={"parts": ()}) for t in manifest.tensors)})
+    assert [piece.bytes for piece in pieces(manifest)][:-1] == [3 * MiB] * 2
+    with serving(source) as url:
+        asyncio.run(master.want(manifest, url))
+        assert pulled(master, arena, manifest) == manifest
+    assert whole(arena, manifest)
+
+
 def test_a_byte_that_changed_between_two_tries_is_fetched_again(tmp_path: Path) -> None:
     source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
     manifest = made(source, 3)
@@ -359,6 +390,19 @@ def test_a_source_that_speaks_of_more_bytes_than_anybody_can_count_has_failed(tm
         asyncio.run(master.want(manifest, odd.url))
         with pytest.raises(PullFailed, match="does not speak HTTP"):
             pulled(master, arena, manifest)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_to_which_no_way_leads_costs_a_moment_and_another_source_takes_over(tmp_path: Path, host: str) -> None:
+    source, arena, lost = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", f"http://{host}:9"
+    manifest, master = made(source, 3), Master()
+    asyncio.run(master.want(manifest, lost))
+    with pytest.raises(PullFailed, match=f"nobody is left who has them .*{re.escape(lost)} does not"):
+        pulled(master, arena, manifest, stall=STALL)
+    with serving(source) as good:
+        asyncio.run(master.want(manifest, lost, good))
+        pulled(master, arena, manifest, stall=STALL)
+    assert whole(arena, manifest)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://fd00::17:8080", "http://[fd00", f"http://{'a' * 64}:80"])

@@ -16,8 +16,9 @@ from tests.master.virtual import clock
 from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.act import Parts, Plan
 from rljob.checkpoint_engine.outcome import ChecksumMismatch, FillFailed, MasterAway, WrongState
-from rljob.checkpoint_engine.pull import HEARTBEAT, HOPELESS, PullFailed
+from rljob.checkpoint_engine.pull import HOPELESS, PullFailed
 from rljob.wire.node import NodeAddresses, NodeDesired, NodeReport, Progress, TrainTask
+from rljob.wire.pieces import HEARTBEAT
 from rljob.wire.trainer import ExportCommand
 from rljob.wire.weights import Manifest
 

@@ -1,6 +1,7 @@
 """Decisions as tables."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,20 @@ class TestBatch:
         assert sorted([s.advantage for s in g.samples] for g in batch.groups) == [[0.0, 0.0], [0.5, -0.5]]
         assert (summary.reward, summary.success_rate, summary.zero_advantage, summary.response_length) == (0.75, 0.75, 0.5, 3.5)
 
+    def test_the_summary_tells_how_answers_ended_and_how_many_teach_nothing(self) -> None:
+        ended = (
+            judged(0, 4, True, 0.5),
+            *(judged(i, 4, False, repeated=True) for i in (1, 2)),
+            replace(judged(3, 4, False), finish="length"),
+        )
+        wrong, right = (tuple(replace(judged(i, 8, good), finish="length") for i in range(4)) for good in (False, True))
+        groups = [self.group(i, *answers) for i, answers in enumerate((ended, wrong, right))]
+        _, summary = rl_batch(groups, 1, 1, job(rollout={"repetition": {"penalty": 0.125}}).spec)
+        assert (summary.groups, summary.answers) == (3, 12)
+        assert (summary.stopped * 12, summary.repeated * 12, summary.cut * 12) == pytest.approx((1, 2, 9))
+        assert (summary.success_rate * 12, summary.reward * 12, summary.total_reward * 12) == pytest.approx((5, 4.5, 4.25))
+        assert summary.zero_advantage * 12 == pytest.approx(8)
+
     def test_the_same_groups_make_the_same_bytes(self) -> None:
         groups = [self.group(i, judged(0, 3, True), judged(1, 4, False)) for i in range(6)]
         first, second = (rl_batch(order, 1, 1, job().spec)[0].encode() for order in (groups, groups[::-1]))
@@ -282,9 +297,23 @@ class TestDispatch:
         assert choose([load], 4, None, 9.9) is None
         assert choose([load], 4, None, 10.0) == "a"
 
-    def test_an_engine_whose_cache_is_full_gets_nothing(self) -> None:
-        assert choose([Load("a", 1, waiting=1, cache_usage=0.99)], 4, None, 0.0) is None
-        assert choose([Load("a", 1, waiting=0, cache_usage=0.99)], 4, None, 0.0) == "a"
+    def test_an_engine_that_queues_gets_nothing_until_that_is_over(self) -> None:
+        queues = Load("a", 20, running=8, waiting=12, cache_usage=0.94)
+        assert choose([queues, Load("b", 63, running=60, cache_usage=0.9)], 64, "a", 0.0) == "b"
+        assert choose([queues], 64, "a", 0.0) is None
+        assert choose([replace(queues, running=0)], 64, None, 0.0) is None
+        assert choose([replace(queues, in_flight=8)], 64, None, 0.0) == "a", "those that waited have their place"
+        assert choose([replace(queues, in_flight=0, running=0)], 64, None, 0.0) == "a", "nobody looks at one that has nothing to do"
+        assert choose([Load("a", 70, running=64, waiting=6)], 64, None, 0.0) is None
+        assert choose([Load("a", 64, running=64, waiting=6)], 64, None, 0.0) == "a", "so that it never runs dry until the next look"
+
+    def test_an_engine_whose_cache_is_fuller_than_its_sequences_is_as_full_as_its_cache(self) -> None:
+        full = Load("a", 20, running=20, cache_usage=0.96)
+        assert choose([full, Load("b", 21, running=21, cache_usage=0.05)], 64, None, 0.0) == "b"
+        assert choose([full, Load("b", 60, running=60, cache_usage=0.5)], 64, "a", 0.0) == "a", "beside its prefix that is little"
+        assert choose([full, Load("b", 30, running=30, cache_usage=0.5)], 64, "a", 0.0) == "b"
+        assert choose([replace(full, in_flight=4), Load("b", 21)], 64, None, 0.0) == "a", "most of what filled it has been answered"
+        assert choose([full], 64, None, 0.0) == "a", "nothing waits there"
 
     def test_an_engine_is_slow_only_beside_a_much_faster_one_that_has_room(self) -> None:
         def found(*loads: Load) -> set[str]:
@@ -336,6 +365,7 @@ class TestHealth:
         assert isinstance(error, JobFailed)
         assert "5 failures in a row" in str(error)
         assert "it died" in str(error)
+        assert health.reported(state, self.report(1, incarnation="i3")).failures == 6, "each new agent's first is another one"
 
     @pytest.mark.parametrize("stage", ["pull", "start-engine"])
     def test_a_rollout_node_that_cannot_serve_is_told_of_and_does_not_end_the_job(self, stage: str) -> None:
@@ -370,6 +400,16 @@ class TestHealth:
         error = health.end_of(health.reported(health.Health(), self.report(1, configuration=True)), 6)
         assert isinstance(error, ConfigurationError)
         assert str(error) == "train on worker-0: it died"
+        before = health.progressed(health.reported(health.Health(), self.report(1)))
+        error = health.end_of(health.reported(before, self.report(1, configuration=True)), 6)
+        assert isinstance(error, ConfigurationError), "also under a number that was counted before"
+
+    def test_a_failure_of_what_the_job_does_without_is_told_and_ends_nothing(self) -> None:
+        failure = Failure(stage="checkpoint", reason="CheckpointNotDeleted", message="read-only")
+        state = health.failed(health.Health(), "master", failure, vital=False)
+        assert health.end_of(state, 0) is None
+        assert state.last is not None
+        assert isinstance(health.end_of(health.failed(state, "master", failure), 0), JobFailed)
 
     def test_waiting_doubles_up_to_a_bound(self) -> None:
         assert [delay(n) for n in (1, 2, 3)] == [0.25, 0.5, 1.0]
@@ -387,6 +427,9 @@ class TestIdentity:
     def test_what_is_learned_may_not_and_is_named(self) -> None:
         assert differences(self.of(), self.of(seed=3)) == ("spec.seed was 0, is 3",)
         assert differences(self.of(), self.of(warmStart={"steps": 3}))[0].startswith("spec.warmStart")
+
+    def test_a_job_of_another_name_is_another_job(self) -> None:
+        assert differences(self.of(), {**self.of(), "name": "another"}) == ("metadata.name was test, is another",)
 
     def test_a_field_that_came_with_an_upgrade_makes_no_difference_at_its_default(self) -> None:
         now = self.of(warmStart={"steps": 3}, reward={"verifier": "exact", "options": {"ignore_case": True}})
@@ -422,6 +465,22 @@ class TestManifest:
     def test_a_whole_set_has_no_gap(self) -> None:
         assert gap(manifest(1, "c")) is None
 
+    @pytest.mark.parametrize(
+        ("shards", "found"),
+        [
+            ([(2, 2), (0, 2)], None),
+            ([(0, 2), (0, 2)], "tensor w: row 0 of 4 is held twice"),
+            ([(0, 3), (2, 1)], "tensor w: row 2 of 4 is held twice"),
+            ([(0, 1), (3, 1)], "tensor w: rows 1 to 2 of 4 are missing"),
+            ([(0, 2), (2, 3)], "tensor w: its shards hold 5 rows, its shape has 4"),
+        ],
+    )
+    def test_shards_hold_every_row_once_in_whatever_order_they_are_listed(self, shards: list[tuple[int, int]], found: str | None) -> None:
+        whole = manifest(1, "c")
+        (tensor,) = whole.tensors
+        cut = tuple(tensor.shards[0].model_copy(update={"start": start, "rows": rows, "bytes": 8 * rows}) for start, rows in shards)
+        assert gap(whole.model_copy(update={"tensors": (tensor.model_copy(update={"shards": cut}),)})) == found
+
     def test_missing_rows_doubled_tensors_and_wrong_sizes_are_named(self) -> None:
         assert gap(manifest(1, "c", rows=3)) == "tensor w: rows 3 to 3 of 4 are missing"
         whole = manifest(1, "c")
@@ -430,3 +489,5 @@ class TestManifest:
         shard = whole.tensors[0].shards[0].model_copy(update={"bytes": 15})
         tensor = whole.tensors[0].model_copy(update={"shards": (shard, whole.tensors[0].shards[1])})
         assert "take 16 bytes, the shard says 15" in str(gap(whole.model_copy(update={"tensors": (tensor,)})))
+        cut = whole.tensors[0].model_copy(update={"parts": ("p", "q")})
+        assert gap(whole.model_copy(update={"tensors": (cut,)})) == "tensor w has 2 parts; 32 bytes in a version of 32 are cut in 1"

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 
 from rljob.api import InfrastructureError
-from rljob.master.exchange import SILENCE, Exchange
+from rljob.master.exchange import OFTEN, SILENCE, Exchange
 from rljob.master.nodes import Nodes
 from rljob.wire.node import NodeReport
-from rljob.wire.pieces import HeldWeights, PullReport, members, pieces
+from rljob.wire.pieces import HEARTBEAT, HeldWeights, PullReport, members, pieces
 from rljob.wire.weights import Canary, Manifest, Shard, TensorEntry
 
 MiB = 1 << 20
@@ -81,6 +81,24 @@ def test_what_a_silent_node_was_to_fetch_is_given_to_others_and_it_gives_nothing
     assert [source for source, _ in master.leases(report("late"))] == [WORKER] * 4
 
 
+def test_the_more_nodes_pull_the_longer_are_the_pauses_between_their_reports() -> None:
+    master = Master()
+    pauses = [master.exchange.plan(manifest(), report(f"rollout-{i}")).pause for i in range(2 * OFTEN)]
+    assert (pauses[0], pauses[OFTEN // 2 - 1], pauses[-1]) == (HEARTBEAT, HEARTBEAT, 2.0)
+    master.now = SILENCE
+    assert master.exchange.plan(manifest(), report("rollout-0")).pause == HEARTBEAT, "the others are silent"
+
+
+def test_a_version_that_was_registered_anew_is_cut_anew() -> None:
+    """On other nodes, say, so that other pieces are on one node together."""
+    master = Master()
+    master.leases(report("rollout-0", have="ff"))
+    tensors = tuple(tensor(f"t{i}", 4096 + i * MiB, MiB) for i in range(4))
+    assert master.exchange.plan(manifest(*tensors), report("rollout-0", have="0")).leases
+    with pytest.raises(InfrastructureError, match="it has 4"):
+        master.exchange.plan(manifest(*tensors), report("rollout-1", have="ff"))
+
+
 def test_a_node_that_was_started_again_takes_the_place_of_the_one_before() -> None:
     master = Master()
     master.leases(report("rollout-0", have="ff"))
@@ -110,11 +128,24 @@ def test_a_version_that_is_not_wanted_is_not_pulled(phase: str, version: int, ch
     assert not master.exchange.plan(manifest(), report("rollout-0")).wanted
 
 
-def test_pieces_are_whole_tensors_one_after_the_other() -> None:
+def test_pieces_are_tensors_one_after_the_other_and_the_parts_of_long_ones() -> None:
     small = [tensor(f"s{i}", 4096 + i * 1000, 1000) for i in range(10)]
-    large = tensor("large", 4096 + 10_000, 80 * MiB)
-    found = pieces(manifest(large, *reversed(small)))
-    assert [(p.offset, p.bytes, len(p.parts)) for p in found] == [(4096, 10_000, 10), (14_096, 80 * MiB, 1)]
+    large = tensor("large", 4096 + 10_000, 3 * MiB + 5)
+    last = tensor("last", 14_096 + 3 * MiB + 5, 6)
+    cut = large.model_copy(update={"parts": ("p0", "p1", "p2", "p3")})
+    found = pieces(manifest(last, cut, *reversed(small)))
+    assert [(p.offset, p.bytes, len(p.parts)) for p in found] == [
+        (4096, 10_000, 10), (14_096, MiB, 1), (14_096 + MiB, MiB, 1), (14_096 + 2 * MiB, MiB, 1), (14_096 + 3 * MiB, 11, 2)
+    ]  # fmt: skip
+    assert [(part.name, part.checksum) for piece in found[1:] for part in piece.parts] == [
+        ("large", "p0"), ("large", "p1"), ("large", "p2"), ("large", "p3"), ("last", "c")
+    ]  # fmt: skip
+
+
+def test_a_long_tensor_whose_manifest_names_no_parts_is_a_piece() -> None:
+    """As a trainer of a version before wrote it."""
+    found = pieces(manifest(tensor("large", 4096, 80 * MiB), tensor("last", 4096 + 80 * MiB, 6)))
+    assert [(p.bytes, [part.checksum for part in p.parts]) for p in found] == [(80 * MiB, ["c"]), (6, ["c"])]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +155,7 @@ def test_pieces_are_whole_tensors_one_after_the_other() -> None:
         ((tensor("a", 4096, 10), tensor("b", 4105, 10)), "a hole or an overlap"),
         ((tensor("a", 4096, 10), tensor("b", 4106, 10, "other")), "does not lie in one segment"),
         ((tensor("a", 4096, 10).model_copy(update={"shards": tensor("a", 4096, 10).shards * 2}),), "lies in 2 shards"),
+        ((tensor("a", 4096, 2 * MiB).model_copy(update={"parts": ("p",)}),), "a has 1 parts; 2097152 bytes .* are cut in 2"),
     ],
 )
 def test_what_cannot_be_pulled_is_refused_with_the_reason(tensors: tuple[TensorEntry, ...], message: str) -> None:

@@ -1,11 +1,22 @@
 """The fan-out: whoever dies, stalls or lies, everybody gets everything; no source serves too many or sends much more than one version."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rljob.master.decisions.fanout import Lease, Limits, Peer, grant, load, union
+from rljob.master.decisions.fanout import Lease, Limits, Peer, Peers, grant, union
+
+
+def granted(count: int, peers: Mapping[str, Peer], name: str, limits: Limits) -> tuple[Lease, ...]:
+    return grant(Peers(count, limits, peers), name)
+
+
+def load(peers: Mapping[str, Peer]) -> Counter[str]:
+    """How many nodes each source serves."""
+    return Counter(source for peer in peers.values() for source in {lease.source for lease in peer.leases})
 
 
 @dataclass
@@ -30,7 +41,7 @@ class Swarm:
 
     def ask(self, name: str) -> bool:
         """Let a node ask for leases; whether it got any."""
-        leases = grant(self.count, self.peers, name, self.limits)
+        leases = granted(self.count, self.peers, name, self.limits)
         peer = self.peers[name]
         for lease in leases:
             assert lease.pieces
@@ -128,7 +139,7 @@ def spread(replicas: int, pieces: int, limits: Limits | None = None) -> Swarm:
 
 
 def test_a_single_replica_pulls_in_several_streams() -> None:
-    leases = grant(64, {"worker": Peer((1 << 64) - 1), "rollout-0": Peer()}, "rollout-0", Limits())
+    leases = granted(64, {"worker": Peer((1 << 64) - 1), "rollout-0": Peer()}, "rollout-0", Limits())
     assert [lease.source for lease in leases] == ["worker"] * 4
     assert [lease.pieces.bit_count() for lease in leases] == [2] * 4
 
@@ -141,17 +152,42 @@ def test_a_version_leaves_its_source_about_once_however_many_replicas_want_it() 
 
 def test_what_is_on_its_way_to_another_is_taken_again_only_if_there_is_nothing_else_to_do() -> None:
     peers = {"worker": Peer(0b1111), "a": Peer(leases=(Lease("worker", 0b0011),)), "b": Peer()}
-    leases = grant(4, peers, "b", Limits())
+    leases = granted(4, peers, "b", Limits())
     assert union(lease.pieces for lease in leases) == 0b1100
     peers["b"] = Peer(have=0b1100)
-    assert len(grant(4, peers, "b", Limits())) == 1
+    assert len(granted(4, peers, "b", Limits())) == 1
     peers["a"] = Peer(have=0b0001, leases=(Lease("worker", 0b0010),))
-    assert grant(4, peers, "b", Limits()) == (Lease("a", 0b0001),)
+    assert granted(4, peers, "b", Limits()) == (Lease("a", 0b0001),)
 
 
 def test_a_source_that_serves_as_many_as_it_may_is_left_alone() -> None:
     busy = {f"n{i}": Peer(leases=(Lease("worker", 1 << i),)) for i in range(4)}
     peers = {"worker": Peer(0xFF), "late": Peer(), **busy}
-    assert grant(8, peers, "late", Limits()) == ()
+    assert granted(8, peers, "late", Limits()) == ()
     del peers["n0"]
-    assert grant(8, peers, "late", Limits())[0].source == "worker"
+    assert granted(8, peers, "late", Limits())[0].source == "worker"
+
+
+NAMES = ("worker", "a", "b", "c")
+PEERS = st.builds(
+    Peer,
+    have=st.integers(0, 15),
+    leases=st.lists(st.builds(Lease, source=st.sampled_from(NAMES), pieces=st.integers(1, 15)), max_size=3).map(tuple),
+    refuses=st.sets(st.sampled_from(NAMES)).map(frozenset),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(reports=st.lists(st.tuples(st.sampled_from(NAMES), st.none() | PEERS)), last=PEERS)
+def test_what_is_kept_from_report_to_report_decides_as_if_all_was_said_at_once(reports: list[tuple[str, Peer | None]], last: Peer) -> None:
+    limits = Limits(fan_out=1, streams=4, share=4)
+    kept, said = Peers(4, limits), dict[str, Peer]()
+    for name, peer in [*reports, ("a", last)]:
+        if peer is None:
+            kept.drop(name)
+            said.pop(name, None)
+        else:
+            kept.put(name, peer)
+            said[name] = peer
+    for name in said:
+        assert grant(kept, name) == granted(4, said, name, limits)

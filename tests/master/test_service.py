@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Literal
 
 from tests.master.twins import FakeNode, FakeReplica, World, inputs, job, manifest
 from tests.master.virtual import run
@@ -161,6 +162,22 @@ def test_status_metrics_and_page_answer_at_any_time(tmp_path: Path) -> None:
         page = (await world.call("GET", "/")).text
         assert "<title>test</title>" in page
         assert "setInterval" in page
+
+    with_master(world, work)
+
+
+def test_the_status_says_what_the_switch_policy_came_to_and_why(tmp_path: Path) -> None:
+    world = World(tmp_path, job(), inputs())
+
+    async def said(kind: Literal["worker", "rollout"], policy: Literal["restart", "sleep"] | None, reason: str) -> str:
+        report = FakeNode(world).report().model_copy(update={"kind": kind, "switch_policy": policy, "switch_reason": reason})
+        assert (await world.call("POST", "/v1/nodes/worker-0/sync?wait=0", report.model_dump_json())).status_code == 200
+        return JobStatus.model_validate_json((await world.call("GET", "/v1/status")).content).nodes[0].switch
+
+    async def work() -> None:
+        assert await said("worker", None, "") == ""
+        assert await said("worker", "restart", "auto restarts on CPU") == "restart: auto restarts on CPU"
+        assert await said("rollout", "sleep", "there is no trainer on this node") == "", "no policy made it so"
 
     with_master(world, work)
 

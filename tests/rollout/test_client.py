@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from rljob.api import ConfigurationError, InfrastructureError, RLJob
+from rljob.plan.estimate import engine_bytes
 from rljob.rollout.client import EngineClient, EngineMetrics, SamplingParams, failure_reason, parse_completion, parse_metrics
 from rljob.rollout.engine import engine_argv, kv_cache_bytes, preloads, zygote_environment
 from rljob.wire.data import Prepared
@@ -44,6 +45,14 @@ def test_an_engine_on_cpu_starts_with_dummy_weights_and_room_for_every_sequence(
     assert json.loads(option(argv, "weight-transfer-config")) == {"backend": "rljob-arena"}
     # 100 tokens are 4 blocks of 32 and one to spare, for 128 sequences and the null block; K and V, 30 layers, 3 heads of 64, fp32
     assert int(option(argv, "kv-cache-memory-bytes")) == (128 * 5 + 1) * 32 * 2 * 30 * 3 * 64 * 4
+
+
+@pytest.mark.parametrize(("accelerator", "dtype"), [("cpu", "float32"), ("nvidia", "bfloat16")])
+def test_arithmetic_is_as_wide_as_the_job_says_else_exact_on_cpu_and_half_on_gpus(model: Path, accelerator: str, dtype: str) -> None:
+    for said, expected in (("auto", dtype), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        asked = job(accelerator={"type": accelerator}, rollout={"maxTokens": 64, "engine": {"dtype": said}})
+        assert option(engine_argv(asked, PREPARED, model, "127.0.0.1", 8000), "dtype") == expected
+        assert engine_bytes(asked) == {"float32": 4, "bfloat16": 2}[expected]
 
 
 def test_memory_asked_for_is_memory_given_and_smaller_arithmetic_needs_less(model: Path) -> None:

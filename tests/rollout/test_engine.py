@@ -24,6 +24,7 @@ from rljob.checkpoint_engine.act import attest
 from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_checksum, tensor_entries
 from rljob.checkpoint_engine.clients import HttpEngine
 from rljob.checkpoint_engine.outcome import AttestationFailed
+from rljob.checkpoint_engine.state import EngineState
 from rljob.rollout.client import NO_WEIGHTS, EngineClient, EngineMetrics, SamplingParams, weight_label
 from rljob.rollout.zygote import session_members
 from rljob.wire.weights import Canary, Manifest
@@ -277,7 +278,7 @@ def swapped_before_the_checksum(policy: Policy, engine: str, old: Manifest) -> M
         kept = one.clone()
         one.copy_(other)
         other.copy_(kept)
-        entries = tensor_entries(file, file.checksums(), "worker-0")
+        entries = tensor_entries(file, file.sums(), "worker-0")
     manifest = old.model_copy(update={"tensors": entries, "checksum": manifest_checksum(entries)})
     ask(engine, lambda e: e.load_weights(manifest, policy.arena, share=True))
     return manifest
@@ -308,6 +309,30 @@ def test_the_canary_refuses_an_engine_that_computes_with_other_weights_than_it_s
                 ask(engine, lambda e: attest(HttpEngine(e), manifest))
     finally:
         ask(engine, let_go)
+
+
+def test_a_kept_engine_sleeps_while_the_next_version_is_written_and_wakes_to_serve_it(engine: str, policy: Policy) -> None:
+    """`switch.policy: sleep` on CPU: vLLM only pauses there, and keeps its memory."""
+
+    async def scenario(client: EngineClient) -> Manifest:
+        kept = HttpEngine(client)
+        old = policy.export()
+        await kept.load(old, policy.arena, share=False, beside=False)
+        await attest(kept, old)
+        await client.generate("fills the prefix cache", PROMPT, SamplingParams(max_tokens=2))
+        await kept.sleep()
+        assert await kept.state() == EngineState(old.version, old.checksum, paused=True)
+        policy.step(0.03)
+        new = policy.export()  # the arena, which it only copied, is free
+        await kept.wake()
+        await attest(kept, old)
+        await kept.load(new, policy.arena, share=False, beside=False)
+        assert await kept.state() == EngineState(new.version, new.checksum, paused=False)
+        await attest(kept, new)
+        return new
+
+    ask(engine, let_go)
+    assert_same_policy(engine, policy, ask(engine, scenario))
 
 
 def test_an_aborted_answer_comes_back_with_what_there_is(engine: str, policy: Policy) -> None:

@@ -82,12 +82,13 @@ def file(tmp_path: Path) -> TensorFile:
 
 
 def test_checksums_of_all_nodes_come_together_and_missing_ones_are_read(file: TensorFile) -> None:
-    assert agreed(first({"b": "theirs"}), file, {}, ["a"]) == {"a": file.checksum("a"), "b": "theirs"}
+    theirs = ("of b", "of its first part", "of its second")
+    assert agreed(first({"b": theirs}), file, {}, ["a"]) == {"a": (file.checksum("a"),), "b": theirs}
 
 
 def test_nodes_that_hold_different_numbers_of_a_tensor_are_found_out(file: TensorFile) -> None:
     with pytest.raises(InfrastructureError, match="come apart: a is not the same on all of them"):
-        agreed(first({"a": "another", "b": file.checksum("b")}), file, {"a": file.checksum("a")}, ["a", "b"])
+        agreed(first({**file.sums(["b"]), "a": ["another"]}), file, file.sums(["a"]), ["a", "b"])
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,12 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.payloads import free_port
+from rljob.trainer.presence import attend
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
@@ -40,6 +43,17 @@ def begun(process: subprocess.Popen[str], seconds: float = PATIENCE) -> bool:
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], seconds)
     return bool(ready) and process.stdout.readline() == "begun\n"
+
+
+def reached(port: int) -> socket.socket:
+    """A connection, once somebody listens."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except ConnectionRefusedError:
+            assert time.monotonic() < end, "nobody listens"
+            time.sleep(0.05)
 
 
 def turned_away(stranger: socket.socket) -> bool:
@@ -107,14 +121,21 @@ def test_one_that_dies_before_all_are_there_is_waited_for(world: World) -> None:
 
 def test_a_stranger_is_not_counted_and_does_no_harm(world: World) -> None:
     zero, one = world.start(0), world.start(1)
-    assert not begun(zero, 1.0)
     for said in (b"GET / HTTP/1.1\r\n\r\n", b"7\n", b"0\n"):
-        with socket.create_connection(("127.0.0.1", world.port)) as stranger:
+        with reached(world.port) as stranger:
             stranger.sendall(said)
             assert turned_away(stranger)
+    assert not begun(zero, 1.0)
     two = world.start(2)
     assert [begun(rank) for rank in (zero, one, two)] == [True] * 3
     with socket.create_connection(("127.0.0.1", world.port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert turned_away(stranger)
     assert [rank.poll() for rank in (zero, one, two)] == [None] * 3
+
+
+def test_a_port_that_is_taken_is_one_line_that_says_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InfrastructureError, match=rf"listen on 127.0.0.1:{port} \(Address already in use.*spec.templates.worker"):
+            attend(0, 2, "127.0.0.1", port)

@@ -25,7 +25,7 @@ from rljob.checkpoint_engine.state import Owner, Site
 from rljob.checkpoint_engine.transport import HttpTransport, Transport
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
 from rljob.rollout.client import EngineClient
-from rljob.rollout.engine import GPU_UTILIZATION, engine_argv, engine_dtype, engine_environment, kv_cache_bytes
+from rljob.rollout.engine import GPU_UTILIZATION, engine_argv, engine_environment, kv_cache_bytes
 from rljob.wire.clock import steady_time
 from rljob.wire.connections import pool
 from rljob.wire.data import Prepared
@@ -173,7 +173,7 @@ def claims(job: RLJob, prepared: Prepared, model: Path, memory: DeviceMemory) ->
     if job.spec.accelerator.type == "nvidia":
         # vLLM itself refuses to start when less than this share of the device is free.
         return {"trainer": trainer, "engine": int(utilization(job) * memory.total())}
-    width = 4 if engine_dtype(job) == "float32" else 2
+    width = 4 if job.spec.engine_dtype == "float32" else 2
     return {"trainer": trainer, "engine": width * prepared.parameters + kv_cache_bytes(job, prepared, model) + _OVERHEAD}
 
 

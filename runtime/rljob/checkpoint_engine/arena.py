@@ -15,7 +15,7 @@ import mmap
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -27,14 +27,18 @@ from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.hold import give_back, held, take
 from rljob.checkpoint_engine.layout import DTYPES, NAMES, PAGE, TensorSpec, allocate, header_text, parse_header
 from rljob.checkpoint_engine.space import human_size
+from rljob.wire.pieces import part_bytes, wrong_parts
 from rljob.wire.weights import Manifest, Shard, TensorEntry, WeightsRefused
 
 __all__ = [
-    "DTYPES", "NAMES", "TensorFile", "TensorSpec", "WeightsRefused", "converted_there", "human_size", "manifest_checksum",
+    "DTYPES", "NAMES", "Sums", "TensorFile", "TensorSpec", "WeightsRefused", "converted_there", "human_size", "manifest_checksum",
     "tensor_entries", "thread_count", "verify_manifest",
 ]  # fmt: skip
 CHUNK = 1 << 19
 """Bytes that are copied before they are hashed: few enough that the hash still finds them in a core's own cache (1 MiB or more)."""
+
+Sums = tuple[str, ...]
+"""xxh3-128 of a tensor, hex, and of each of its parts if it is cut in parts (`TensorEntry.checksum`, `TensorEntry.parts`)."""
 
 
 class TensorFile:
@@ -51,6 +55,7 @@ class TensorFile:
         self.specs: tuple[TensorSpec, ...] = header.specs
         self._places = {spec.name: (offset, spec) for spec, offset in zip(header.specs, header.offsets, strict=True)}
         self._data_start = header.size
+        self._part = None if on_disk else part_bytes(self.nbytes)
         with warnings.catch_warnings():
             # torch has no read-only tensors; nothing here writes through a read-only mapping (it would be a segmentation fault).
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -65,7 +70,8 @@ class TensorFile:
 
         Args:
             on_disk: `write` goes through write(2). A fresh page of a file on disk costs a fault when it is written through a mapping, which
-                made a checkpoint of 513 MiB take 1.3 s instead of 0.4; the warm pages of an arena are faster through the mapping.
+                made a checkpoint of 513 MiB take 1.3 s instead of 0.4; the warm pages of an arena are faster through the mapping. No tensor
+                is cut in parts: nobody pulls from there.
 
         Raises:
             ConfigurationError: no space or no permission; the message says how much is needed and free.
@@ -165,8 +171,8 @@ class TensorFile:
         offset, spec = self._places[name]
         return self._bytes[offset : offset + spec.nbytes].view(spec.dtype).view(spec.shape)
 
-    def write(self, name: str, source: torch.Tensor) -> str:
-        """Copy `source` (converted to the file's element type) into the file and return the checksum of what was written.
+    def write(self, name: str, source: torch.Tensor) -> Sums:
+        """Copy `source` (converted to the file's element type) into the file and return the checksums of what was written.
 
         Copying and hashing go chunk by chunk, so that the bytes are read from memory once. Both leave the interpreter lock.
 
@@ -180,7 +186,7 @@ class TensorFile:
         offset, spec = self._places[name]
         if spec.shape not in (tuple(source.shape), (math.prod(source.shape[:2]), *source.shape[2:])):
             raise ValueError(f"tensor {name} has shape {list(source.shape)}, {self.path} holds {list(spec.shape)}")
-        digest = xxhash.xxh3_128()
+        digest = self._digest(spec)
         for block in _blocks(converted_there(source.detach(), spec.dtype)):
             flat = block.view(-1)
             if self._on_disk:
@@ -188,9 +194,9 @@ class TensorFile:
             else:
                 self._copy(offset, flat, spec.dtype, digest)
             offset += flat.numel() * spec.dtype.itemsize
-        return str(digest.hexdigest())
+        return digest.sums()
 
-    def _copy(self, offset: int, flat: torch.Tensor, dtype: torch.dtype, digest: xxhash.xxh3_128) -> None:
+    def _copy(self, offset: int, flat: torch.Tensor, dtype: torch.dtype, digest: "_Digest") -> None:
         """Write through the mapping at `offset`, and hash what stands there."""
         target = self._bytes[offset : offset + flat.numel() * dtype.itemsize].view(dtype)
         copy = _memmove if flat.device.type == "cpu" and flat.dtype == dtype else torch.Tensor.copy_
@@ -201,7 +207,7 @@ class TensorFile:
                 copy(target[start:end], flat[start:end])
                 digest.update(memory[offset + start * dtype.itemsize : offset + end * dtype.itemsize])
 
-    def _write_out(self, offset: int, flat: torch.Tensor, digest: xxhash.xxh3_128) -> None:
+    def _write_out(self, offset: int, flat: torch.Tensor, digest: "_Digest") -> None:
         """Write through write(2) at `offset`, and hash what was handed over."""
         # Not through numpy: torch never again resizes a storage that numpy has seen, and the trainer's are resized when they are offloaded.
         contents = memoryview((ctypes.c_ubyte * flat.nbytes).from_address(flat.data_ptr())).cast("B")
@@ -215,11 +221,25 @@ class TensorFile:
                     raise InfrastructureError(f"cannot write {self.path}: {error.strerror}") from error
                 offset, chunk = offset + written, chunk[written:]
 
-    def write_all(self, tensors: Mapping[str, torch.Tensor], threads: int | None = None) -> dict[str, str]:
+    def write_all(self, tensors: Mapping[str, torch.Tensor], threads: int | None = None) -> dict[str, Sums]:
         """`write` of many tensors in threads: two reach the memory's bandwidth, one does not."""
         order = sorted(tensors, key=lambda name: -tensors[name].nbytes)  # the longest first, so that threads end together
         with ThreadPoolExecutor(threads or thread_count()) as pool:
             return dict(zip(order, pool.map(lambda name: self.write(name, tensors[name]), order), strict=True))
+
+    def sums(self, names: Iterable[str] | None = None, threads: int | None = None) -> dict[str, Sums]:
+        """What `write` returned for tensors (default: all) that are as they were then; read in threads."""
+        return self._by_name(self._sums, names, threads)
+
+    def _sums(self, name: str) -> Sums:
+        offset, spec = self._places[name]
+        digest = self._digest(spec)
+        with memoryview(self._map) as memory:
+            digest.update(memory[offset : offset + spec.nbytes])
+        return digest.sums()
+
+    def _digest(self, spec: TensorSpec) -> "_Digest":
+        return _Digest(self._part if self._part is not None and spec.nbytes > self._part else None)
 
     def checksum(self, name: str) -> str:
         """xxh3-128 of the tensor's bytes, hex."""
@@ -229,10 +249,13 @@ class TensorFile:
 
     def checksums(self, names: Iterable[str] | None = None, threads: int | None = None) -> dict[str, str]:
         """Checksums of many tensors (default: all), in threads: hashing leaves the interpreter lock."""
+        return self._by_name(self.checksum, names, threads)
+
+    def _by_name[T](self, read: Callable[[str], T], names: Iterable[str] | None, threads: int | None) -> dict[str, T]:
         wanted = list(self.names() if names is None else names)
         order = sorted(wanted, key=lambda name: -self.spec(name).nbytes)
         with ThreadPoolExecutor(threads or thread_count()) as pool:
-            return dict(zip(order, pool.map(self.checksum, order), strict=True))
+            return dict(zip(order, pool.map(read, order), strict=True))
 
     def hold(self) -> None:
         """From now on nobody can write this file through a TensorFile, until `release`, `close` or the end of this process."""
@@ -273,6 +296,33 @@ class TensorFile:
         self.close()
 
 
+class _Digest:
+    """Checksums of a tensor and of its parts, in one pass: each chunk is hashed for both while a core's own cache has it."""
+
+    def __init__(self, part: int | None) -> None:
+        """`part`: bytes of a part; None: it is not cut."""
+        self._part, self._left = part, 0
+        self._whole, self._parts = xxhash.xxh3_128(), list[xxhash.xxh3_128]()
+
+    def update(self, data: memoryview) -> None:
+        """What comes next."""
+        if self._part is None:
+            self._whole.update(data)
+            return
+        while data:
+            if not self._left:
+                self._parts.append(xxhash.xxh3_128())
+                self._left = self._part
+            chunk, data = data[: min(CHUNK, self._left)], data[min(CHUNK, self._left) :]
+            self._whole.update(chunk)
+            self._parts[-1].update(chunk)
+            self._left -= len(chunk)
+
+    def sums(self) -> Sums:
+        """Of all that came."""
+        return tuple(str(digest.hexdigest()) for digest in (self._whole, *self._parts))
+
+
 def converted_there(source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A tensor of an accelerator in `dtype`, converted on it, so that only as many bytes travel: left to itself, a blocking copy takes the
     numbers as they are and converts them on CPU (copy_kernel_cuda in aten/src/ATen/native/cuda/Copy.cu). One of main memory as it is."""
@@ -306,8 +356,8 @@ def manifest_checksum(tensors: Iterable[TensorEntry]) -> str:
     return str(xxhash.xxh3_128_hexdigest("".join(lines).encode()))
 
 
-def tensor_entries(file: TensorFile, checksums: Mapping[str, str], node: str | Mapping[str, str]) -> tuple[TensorEntry, ...]:
-    """Manifest entries of a file that holds whole tensors; `checksums` are what `write` or `checksums` returned.
+def tensor_entries(file: TensorFile, sums: Mapping[str, Sums], node: str | Mapping[str, str]) -> tuple[TensorEntry, ...]:
+    """Manifest entries of a file that holds whole tensors; `sums` are what `write` or `sums` returned.
 
     `node`: who holds them, or who holds which.
     """
@@ -316,10 +366,13 @@ def tensor_entries(file: TensorFile, checksums: Mapping[str, str], node: str | M
         holder = node if isinstance(node, str) else node[spec.name]
         return Shard(node=holder, segment=file.path.name, offset=file.offset(spec.name), bytes=spec.nbytes, start=0, rows=_rows(spec))
 
-    return tuple(
-        TensorEntry(name=spec.name, dtype=NAMES[spec.dtype], shape=spec.shape, shards=(shard(spec),), checksum=checksums[spec.name])
-        for spec in file.specs
-    )
+    def entry(spec: TensorSpec) -> TensorEntry:
+        checksum, *parts = sums[spec.name]
+        return TensorEntry(
+            name=spec.name, dtype=NAMES[spec.dtype], shape=spec.shape, shards=(shard(spec),), checksum=checksum, parts=tuple(parts)
+        )
+
+    return tuple(entry(spec) for spec in file.specs)
 
 
 def verify_manifest(manifest: Manifest, file: TensorFile, contents: bool = True, part: bool = False) -> None:
@@ -347,7 +400,7 @@ def verify_manifest(manifest: Manifest, file: TensorFile, contents: bool = True,
 
 
 def _layout_problems(manifest: Manifest, file: TensorFile) -> Iterator[str]:
-    counts = Counter(t.name for t in manifest.tensors)
+    counts, total = Counter(t.name for t in manifest.tensors), file.nbytes
     yield from (f"{name} stands {count} times in the manifest" for name, count in counts.items() if count > 1)
     yield from (f"{name} is not in the manifest" for name in file.names() if name not in counts)
     for entry in manifest.tensors:
@@ -359,6 +412,8 @@ def _layout_problems(manifest: Manifest, file: TensorFile) -> Iterator[str]:
             yield f"{entry.name} is {NAMES[spec.dtype]} {list(spec.shape)}, not {entry.dtype} {list(entry.shape)}"
         elif not _covered(entry, file):
             yield f"{entry.name} is not covered by its shards"
+        elif wrong := wrong_parts(entry, spec.nbytes, total):
+            yield wrong
 
 
 def _covered(entry: TensorEntry, file: TensorFile) -> bool:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from rljob.checkpoint_engine.draft import Draft, is_laid_out_as, part_of, read_metadata, version_of
 from rljob.checkpoint_engine.outcome import FillFailed, MasterAway
-from rljob.checkpoint_engine.pull import HEARTBEAT, coming, wrong_bytes
+from rljob.checkpoint_engine.pull import coming, wrong_bytes
 from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
 from rljob.checkpoint_engine.weight_server import Shelf
 from rljob.wire.node import Progress
-from rljob.wire.pieces import members, runs
+from rljob.wire.pieces import HEARTBEAT, members, runs
 from rljob.wire.weights import Manifest, WeightsRefused
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,13 @@ import ctypes
 import json
 import mmap
 import os
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import accumulate, batched, repeat
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from rljob.api import ConfigurationError, InfrastructureError
@@ -26,6 +28,8 @@ from rljob.checkpoint_engine.transport import STALL, HttpStream, SourceFailed
 
 LONGEST_BATCH = 64
 """Reads of one call; past some thousands it refuses all of them."""
+RDMA = Path("/dev/infiniband")
+"""Where the devices of RDMA networks are; a pod has those that it was given."""
 FILES = 2
 """Registered files of a node: its arena and its draft."""
 
@@ -45,11 +49,23 @@ class TransferEngine(Protocol):
 
 
 def open_engine(host: str, protocol: str) -> TransferEngine:
-    """An engine that others reach under `host`.
+    """An engine that others reach under `host`. Where something is missing it would start all the same, over TCP, or unreachable.
 
     Raises:
-        ConfigurationError: the package or a library is not installed, or there is no such network.
+        ConfigurationError: the package or a library is not installed, or there is no such network or address.
     """
+    if protocol == "rdma" and not any(RDMA.glob("uverbs*")):
+        raise ConfigurationError(
+            f"spec.rollout.weights.protocol is rdma, but there is no RDMA device here ({RDMA}/uverbs*): in spec.templates "
+            "(worker, rollout) let the container checkpoint-engine ask for one by its name at the device plugin, or set it to tcp"
+        )
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"spec.rollout.weights.transport is mooncake, but {host} is no address of this machine ({error.strerror}): set "
+            "RLJOB_ADVERTISE_HOST to one, or transport to http"
+        ) from error
     os.environ.setdefault("MC_LOG_LEVEL", "ERROR")
     os.environ.setdefault("MC_TRANSFER_TIMEOUT", f"{STALL:.0f}")
     if protocol == "tcp":

@@ -7,6 +7,7 @@ try ends: the next one begins with what is here, checked anew, and trusts everyb
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,13 +23,11 @@ from rljob.checkpoint_engine.outcome import DeadlineExceeded, MasterAway
 from rljob.checkpoint_engine.transport import SourceFailed, SourceLied, Stream, Transport
 from rljob.checkpoint_engine.weight_server import IDLE, Shelf
 from rljob.wire.node import Progress
-from rljob.wire.pieces import PullLease, PullPlan, PullReport, mask_of, runs, text_of
+from rljob.wire.pieces import HEARTBEAT, PullLease, PullPlan, PullReport, mask_of, runs, text_of
 from rljob.wire.weights import Manifest
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT = 0.5
-"""Seconds between two reports while everything goes on: so late can others have what is here."""
 FRESH = IDLE / 3
 """Seconds for which a stream that nobody uses is as good as a new one: the source closes it after IDLE."""
 HOPELESS = 5.0
@@ -163,6 +162,7 @@ class Puller:
         running: dict[asyncio.Future[None], PullLease] = {}
         have, since = pull.draft.have, loop.time()
         busy = since  # until when anybody was asked for anything
+        shown = -math.inf
         while pull.draft.missing:
             plan = await self._ask(pull, tuple(running.values()))
             if not plan.wanted:
@@ -171,15 +171,17 @@ class Puller:
             for lease in plan.leases:
                 running[loop.run_in_executor(threads, self._fetch, pull, lease)] = lease
             if running:
-                done, _ = await asyncio.wait(running, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(running, timeout=plan.pause, return_when=asyncio.FIRST_COMPLETED)
                 for future in done:
                     running.pop(future)
                     future.result()
                 busy = loop.time()
             else:
                 self._despair(pull, loop.time() - busy)
-                await asyncio.sleep(HEARTBEAT)
-            publish(Progress(done=pull.draft.have.bit_count(), total=len(pull.draft.pieces)))
+                await asyncio.sleep(plan.pause)
+            if loop.time() - shown >= plan.pause:  # it is a report of its own
+                publish(Progress(done=pull.draft.have.bit_count(), total=len(pull.draft.pieces)))
+                shown = loop.time()
             if pull.draft.have != have:
                 have, since = pull.draft.have, loop.time()
             if loop.time() - since > self._patience:

@@ -54,6 +54,7 @@ class Seat:
     """And the ids they were sent under."""
     promised: int = 0
     """Places given away to requests that are about to be sent, or in flight."""
+    running: int = 0
     waiting: int = 0
     cache_usage: float = 0.0
     usable_at: float = 0.0
@@ -73,11 +74,11 @@ class Seat:
     def load(self) -> Load:
         """As the dispatch decision sees it."""
         usable_at = math.inf if self.leaving else self.usable_at
-        return Load(self.key, self.promised, self.waiting, self.cache_usage, usable_at, self.speed, self.slow_since)
+        return Load(self.key, self.promised, self.running, self.waiting, self.cache_usage, usable_at, self.speed, self.slow_since)
 
     def observe(self, metrics: EngineMetrics, now: float) -> None:
         """Take up the engine's own figures."""
-        self.waiting, self.cache_usage = metrics.waiting, metrics.kv_cache_usage
+        self.running, self.waiting, self.cache_usage = metrics.running, metrics.waiting, metrics.kv_cache_usage
         fresh = max(0, metrics.generation_tokens - self._counter) if self._counter is not None else 0
         if fresh:
             self.generated += fresh

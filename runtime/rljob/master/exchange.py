@@ -3,28 +3,25 @@
 Nothing of it is durable: nodes say all of it again with each report.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 from rljob.api import InfrastructureError
-from rljob.master.decisions.fanout import Lease, Limits, Peer, grant
+from rljob.master.decisions.fanout import Lease, Limits, Peer, Peers, grant
 from rljob.master.nodes import Nodes
 from rljob.master.timing import Clock
 from rljob.wire.node import NodeReport
-from rljob.wire.pieces import PullLease, PullPlan, PullReport, mask_of, pieces, text_of
+from rljob.wire.pieces import HEARTBEAT, HeldWeights, PullLease, PullPlan, PullReport, mask_of, pieces, text_of
 from rljob.wire.weights import Manifest
 
 SILENCE = 10.0
 """Seconds after which a node that pulled and has not been heard of since gets nothing more and gives nothing more."""
+OFTEN = 250
+"""Heartbeats that are taken in a second: the more nodes pull, the longer are the pauses between those of one."""
+LOOK = 0.5
+"""Seconds after which it is looked again who is gone."""
 
 
-@dataclass(frozen=True)
-class _Pull:
-    """A node's newest report, and what it was told to fetch since."""
-
-    node: str
-    peer: Peer
-    heard: float
+def pause(pulling: int) -> float:
+    """Seconds between two heartbeats of each of so many nodes that pull."""
+    return max(HEARTBEAT, pulling / OFTEN)
 
 
 class Exchange:
@@ -32,11 +29,18 @@ class Exchange:
 
     def __init__(self, nodes: Nodes, clock: Clock, limits: Limits | None = None) -> None:
         self._nodes, self._clock, self._limits = nodes, clock, limits or Limits()
-        self._label: tuple[int, str] | None = None
-        self._count = 0
-        """Pieces of that version."""
-        self._pulls: dict[str, _Pull] = {}
-        """By address of the weight server."""
+        self._manifest: Manifest | None = None
+        self._peers = Peers(0, self._limits)
+        """By address of the weight server: those that pull that version, and those that have it."""
+        self._pulls: dict[str, tuple[str, float]] = {}
+        """Nodes that pull: address, and when they were last heard of."""
+        self._held: dict[str, HeldWeights | None] = {}
+        """What each node last said that it has."""
+        self._whole = set[str]()
+        """Addresses of those that have all of that version."""
+        self._looked: float | None = None
+        """When; None: something is new."""
+        nodes.observers.append(self._hear)
 
     def plan(self, manifest: Manifest, report: PullReport) -> PullPlan:
         """Take up a report; what its node is to fetch.
@@ -45,33 +49,46 @@ class Exchange:
             InfrastructureError: the version cannot be pulled, or the report does not fit it.
         """
         desired = self._nodes.desired
-        label = (manifest.version, manifest.checksum)
         serves = desired.phase in ("rollout", "train") and desired.version == manifest.version
         wanted = serves and desired.checksum in (None, manifest.checksum)
         if not wanted or report.checksum != manifest.checksum:
             return PullPlan(wanted=False)
-        if self._label != label:
-            self._label, self._count, self._pulls = label, len(pieces(manifest)), {}
-        now = self._clock()
-        me = self._take_up(report)
-        whole = _whole(self._nodes.reports, label, (1 << self._count) - 1)
-        # Who says that it has all of it by now fetches no more, whatever it was told when it last asked.
-        pulling = {url: pull for url, pull in self._pulls.items() if url not in whole and pull.node != report.node}
-        self._pulls = {url: pull for url, pull in pulling.items() if now - pull.heard < SILENCE}
-        peers = whole | {url: pull.peer for url, pull in self._pulls.items()} | {report.url: me}
-        leases = grant(self._count, peers, report.url, self._limits)
-        self._pulls[report.url] = _Pull(report.node, Peer(me.have, (*me.leases, *leases), me.refuses), now)
-        return PullPlan(wanted=True, leases=tuple(PullLease(source=lease.source, pieces=text_of(lease.pieces)) for lease in leases))
+        if self._manifest is not manifest and self._manifest != manifest:
+            self._peers, self._pulls, self._looked = Peers(len(pieces(manifest)), self._limits), {}, None
+        self._manifest = manifest
+        me, now = self._take_up(report), self._clock()
+        if self._looked is None or now - self._looked >= LOOK:
+            self._look(manifest, now)
+        address, _ = self._pulls.get(report.node, (report.url, now))
+        if address != report.url:
+            self._peers.drop(address)
+        self._pulls[report.node] = report.url, now
+        self._peers.put(report.url, me)
+        leases = grant(self._peers, report.url)
+        self._peers.put(report.url, Peer(me.have, (*me.leases, *leases), me.refuses))
+        told = tuple(PullLease(source=lease.source, pieces=text_of(lease.pieces)) for lease in leases)
+        return PullPlan(wanted=True, leases=told, pause=pause(len(self._pulls)))
+
+    def _hear(self, report: NodeReport) -> None:
+        if self._held.get(report.node) != report.weights:
+            self._held[report.node] = report.weights
+            self._looked = None
+
+    def _look(self, manifest: Manifest, now: float) -> None:
+        """Leave out who is silent; who says that it has all of it by now fetches no more, whatever it was told when it last asked."""
+        held = [report.weights for report in self._nodes.reports.values() if report.weights is not None]
+        whole = {weights.url for weights in held if (weights.version, weights.checksum) == (manifest.version, manifest.checksum)}
+        silent = {url for url, heard in self._pulls.values() if now - heard >= SILENCE}
+        self._pulls = {node: pull for node, pull in self._pulls.items() if pull[0] not in silent | whole}
+        for url in silent | self._whole - whole:
+            self._peers.drop(url)
+        for url in whole:
+            self._peers.put(url, Peer(self._peers.full))
+        self._whole, self._looked = whole, now
 
     def _take_up(self, report: PullReport) -> Peer:
         leases = tuple(Lease(lease.source, mask_of(lease.pieces)) for lease in report.fetching)
         have = mask_of(report.have)
-        if any(mask >> self._count for mask in (have, *(lease.pieces for lease in leases))):
-            raise InfrastructureError(f"{report.node} speaks of pieces that the version does not have: it has {self._count}")
+        if any(mask >> self._peers.count for mask in (have, *(lease.pieces for lease in leases))):
+            raise InfrastructureError(f"{report.node} speaks of pieces that the version does not have: it has {self._peers.count}")
         return Peer(have, leases, frozenset(report.refused))
-
-
-def _whole(reports: Mapping[str, NodeReport], label: tuple[int, str], full: int) -> dict[str, Peer]:
-    """Nodes that have the whole version."""
-    held = [report.weights for report in reports.values() if report.weights is not None]
-    return {weights.url: Peer(full) for weights in held if (weights.version, weights.checksum) == label}

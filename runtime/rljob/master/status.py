@@ -60,4 +60,5 @@ def _node(report: NodeReport, parts: Parts, now: float) -> NodeStatus:
         progress=progress,
         version=report.engine.version if report.engine is not None and serving else None,
         failure=report.failure.message if report.failure else "",
+        switch=f"{report.switch_policy}: {report.switch_reason}" if report.kind == "worker" and report.switch_policy else "",
     )

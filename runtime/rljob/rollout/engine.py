@@ -41,7 +41,7 @@ def engine_argv(job: RLJob, prepared: Prepared, model_dir: Path, host: str, port
         "served-model-name": "policy",
         "host": host,
         "port": str(port),
-        "dtype": engine_dtype(job),
+        "dtype": job.spec.engine_dtype,
         "load-format": "dummy",
         "skip-tokenizer-init": "true",
         "generation-config": "vllm",
@@ -66,14 +66,6 @@ def engine_argv(job: RLJob, prepared: Prepared, model_dir: Path, host: str, port
     return _arguments({**options, **engine.extra_args})
 
 
-def engine_dtype(job: RLJob) -> str:
-    """Arithmetic of generation: `float32` or `bfloat16`."""
-    chosen = job.spec.rollout.engine.dtype
-    if chosen != "auto":
-        return chosen
-    return "float32" if job.spec.accelerator.type == "cpu" else "bfloat16"
-
-
 def kv_cache_bytes(job: RLJob, prepared: Prepared, model_dir: Path) -> int:
     """Bytes of KV cache of one engine process: as asked for, or room for every sequence at its full length, in blocks."""
     engine = job.spec.rollout.engine
@@ -88,7 +80,7 @@ def kv_cache_bytes(job: RLJob, prepared: Prepared, model_dir: Path) -> int:
         layers = int(config["num_hidden_layers"])
     except KeyError as error:
         raise ConfigurationError(f"{model_dir}/config.json has no {error}: set spec.rollout.engine.kvCacheMemory") from error
-    width = 4 if engine_dtype(job) == "float32" else 2
+    width = 4 if job.spec.engine_dtype == "float32" else 2
     kv_heads = max(1, kv_heads // job.spec.rollout.tensor_parallel)
     block = BLOCK * 2 * layers * kv_heads * head_size * width
     # One block is vLLM's own (the null block), and a running sequence may hold one more than its length asks for.
@@ -136,7 +128,7 @@ def zygote_environment(job: RLJob, environment: Mapping[str, str] | None = None)
             # FlashInfer's sampler, which is vLLM's default, is compiled when it is first used; the images have no CUDA compiler.
             "VLLM_USE_FLASHINFER_SAMPLER": inherited.get("VLLM_USE_FLASHINFER_SAMPLER", "0"),
         }
-        if engine_dtype(job) == "float32":
+        if job.spec.engine_dtype == "float32":
             extra["TRITON_F32_DEFAULT"] = "ieee"  # its attention is Triton's, which rounds fp32 to TF32 else: no canary would pass
     return inherited | extra
 

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from rljob.api import InfrastructureError
-from rljob.checkpoint_engine.arena import NAMES, TensorFile, manifest_checksum, tensor_entries
+from rljob.checkpoint_engine.arena import NAMES, Sums, TensorFile, manifest_checksum, tensor_entries
 from rljob.trainer.build import Replica
 from rljob.trainer.homes import agreed, find_homes, merged
 from rljob.trainer.optimizer import STATES
@@ -64,8 +64,8 @@ def verify(folder: Path, record: Record) -> None:
         if wanted is None:
             continue
         with ExitStack() as stack:
-            files = [stack.enter_context(TensorFile.open(part)) for part in dict.fromkeys(_places(path).values())]
-            found = manifest_checksum(entry for file in files for entry in tensor_entries(file, file.checksums(), node=""))
+            files = [stack.enter_context(TensorFile.open(part, on_disk=True)) for part in dict.fromkeys(_places(path).values())]
+            found = manifest_checksum(entry for file in files for entry in tensor_entries(file, file.sums(), node=""))
         if found != wanted:
             raise InfrastructureError(f"{path} is damaged: its checksum is {found}, {RECORD} says {wanted}")
 
@@ -90,12 +90,12 @@ def save(
             _discard_drafts(folder)
             (draft / OPTIMIZER).parent.mkdir(parents=True)
     owners = find_homes(replica, ranks).shared_out()
-    checksums = _write_masters(replica, ranks, draft, where, owners)
+    sums = _write_masters(replica, ranks, draft, where, owners)
     steps, moments = _write_moments(replica, ranks, draft, where, owners) if not replica.optimizer.empty else ({}, None)
     with ranks.together():
         if not ranks.leads:
             return None
-        record = Record(version=version, checksum=_identity(replica, checksums, str), steps=steps, moments=moments, trained=trained)
+        record = Record(version=version, checksum=_identity(replica, sums, str), steps=steps, moments=moments, trained=trained)
         if not steps:
             (draft / OPTIMIZER).parent.rmdir()
         if len(ranks.nodes) > 1:
@@ -108,23 +108,23 @@ def save(
         return record
 
 
-def _identity(replica: Replica, checksums: Mapping[str, str], *names: Name) -> str:
+def _identity(replica: Replica, sums: Mapping[str, Sums], *names: Name) -> str:
     """Checksum of fp32 tensors under these namings, in whatever files they lie."""
     return manifest_checksum(
-        TensorEntry(name=spec.name, dtype=NAMES[spec.dtype], shape=spec.shape, shards=(), checksum=checksums[spec.name])
+        TensorEntry(name=spec.name, dtype=NAMES[spec.dtype], shape=spec.shape, shards=(), checksum=sums[spec.name][0])
         for spec in layout(replica, torch.float32, names)
     )
 
 
-def _write_masters(replica: Replica, ranks: Ranks, draft: Path, where: Where, owners: Mapping[str, int]) -> dict[str, str]:
-    """Returns the checksum of every tensor."""
+def _write_masters(replica: Replica, ranks: Ranks, draft: Path, where: Where, owners: Mapping[str, int]) -> dict[str, Sums]:
+    """Returns the checksums of every tensor."""
     with _own_file(replica, ranks, draft / MODEL, owners, str) as file:
         with ranks.together():
             if ranks.leads_node:
                 file.set_metadata({"format": "pt"})  # transformers wants to know
-            checksums = write(file, replica, {name: where(master) for name, master in replica.masters().items()})
+            sums = write(file, replica, {name: where(master) for name, master in replica.masters().items()})
             file.sync()
-        return agreed(ranks, file, checksums, file.names())
+        return agreed(ranks, file, sums, file.names())
 
 
 def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where, owners: Mapping[str, int]) -> tuple[dict[str, float], str]:
@@ -132,14 +132,14 @@ def _write_moments(replica: Replica, ranks: Ranks, draft: Path, where: Where, ow
     masters, names = replica.masters(), [_moment_name(moment) for moment in STATES]
     states = {name: replica.optimizer.state(master) for name, master in masters.items()}
     with _own_file(replica, ranks, draft / OPTIMIZER, owners, *names) as file:
-        known: dict[str, str] = {}
+        known: dict[str, Sums] = {}
         with ranks.together():
             for moment, name in zip(STATES, names, strict=True):
                 known |= write(file, replica, {parameter: where(state[moment]) for parameter, state in states.items()}, name)
             file.sync()
-        checksums = agreed(ranks, file, known, file.names())
+        sums = agreed(ranks, file, known, file.names())
     steps = merged(ranks, {piece.name: float(where(states[piece.parameter]["step"])) for piece in replica.pieces})
-    return steps, _identity(replica, checksums, *names)
+    return steps, _identity(replica, sums, *names)
 
 
 def _own_file(replica: Replica, ranks: Ranks, path: Path, owners: Mapping[str, int], *names: Name) -> TensorFile:

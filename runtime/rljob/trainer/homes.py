@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rljob.api import ConfigurationError, InfrastructureError
-from rljob.checkpoint_engine.arena import TensorFile
+from rljob.checkpoint_engine.arena import Sums, TensorFile
 from rljob.trainer.build import Replica
 from rljob.trainer.hf_map import pieces
 from rljob.trainer.place import alone
@@ -83,8 +83,8 @@ def merged[T](ranks: Ranks, mine: Mapping[str, T]) -> dict[str, T]:
     return together
 
 
-def agreed(ranks: Ranks, file: TensorFile, mine: Mapping[str, str], here: Iterable[str]) -> dict[str, str]:
-    """Checksum of every tensor, on every rank.
+def agreed(ranks: Ranks, file: TensorFile, mine: Mapping[str, Sums], here: Iterable[str]) -> dict[str, Sums]:
+    """Checksums of every tensor, on every rank.
 
     Args:
         file: of this node.
@@ -94,13 +94,13 @@ def agreed(ranks: Ranks, file: TensorFile, mine: Mapping[str, str], here: Iterab
     Raises:
         InfrastructureError: nodes that hold the same tensor do not hold the same numbers.
     """
-    known = {name: checksum for part in _by_node(ranks, mine)[ranks.node] for name, checksum in part.items()}
+    known = {name: sums for part in _by_node(ranks, mine)[ranks.node] for name, sums in part.items()}
     with ranks.together():
         if ranks.leads_node:
-            known |= file.checksums([name for name in here if name not in known])
-    together: dict[str, str] = {}
+            known |= file.sums([name for name in here if name not in known])
+    together: dict[str, Sums] = {}
     for node, *_ in _by_node(ranks, known if ranks.leads_node else {}):
-        apart = next((name for name, checksum in node.items() if together.setdefault(name, checksum) != checksum), None)
+        apart = next((name for name, sums in node.items() if together.setdefault(name, tuple(sums)) != tuple(sums)), None)
         if apart is not None:
             raise InfrastructureError(f"the trainer's nodes have come apart: {apart} is not the same on all of them; load a checkpoint")
     return together

@@ -198,15 +198,10 @@ class Trainer:
         return metrics
 
     def _export(self, version: int, path: Path) -> Manifest | None:
-        manifest = weights.export(self.replica, self.ranks, self.arena, path, version, self._export_dtype(), self.node)
+        dtype = torch.float32 if self.spec.engine_dtype == "float32" else torch.bfloat16
+        manifest = weights.export(self.replica, self.ranks, self.arena, path, version, dtype, self.node)
         self.held = replace(self.held, exported=version, manifest=manifest)
         return manifest
-
-    def _export_dtype(self) -> torch.dtype:
-        wanted = self.spec.rollout.engine.dtype
-        if wanted == "auto":
-            wanted = "float32" if self.spec.accelerator.type == "cpu" else "bfloat16"
-        return torch.float32 if wanted == "float32" else torch.bfloat16
 
     def _checkpoint(self, version: int, folder: Path) -> None:
         trained = self._result(version)

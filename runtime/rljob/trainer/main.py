@@ -8,7 +8,7 @@ import uuid
 import warnings
 from pathlib import Path
 
-from rljob.api import ConfigurationError
+from rljob.api import ConfigurationError, InfrastructureError
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.trainer import device as devices
 from rljob.trainer.architecture import read_architecture
@@ -27,9 +27,9 @@ def main() -> None:
     _quieten_libraries()
     try:
         run(Environment.current())
-    except ConfigurationError as error:
+    except (ConfigurationError, InfrastructureError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIGURATION)
+        sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)
 
 
 def run(environment: Environment) -> None:

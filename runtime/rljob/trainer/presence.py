@@ -14,6 +14,8 @@ import threading
 import time
 from typing import NoReturn
 
+from rljob.api import InfrastructureError
+
 log = logging.getLogger(__name__)
 
 BEGIN = b"begin\n"
@@ -32,6 +34,9 @@ def attend(rank: int, size: int, host: str, port: int) -> None:
 
     Args:
         host: where rank 0 is; for rank 0 itself, what it listens on.
+
+    Raises:
+        InfrastructureError: rank 0 cannot listen there. Who has the port may be about to end, as a pod before this one on its machine.
     """
     if rank == 0:
         _gather(size, host, port)
@@ -41,7 +46,13 @@ def attend(rank: int, size: int, host: str, port: int) -> None:
 
 def _gather(size: int, host: str, port: int) -> None:
     """Rank 0: until every other rank has a connection, then watch them."""
-    listener = socket.create_server((host, port), backlog=size)
+    try:
+        listener = socket.create_server((host, port), backlog=size)
+    except OSError as error:
+        raise InfrastructureError(
+            f"rank 0 of the trainer cannot listen on {host}:{port} ({error.strerror}): end the program that has the port; with hostNetwork "
+            "in spec.templates.worker it may be one of another pod, so leave that out"
+        ) from error
     present: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)

@@ -15,6 +15,7 @@ from torch import Tensor
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.arena import (
     NAMES,
+    Sums,
     TensorFile,
     TensorSpec,
     converted_there,
@@ -98,7 +99,7 @@ def layout(replica: Replica, dtype: torch.dtype, names: tuple[Name, ...] = (str,
 
 
 @torch.no_grad()
-def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], name: Name = str) -> dict[str, str]:
+def write(file: TensorFile, replica: Replica, tensors: Mapping[str, Tensor], name: Name = str) -> dict[str, Sums]:
     """Write this rank's part of `tensors` (by Megatron name), if they are in the file; returns the checksums of those it holds as a whole.
 
     Numbers go straight from the parameter into the file, on CPU without any other memory. From an accelerator they come tensor by tensor,
@@ -166,10 +167,10 @@ def export(replica: Replica, ranks: Ranks, arena: Arena, path: Path, version: in
         with ranks.together():
             mine = write(file, replica, masters)
         homes = find_homes(replica, ranks)
-        checksums = agreed(ranks, file, mine, homes.held[ranks.node])
+        sums = agreed(ranks, file, mine, homes.held[ranks.node])
         log.info("exported version %d: took %s beside the arena, bucket %s", version, taken(), human_size(bucket(replica, masters)))
         proof = computed()
-    entries = tensor_entries(file, checksums, homes.first(ranks.nodes if ranks.names else (node,)))
+    entries = tensor_entries(file, sums, homes.first(ranks.nodes if ranks.names else (node,)))
     identity = manifest_checksum(entries)
     manifest = Manifest(version=version, dtype=NAMES[dtype], tensors=entries, checksum=identity, canary=proof)
     if len(ranks.nodes) > 1:  # another machine may round the canary in another way

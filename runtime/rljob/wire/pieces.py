@@ -1,8 +1,8 @@
 """How a version is cut for its way to other nodes, and what a node and the master say about it.
 
-A piece is a run of whole tensors that lie one after the other in a segment and that the trainer has on one node. It comes from one
-source and is checked by the checksums of its tensors before it counts, so that whoever sent a wrong byte is known. Master and nodes derive
-the same pieces from the same manifest, and name a set of them by a bit mask (bit i is piece i), written in hex.
+A piece is a run of tensors that lie one after the other in a segment and that the trainer has on one node; a long tensor is several pieces.
+It comes from one source and is checked by the checksums in the manifest before it counts, so that whoever sent a wrong byte is known.
+Master and nodes derive the same pieces from the same manifest, and name a set of them by a bit mask (bit i is piece i), written in hex.
 
 `POST {master}/v1/weights/{version}/pull` takes a PullReport and answers with a PullPlan.
 """
@@ -14,13 +14,15 @@ from rljob.wire.base import Message
 from rljob.wire.weights import Manifest, TensorEntry
 
 COUNT, SMALLEST = 256, 1 << 20
-"""A version has so many pieces, so that nodes soon have something to give, but none is smaller than so many bytes, and a larger tensor is
-a piece of its own."""
+"""A version has about so many pieces, so that nodes soon have something to give and nobody waits for a large one, but they are not made
+smaller than so many bytes."""
+HEARTBEAT = 0.5
+"""Seconds between two reports of a node that pulls, while nothing ends: so late can others have what is there. Longer where many pull."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a piece."""
+    """One tensor of a piece, or the part of a long one."""
 
     name: str
     offset: int
@@ -47,12 +49,13 @@ def pieces(manifest: Manifest) -> tuple[Piece, ...]:
     """The pieces of a version, in the order of the segment.
 
     Raises:
-        InfrastructureError: its tensors do not lie whole and one after the other in one segment.
+        InfrastructureError: its tensors do not lie whole and one after the other in one segment, or one has another number of parts.
     """
-    parts = sorted((_part(tensor) for tensor in manifest.tensors), key=lambda part: (part.offset, part.bytes))
+    total = sum(shard.bytes for tensor in manifest.tensors for shard in tensor.shards)
+    parts = sorted((part for tensor in manifest.tensors for part in _parts(tensor, total)), key=lambda part: (part.offset, part.bytes))
     if not parts or len({shard.segment for t in manifest.tensors for shard in t.shards}) != 1:
         raise InfrastructureError(f"version {manifest.version} does not lie in one segment: other nodes cannot pull it")
-    target = max(SMALLEST, sum(part.bytes for part in parts) // COUNT)
+    target = max(SMALLEST, total // COUNT)
     found: list[Piece] = []
     open_: list[Part] = []
     for part, following in zip(parts, [*parts[1:], None], strict=True):
@@ -70,11 +73,30 @@ def pieces(manifest: Manifest) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-def _part(tensor: TensorEntry) -> Part:
+def part_bytes(total: int) -> int:
+    """How long the parts of a tensor are in a version of `total` bytes, all but the last one: a piece, in whole pages."""
+    return -(-max(SMALLEST, total // COUNT) // 4096) * 4096
+
+
+def wrong_parts(tensor: TensorEntry, bytes_: int, total: int) -> str | None:
+    """What is wrong with the number of parts of a tensor of so many bytes. None is right too: manifests that are older have none."""
+    wanted = -(-bytes_ // part_bytes(total))
+    if not tensor.parts or len(tensor.parts) == wanted > 1:
+        return None
+    return f"tensor {tensor.name} has {len(tensor.parts)} parts; {bytes_} bytes in a version of {total} are cut in {wanted}"
+
+
+def _parts(tensor: TensorEntry, total: int) -> list[Part]:
     if len(tensor.shards) != 1:
         raise InfrastructureError(f"{tensor.name} lies in {len(tensor.shards)} shards; other nodes can only pull whole tensors")
     (shard,) = tensor.shards
-    return Part(tensor.name, shard.offset, shard.bytes, tensor.checksum, shard.node)
+    if wrong := wrong_parts(tensor, shard.bytes, total):
+        raise InfrastructureError(wrong)
+    step = part_bytes(total) if tensor.parts else max(1, shard.bytes)
+    return [
+        Part(tensor.name, shard.offset + at, min(step, shard.bytes - at), checksum, shard.node)
+        for at, checksum in zip(range(0, max(1, shard.bytes), step), tensor.parts or (tensor.checksum,), strict=True)
+    ]
 
 
 def mask_of(text: str) -> int:
@@ -89,7 +111,12 @@ def text_of(mask: int) -> str:
 
 def members(mask: int) -> tuple[int, ...]:
     """Numbers of the pieces in a set, rising."""
-    return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
+    found = []
+    while mask:
+        lowest = mask & -mask
+        found.append(lowest.bit_length() - 1)
+        mask ^= lowest
+    return tuple(found)
 
 
 def runs(mask: int) -> list[list[int]]:
@@ -142,3 +169,5 @@ class PullPlan(Message):
     """False: no node is to serve this version any more (or not yet); give up."""
     leases: tuple[PullLease, ...] = ()
     """To be fetched besides what is under way."""
+    pause: float = HEARTBEAT
+    """Seconds until the next report, if nothing that is under way ends before."""

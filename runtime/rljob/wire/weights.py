@@ -39,6 +39,8 @@ class TensorEntry(Message):
     shards: tuple[Shard, ...]
     checksum: str
     """xxh3-128 of the whole tensor's bytes, hex."""
+    parts: tuple[str, ...] = ()
+    """The same of each part of a tensor that is so long that other nodes get it in parts (`rljob.wire.pieces.part_bytes`); else empty."""
 
 
 class Canary(Message):

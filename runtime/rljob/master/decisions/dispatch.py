@@ -5,12 +5,8 @@ from dataclasses import dataclass
 
 QUEUE_AHEAD = 1.25
 """Requests in flight per engine, as a multiple of the sequences it runs at a time: a few waiting ones keep it full while answers travel."""
-CACHE_FULL = 0.95
-"""Share of KV cache in use above which a waiting queue means that the engine cannot take more."""
-
-
 LEAD = 4
-"""An engine that has a request's prefix in its cache may be ahead of the emptiest one by one part in so many of the sequences it runs."""
+"""An engine that has a request's prefix in its cache may be fuller than the emptiest one by one part in so many."""
 SLOW = 4.0
 """An engine that writes so many times slower than another, for each sequence, holds the iteration up."""
 SLOW_SECONDS = 10.0
@@ -26,6 +22,8 @@ class Load:
     key: str
     in_flight: int
     """Requests of ours that it has not answered."""
+    running: int = 0
+    """Sequences that it says it runs."""
     waiting: int = 0
     """Requests that it says it has queued."""
     cache_usage: float = 0.0
@@ -39,26 +37,33 @@ class Load:
 
 
 def room(load: Load, max_sequences: int, now: float) -> int:
-    """How many more requests the engine can take."""
-    if now < load.usable_at or (load.waiting and load.cache_usage > CACHE_FULL):
-        return 0
-    return max(0, int(max_sequences * QUEUE_AHEAD) - load.in_flight)
+    """How many more requests the engine can take: none while some wait there, for a sequence or for KV cache."""
+    queues = load.waiting and load.running < load.in_flight
+    return 0 if queues or now < load.usable_at else max(0, int(max_sequences * QUEUE_AHEAD) - load.in_flight)
+
+
+def fullness(load: Load, max_sequences: int) -> float:
+    """Share of the engine that is taken: of its sequences or of its KV cache, whichever is more. From one look at its figures to the next,
+    every request of ours that comes or goes counts with the cache that one had then."""
+    cache = load.cache_usage / load.running * load.in_flight if load.running else load.cache_usage
+    return max(load.in_flight / max_sequences, cache)
 
 
 def choose(loads: Sequence[Load], max_sequences: int, preferred: str | None, now: float) -> str | None:
     """Key of the engine for the next request, or None if all are full.
 
     The preferred one (which has the answer's prefix cached) while it has a free sequence and is not far fuller than another, as it is
-    when a new engine has joined; else the one with the most room.
+    when a new engine has joined; else the one of which the most is free.
     """
-    free = {load.key: (room(load, max_sequences, now), load) for load in loads}
-    best = max(free.values(), key=lambda pair: pair[0], default=None)
-    if best is None or not best[0]:
+    able = {load.key: load for load in loads if room(load, max_sequences, now)}
+    if not able:
         return None
-    if preferred in free and free[preferred][0] and free[preferred][1].in_flight < max_sequences:
-        if free[preferred][0] >= best[0] - max(1, max_sequences // LEAD):
+    full = {key: fullness(load, max_sequences) for key, load in able.items()}
+    best = min(able, key=lambda key: (full[key], able[key].in_flight))
+    if preferred in able and able[preferred].in_flight < max_sequences:
+        if full[preferred] <= full[best] + max(1 / LEAD, 1 / max_sequences):
             return preferred
-    return best[1].key
+    return best
 
 
 def slow(loads: Sequence[Load], max_sequences: int, now: float) -> frozenset[str]:

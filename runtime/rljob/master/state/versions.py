@@ -36,6 +36,8 @@ class Versions:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._read: Manifest | None = None
+        """What was asked for last: a large model's takes long to read, and each report of a node that pulls needs it."""
 
     def committed(self) -> Committed:
         """The version that the job stands on."""
@@ -50,8 +52,10 @@ class Versions:
 
     def manifest(self, version: int) -> Manifest | None:
         """What is registered for a version; None also for one so old that its weights are nowhere in memory."""
-        row = self._db.connection.execute("SELECT body FROM manifests WHERE version = ?", (version,)).fetchone()
-        return Manifest.model_validate_json(row[0]) if row and row[0] else None
+        if self._read is None or self._read.version != version:
+            row = self._db.connection.execute("SELECT body FROM manifests WHERE version = ?", (version,)).fetchone()
+            self._read = Manifest.model_validate_json(row[0]) if row and row[0] else None
+        return self._read
 
     def checksum(self, version: int) -> str | None:
         """The checksum of a version, once registered."""
@@ -65,6 +69,7 @@ class Versions:
                 "INSERT INTO manifests VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
                 (manifest.version, manifest.checksum, manifest.model_dump_json()),
             )
+        self._read = None
 
     def store_batch(self, batch: StoredBatch, body: bytes) -> None:
         """Make a training task durable before any node hears of it."""
@@ -110,6 +115,7 @@ class Versions:
             c.execute("DELETE FROM batch_parts")
             # Peers may still read the version that was just replaced; of older ones only the checksum stays.
             c.execute("UPDATE manifests SET body = NULL WHERE version < ?", (version - 1,))
+        self._read = None
 
     def _learn(self, groups: Sequence[tuple[int]]) -> None:
         self._db.connection.executemany(
