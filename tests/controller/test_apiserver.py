@@ -176,6 +176,24 @@ def test_a_long_wait_is_left_to_the_caller() -> None:
     asyncio.run(story())
 
 
+def test_requests_that_were_refused_together_do_not_come_back_together() -> None:
+    """A server tells all of them the same `Retry-After`."""
+    tries: list[float] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        tries.append(asyncio.get_running_loop().time())
+        return web.json_response({}) if len(tries) > 8 else failure(429, "TooManyRequests", "slow", **{"Retry-After": "1"})
+
+    async def story() -> None:
+        async with client(handle) as api:
+            await asyncio.gather(*(api.get(POD) for _ in range(8)))
+        assert len(tries) == 16
+        assert tries[8] - tries[7] >= 0.9
+        assert tries[15] - tries[8] > 0.1
+
+    asyncio.run(story())
+
+
 def test_a_field_that_the_server_does_not_know_is_a_refusal_and_not_left_out() -> None:
     calls: list[tuple[str, str]] = []
 

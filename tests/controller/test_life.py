@@ -556,6 +556,19 @@ def only_grows(world: World) -> None:
     world.twin.apply = checked  # type: ignore[method-assign]
 
 
+def test_a_volume_that_the_spec_no_longer_names_is_kept_with_the_state() -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        uid = world.twin.objects[WORK]["metadata"]["uid"]
+        world.spec(checkpoint={"volume": "mine"})
+        await until(lambda: world.holds("Ready") and world.condition("Ready")["observedGeneration"] == 2)
+        await asyncio.sleep(60)
+        claim = world.twin.objects[WORK]["metadata"]
+        assert (claim["uid"], claim.get("deletionTimestamp")) == (uid, None)
+
+    living(story)
+
+
 @pytest.mark.parametrize("asleep", [False, True])
 def test_a_volume_that_somebody_has_grown_stays_so(asleep: bool) -> None:
     async def story(world: World) -> None:
@@ -685,6 +698,31 @@ def test_an_object_of_somebody_else_is_never_taken() -> None:
     living(story)
 
 
+def test_what_bears_the_jobs_labels_and_belongs_to_another_stays() -> None:
+    async def story(world: World) -> None:
+        await started(world, backoffLimit=0)
+        refs = [Ref("Pod", "default", "copied"), Ref("ConfigMap", "default", "theirs")]
+        owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "theirs", "uid": "theirs", "controller": True}
+        for ref, like in zip(refs, ("x-worker-0", "x-config"), strict=True):
+            theirs = copy.deepcopy(world.twin.of(ref.kind)[like])
+            theirs["metadata"] |= {"name": ref.name, "ownerReferences": [owner] if ref.kind == "Pod" else []}
+            world.twin.add(theirs)
+        world.pod_ended("copied")
+        await asyncio.sleep(60)
+        assert not world.holds("Failed"), "its end is none of the job's"
+        there = {ref: world.twin.objects[ref] for ref in refs}
+        world.spec(rollout={"replicas": 1})
+        await until(lambda: "x-rollout-0" in world.pods() and world.holds("Ready"))
+        changes: list[dict[str, Any]] = [{"suspend": True}, {"moonshot": {"speed": 3}}]
+        for change in changes:
+            world.spec(**change)
+            await until(lambda: world.holds("Suspended") and world.pods() == {"copied"})
+            await asyncio.sleep(60)
+            assert {ref: world.twin.objects.get(ref) for ref in refs} == there
+
+    living(story)
+
+
 def test_a_quota_is_a_condition_and_passes() -> None:
     async def story(world: World) -> None:
         full = ApiError(
@@ -697,6 +735,76 @@ def test_a_quota_is_a_condition_and_passes() -> None:
         assert world.holds("Reconciling")
         world.twin.fault = lambda verb, kind: None
         await until(lambda: world.holds("Ready"))
+
+    living(story)
+
+
+def test_a_quota_without_room_for_all_rollout_pods_names_the_field_and_comes_after_what_stops_the_job() -> None:
+    async def story(world: World) -> None:
+        full = ApiError(403, "Forbidden", 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=3, limited: pods=3')
+        world.twin.fault = lambda verb, kind: full if (verb, kind) == ("create", "Pod") and len(world.twin.of("Pod")) >= 3 else None
+        world.add(rljob(rollout={"replicas": 3}))
+        await until(lambda: world.condition("Ready").get("reason") == "QuotaExceeded")
+        assert "lower spec.rollout.replicas (3)" in world.condition("Ready")["message"]
+        assert len(world.twin.of("Pod").keys() & {"x-master", "x-worker-0"}) == 2, "it trains"
+        assert world.holds("Reconciling")
+        world.twin.fault = lambda verb, kind: full if (verb, kind) == ("create", "Pod") else None
+        world.twin.erase(Ref("Pod", "default", "x-worker-0"))
+        await until(lambda: "x-worker-0 cannot be made" in world.condition("Ready")["message"])
+        assert "spec.rollout.replicas" not in world.condition("Ready")["message"]
+
+    living(story)
+
+
+@pytest.mark.parametrize("of", ["Pod", "Deployment"])
+@pytest.mark.parametrize(
+    ("words", "reason", "remedy"),
+    [
+        ("exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1", "QuotaExceeded", "raise the quota"),
+        ("failed quota: small: must specify limits.memory for: vllm", "Forbidden", "name it in spec.templates"),
+        ("maximum memory usage per Container is 1Gi, but limit is 4Gi", "LimitRange", "change the LimitRange"),
+        ("minimum cpu usage per Pod is 2.  No request is specified", "LimitRange", "change the LimitRange"),
+        ("cpu max limit to request ratio per Container is 2, but provided ratio is 4.000000", "LimitRange", "change the LimitRange"),
+        ('violates PodSecurity "restricted:latest": unrestricted capabilities', "PodSecurity", "pod-security.kubernetes.io/enforce"),
+        ("no image of elsewhere may run here", "Forbidden", "allow it in the namespace"),
+    ],
+)
+def test_every_refusal_says_what_helps(of: str, words: str, reason: str, remedy: str) -> None:
+    async def story(world: World) -> None:
+        said = f'pods "x-worker-0" is forbidden: {words}'
+        if of == "Pod":
+            world.twin.fault = lambda verb, kind: ApiError(403, "Forbidden", said) if (verb, kind) == ("create", "Pod") else None
+        world.add(rljob())
+        if of == "Deployment":
+            await until(lambda: world.holds("Ready"))
+            failed = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": said}
+            world.twin.set_status(Ref("Deployment", "default", "x-reward"), availableReplicas=0, conditions=[failed])
+        await until(lambda: world.condition("Ready").get("reason") == reason)
+        told, _, helps = world.condition("Ready")["message"].partition(f"{' '.join(words.split())}; ")
+        assert of in told
+        assert remedy in helps
+
+    living(story)
+
+
+def test_jobs_that_were_refused_together_do_not_come_back_together() -> None:
+    async def story(world: World) -> None:
+        full, tries = ApiError(403, "Forbidden", "exceeded quota: small"), list[float]()
+
+        def fault(verb: str, kind: str) -> ApiError | None:
+            if (verb, kind) != ("create", "Pod"):
+                return None
+            tries.append(clock())
+            return full
+
+        world.twin.fault = fault
+        for number in range(20):
+            world.add(rljob(f"x{number}"))
+        await asyncio.sleep(2)
+        at_once = len(tries)
+        assert at_once >= 40
+        await asyncio.sleep(30)
+        assert len({round(when, 1) for when in tries[at_once:]}) > 10
 
     living(story)
 
@@ -732,11 +840,10 @@ def test_a_pod_that_waits_without_a_word_is_explained_by_its_events() -> None:
     living(story)
 
 
-def tell(world: World, pod: str, kind: str, reason: str, message: str) -> None:
-    """A kubelet's event about a pod."""
-    uid = world.twin.of("Pod")[pod]["metadata"]["uid"]
-    about = {"kind": "Pod", "name": pod, "uid": uid}
-    head = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": f"{pod}.{reason}.{clock():.0f}", "namespace": "default"}}
+def tell(world: World, name: str, kind: str, reason: str, message: str, what: str = "Pod") -> None:
+    """An event of the cluster's own about a pod, or another object."""
+    about = {"kind": what, "name": name, "uid": world.twin.of(what)[name]["metadata"]["uid"]}
+    head = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": f"{name}.{reason}.{clock():.0f}", "namespace": "default"}}
     world.twin.add(head | {"involvedObject": about, "type": kind, "reason": reason, "message": message, "lastTimestamp": iso(clock())})
 
 
@@ -819,9 +926,130 @@ def test_a_pod_without_a_node_is_a_condition_after_a_moment(why: str) -> None:
     living(story)
 
 
+@pytest.mark.parametrize(
+    "why",
+    [
+        "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found",
+        '0/1 nodes are available: persistentvolumeclaim "x-work" not found.',
+        'running PreBind plugin "VolumeBinding": binding volumes: context deadline exceeded',
+        "0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind.",
+    ],
+)
+def test_a_pod_without_a_volume_is_not_said_to_lack_a_node(why: str) -> None:
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-master"
+        world.add(rljob())
+        await until(lambda: "x-master" in world.pods())
+        nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
+        world.twin.set_status(Ref("Pod", "default", "x-master"), conditions=[nowhere])
+        await asyncio.sleep(5)
+        assert world.condition("Ready")["reason"] == "PodsStarting"
+        await asyncio.sleep(20)
+        assert world.condition("Ready")["reason"] == "VolumePending"
+        message = world.condition("Ready")["message"]
+        assert message.startswith(f"pod x-master waits for its volume: {why}; make the claim")
+        assert "kubectl describe pvc x-work" in message
+        assert "settings.accessMode" in message
+
+    living(story)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("Warning", "ProvisioningFailed"), ("Normal", "ExternalProvisioning")])
+def test_a_volume_that_is_not_made_for_the_first_pod_is_a_condition(kind: str, reason: str) -> None:
+    """Of a class that waits for the first pod: the scheduler says nothing of the pod until the volume is there."""
+
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-master"
+        world.add(rljob())
+        await until(lambda: "x-master" in world.pods())
+        begun = clock()
+        tell(world, "x-work", "Normal", "WaitForFirstConsumer", "waiting for first consumer", WORK.kind)
+        await asyncio.sleep(1)
+        tell(world, "x-work", kind, reason, "no volume plugin matched", WORK.kind)
+        # The scheduler's, once it has chosen the node; a provisioner that gives up takes it away again.
+        if kind == "Normal":
+            world.twin.edit(WORK, chosen, "kube-scheduler")
+        await until(lambda: world.condition("Ready").get("reason") == "VolumePending")
+        assert clock() - begun <= 20
+        said = f"pod x-master waits for its PersistentVolumeClaim x-work: {reason}: no volume plugin matched; make the claim"
+        assert world.condition("Ready")["message"].startswith(said)
+        writes = world.twin.requests.count(("patch_status", "RLJob"))
+        await asyncio.sleep(60)
+        assert world.twin.requests.count(("patch_status", "RLJob")) == writes
+        world.twin.set_status(WORK, phase="Bound")
+        admitted(world, "x-master")
+        await until(lambda: world.holds("Ready"))
+
+    living(story)
+
+
+def chosen(claim: Manifest) -> None:
+    claim["metadata"]["annotations"]["volume.kubernetes.io/selected-node"] = "node-1"
+
+
+@pytest.mark.parametrize("claim", ["Bound", "Pending", "of an earlier job", "gone"])
+def test_a_pod_that_no_scheduler_looks_at_is_a_condition(claim: str) -> None:
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-master"
+        world.add(rljob(templates={"master": {"spec": {"schedulerName": "gpu-scheduler"}}}))
+        await until(lambda: "x-master" in world.pods())
+        begun = clock()
+        if claim == "gone":
+            world.twin.fault = lambda verb, kind: ApiError(404, "NotFound", "gone") if (verb, kind) == ("get", WORK.kind) else None
+        elif claim == "of an earlier job":
+            tell(world, "x-work", "Warning", "ProvisioningFailed", "no volume plugin matched", WORK.kind)
+            world.twin.erase(WORK)
+        else:
+            tell(world, "x-work", "Normal", "WaitForFirstConsumer", "waiting for first consumer", WORK.kind)
+            world.twin.set_status(WORK, phase=claim)
+        await until(lambda: world.condition("Ready").get("reason") == "Unschedulable")
+        assert clock() - begun <= 20
+        remedy = "start gpu-scheduler, or name another in spec.templates.master.spec.schedulerName"
+        assert world.condition("Ready")["message"] == f"no scheduler has said anything of pod x-master: {remedy}"
+        admitted(world, "x-master")
+        await until(lambda: world.holds("Ready"))
+
+    living(story)
+
+
+def test_of_pods_that_no_scheduler_looks_at_the_first_of_the_plan_is_asked_about_and_no_other() -> None:
+    async def story(world: World) -> None:
+        def told_of(pod: str) -> bool:
+            return f"anything of pod {pod}:" in world.condition("Ready").get("message", "")
+
+        world.starts = lambda pod: False
+        world.add(rljob(rollout={"replicas": 8}))
+        await until(lambda: told_of("x-master"))
+        await asyncio.sleep(15)
+        asked = len(world.twin.requests)
+        await asyncio.sleep(60)
+        # Its events, its claim, the claim's events.
+        assert len(world.twin.requests) - asked <= 4 * 3 + 1
+        world.lose("x-master")
+        await until(lambda: told_of("x-worker-0"))
+        # Others have been waiting for longer by now.
+        await until(lambda: told_of("x-master"))
+
+    living(story)
+
+
+def test_a_pod_whose_devices_cannot_be_claimed_is_a_condition() -> None:
+    """The scheduler does not take it up before its ResourceClaim is there."""
+
+    async def story(world: World) -> None:
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-worker-0"
+        world.add(rljob())
+        await until(lambda: "x-worker-0" in world.pods())
+        tell(world, "x-worker-0", "Warning", "FailedResourceClaimCreation", "PodResourceClaim devices: exceeded quota: small")
+        await until(lambda: world.condition("Ready").get("reason") == "Unschedulable")
+        assert "x-worker-0 has no node: FailedResourceClaimCreation: PodResourceClaim devices: exc" in world.condition("Ready")["message"]
+
+    living(story)
+
+
 def test_a_long_preparation_is_no_trouble() -> None:
     async def story(world: World) -> None:
-        world.starts = lambda pod: False
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-master"
         world.add(rljob())
         await until(lambda: "x-master" in world.pods())
         running = {"name": "prepare", "restartCount": 0, "image": "i", "state": {"running": {}}}
@@ -1089,6 +1317,8 @@ def test_a_failed_job_is_tried_again_at_its_first_change_also_if_it_bears_nothin
         await asyncio.sleep(60)
         world.pod_ended("x-worker-0")
         await until(lambda: world.holds("Failed"))
+        await asyncio.sleep(60)
+        assert [len(uids) for uids in world.status()["backoff"]["ended"].values()] == [1], "however often it is looked at"
         world.spec(ttlSecondsAfterFinished=100_000)
         await until(lambda: world.holds("Ready"))
         await asyncio.sleep(60)

@@ -18,13 +18,14 @@ from rljob.api import InfrastructureError
 from rljob.controller.cache import Cache
 from rljob.controller.client import ApiError
 from rljob.controller.desired import Renderer
-from rljob.controller.kinds import Key, Ref
+from rljob.controller.kinds import CHILDREN, Key, Ref
 from rljob.controller.leader import Leader, LeaseLost, decide_lease
 from rljob.controller.metrics import Metrics
 from rljob.controller.progress import KEPT, PER_SECOND, Poller, Target, by_api_server, shortened
 from rljob.controller.progress import LONGEST_SECONDS as SLOWEST
 from rljob.controller.resync import RESYNC_SECONDS, Resync
 from rljob.controller.server import serve
+from rljob.controller.watch import Stream
 from rljob.controller.workqueue import LONGEST_DELAY, WorkQueue, delay
 from rljob.manifests import Settings
 
@@ -38,9 +39,16 @@ def test_back_off_grows_within_bounds_and_never_to_nothing(failures: int, luck: 
     assert delay(failures, 0) <= wait <= delay(failures, 1)
 
 
-def working(story: Any, look: Any) -> None:
+@given(failures=st.integers(1, 10_000), least=st.floats(0.1, 1e6))
+def test_whom_a_server_tells_the_same_time_do_not_come_back_together(failures: int, least: float) -> None:
+    waits = [delay(failures, luck / 10, least) for luck in range(11)]
+    assert waits[0] >= least
+    assert all(later > earlier for earlier, later in pairwise(waits))
+
+
+def working(story: Any, look: Any, seed: int = 0) -> None:
     async def tell() -> None:
-        queue = WorkQueue(look, Metrics(), random.Random(0))
+        queue = WorkQueue(look, Metrics(), random.Random(seed))
         task = asyncio.create_task(queue.run(2))
         await story(queue)
         task.cancel()
@@ -96,8 +104,8 @@ def test_an_earlier_appointment_stands_and_a_failure_waits_longer_each_time() ->
     working(story, look)
 
 
-def test_retry_after_is_kept() -> None:
-    looks: list[float] = []
+def test_retry_after_is_kept_and_not_by_all_at_the_same_moment() -> None:
+    again: list[float] = []
 
     async def look(key: Key) -> None:
         looks.append(asyncio.get_running_loop().time())
@@ -107,9 +115,39 @@ def test_retry_after_is_kept() -> None:
     async def story(queue: WorkQueue) -> None:
         queue.add(A)
         await asyncio.sleep(60)
-        assert looks == [0, 30]
+        assert looks[0] == 0
+        assert 30 <= looks[1] <= 45
+        assert len(looks) == 2
+        again.append(looks[1])
 
-    working(story, look)
+    for seed in range(5):
+        looks: list[float] = []
+        working(story, look, seed)
+    assert len(set(again)) == 5
+
+
+def test_streams_that_were_refused_together_do_not_come_back_together() -> None:
+    async def tell() -> list[float]:
+        twin, lists = Twin(), list[float]()
+
+        def fault(verb: str, kind: str) -> Fault:
+            if len(lists) == 10:
+                return None
+            lists.append(clock())
+            return ApiError(429, "TooManyRequests", "slow down", 10.0)
+
+        twin.fault = fault
+        streams = [Stream(twin, Cache(), kind, None, lambda key: None, clock, random.Random(kind.kind)) for kind in CHILDREN[:5]]
+        tasks = [asyncio.create_task(stream.run()) for stream in streams]
+        await asyncio.sleep(60)
+        for task in tasks:
+            task.cancel()
+        return lists
+
+    lists = run(tell())
+    assert lists[4] - lists[0] < 1
+    assert lists[5] - lists[4] >= 10
+    assert lists[9] - lists[5] > 1
 
 
 def test_a_lease_is_taken_only_from_who_does_not_renew() -> None:

@@ -76,7 +76,7 @@ class World:
         info = kopf.ConnectionInfo(server="http://twin")
         poller = Poller(self._fetch, lambda key: None, Metrics(), luck=random.Random(1))
         self.operator = operator = Operator(self.settings, Connection(info), self.twin, Metrics(), poller, clock)
-        operator.queue.luck = random.Random(2)
+        operator.queue.luck, operator.reconciler.luck = random.Random(2), random.Random(4)
         self._operator = [asyncio.create_task(self._run(operator))]
 
     async def _run(self, operator: Operator) -> None:

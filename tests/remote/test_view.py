@@ -115,6 +115,26 @@ def test_a_job_without_room_is_told_so() -> None:
     assert line.startswith("worker-0: no node has room")
 
 
+@pytest.mark.parametrize("scheduled", [[], [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "pvc"}]])
+def test_a_job_without_a_volume_is_not_told_that_nodes_have_no_room(scheduled: list[dict[str, Any]]) -> None:
+    waits = {"type": "Ready", "status": "False", "reason": "VolumePending", "message": "pod sums-worker-0 waits for its volume"}
+    status = STATUS | {"lastFailure": None, "conditions": [waits]}
+    (line,) = advice(seen((pod("worker-0", "worker", phase="Pending", conditions=scheduled),), status=status))
+    assert line.startswith("it waits for a volume: kubectl describe pvc CLAIM -n team-a says more")
+
+
+def test_a_job_whose_pod_no_scheduler_looks_at_is_told_where_that_stands() -> None:
+    waits = {
+        "type": "Ready",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "no scheduler has said anything of pod sums-worker-0",
+    }
+    status = STATUS | {"lastFailure": None, "conditions": [waits]}
+    (line,) = advice(seen((pod("worker-0", "worker", phase="Pending"),), status=status))
+    assert line == "a pod waits for a node: the condition Ready says why, and what helps"
+
+
 @pytest.mark.parametrize("phase", ["Succeeded", "Suspended", "Failed"])
 def test_whose_spec_is_refused_is_told_so_however_the_job_stands(phase: str) -> None:
     refused = _STALLED | {"reason": "InvalidSpec"}

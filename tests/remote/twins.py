@@ -37,7 +37,7 @@ STATUS: Json = {
     "nodes": [
         {
             "name": "worker-0", "step": "rollout", "stepSeconds": 12.3, "progress": {"done": 200, "total": 256, "unit": "answers"},
-            "version": 6,
+            "version": 6, "switch": "restart: switch.policy is restart",
         },
         {"name": "rollout-0", "step": "load-engine", "stepSeconds": 0.4, "failure": "the weights are not there yet"},
     ],

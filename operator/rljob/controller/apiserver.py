@@ -19,6 +19,7 @@ from rljob.controller.client import ApiError, Applied, Change, Listing
 from rljob.controller.connection import Connection
 from rljob.controller.kinds import KINDS, Kind, Ref
 from rljob.controller.metrics import Metrics
+from rljob.controller.workqueue import delay
 from rljob.manifests import Manifest
 from rljob.manifests.types import FIELD_MANAGER
 
@@ -214,7 +215,7 @@ class ApiServer:
             except ApiError as error:
                 if not error.temporary or attempt == tries:
                     raise
-                wait = max(error.retry_after or 0.0, 0.2 * 2.0**attempt * (0.5 + self.luck.random() / 2))
+                wait = delay(attempt + 1, self.luck.random(), error.retry_after)
                 if wait > _LONGEST_WAIT:
                     # So long, a worker should rather do something else.
                     raise

@@ -12,7 +12,7 @@ from rljob.controller.conditions import Notice, conditions, names
 from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, pause, steps
 from rljob.controller.kinds import RUNNING
 from rljob.controller.trim import iso, unix
-from rljob.controller.verdict import NEWER, Verdict, ends, judge, queued, settling, trouble_of
+from rljob.controller.verdict import NEWER, Verdict, ends, in_order, judge, queued, settling, trouble_of
 from rljob.controller.world import Child, DeploymentState, Desired, Observed, Trouble
 
 Status = dict[str, Any]
@@ -40,7 +40,7 @@ class Decision:
     making: tuple[str, str] = ("", "")
     """Reason of the event about pods that are made, and what it says beside their names; no reason: another event tells of it."""
     silent: tuple[str, ...] = ()
-    """Pods whose events would tell why they wait."""
+    """Pods whose events would tell why they wait, the first of the plan first."""
 
 
 def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decision:
@@ -60,7 +60,7 @@ def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decisi
     ttl = _ttl(desired, verdict, status, now)
     if ttl is not None and ttl <= 0:
         return Decision((DeleteJob(seen.uid),), status)
-    silent = _silent(seen, verdict, now)
+    silent = _silent(desired, seen, verdict)
     waits = [step.again for step in found] + [
         ttl,
         _deadline(desired, verdict, status, now),
@@ -100,11 +100,11 @@ def _deadline(desired: Desired, verdict: Verdict, status: Mapping[str, Any], now
     return max(0.1, unix(status.get("startTime")) + desired.terms.deadline - now)
 
 
-def _silent(seen: Observed, verdict: Verdict, now: float) -> dict[str, float]:
+def _silent(desired: Desired, seen: Observed, verdict: Verdict) -> dict[str, float]:
     """Pods that wait without saying why: name to since when."""
     if verdict.fate != "runs":
         return {}
-    pods = {child.name: child.pod.pending_since for child in seen.children.values() if child.pod is not None and child.deleting is None}
+    pods = {child.name: child.pod.pending_since for child in in_order(desired, seen) if child.pod is not None}
     return {name: since for name, since in pods.items() if since is not None}
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,14 +18,15 @@ from rljob.controller.definition import DOCUMENT, schema_of
 from rljob.controller.desired import Renderer
 from rljob.controller.kinds import Key, Ref
 from rljob.controller.log import log
-from rljob.controller.trim import iso, refusal_reason, short, silence_of
+from rljob.controller.trim import iso, refusal, short, silence_of, unplaced
 from rljob.controller.verdict import NEWER
+from rljob.controller.workqueue import delay
 from rljob.controller.world import Desired, Job, Observed, Trouble
 from rljob.manifests import Manifest
 from rljob.manifests.types import ANNOTATION_HASH, UPDATE
 
-AGAIN_SECONDS, LONGEST_SECONDS = 5.0, 60.0
-"""An object that the API server refused is tried again after so long, then later and later."""
+PATIENCE = 5
+"""A refused object waits as if it had failed so many times more often: no moment cures a quota."""
 DEFINITION_SECONDS = 10.0
 """What the installed definition says is not asked for more often."""
 
@@ -69,6 +71,7 @@ class Reconciler:
     clock: Callable[[], float]
     """Unix time."""
     version: str
+    luck: random.Random = field(default_factory=random.Random)
     _memory: dict[Key, Memory] = field(default_factory=dict)
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _asked: float = float("-inf")
@@ -269,13 +272,35 @@ class Reconciler:
         self.cache.drop_child(job.key, action.kind, action.name, action.uid)
 
     async def _listen(self, job: Job, decision: Decision, memory: Memory) -> None:
-        """Ask why pods wait that do not say so themselves."""
+        """Ask why pods wait that do not say so themselves, until one is explained: no more are told of."""
         memory.silences.clear()
-        for pod in decision.silent:
-            child = self.cache.children(job.key).get(("Pod", pod))
-            said = await self.api.events(job.key.namespace, child.uid) if child is not None else []
-            if (trouble := silence_of(pod, said)) is not None:
-                memory.silences[pod] = trouble
+        for name in decision.silent:
+            child = self.cache.children(job.key).get(("Pod", name))
+            if child is None or child.pod is None:
+                continue
+            said, pod = await self.api.events(job.key.namespace, child.uid), child.pod
+            if pod.unseen is None:
+                trouble = silence_of(name, said)
+            else:
+                claims = await self._unbound(job.key.namespace, pod.unseen.claims)
+                trouble = unplaced(name, pod.role, pod.unseen.scheduler, said, claims)
+            if trouble is not None:
+                memory.silences[name] = trouble
+                return
+
+    async def _unbound(self, namespace: str, names: Sequence[str]) -> list[tuple[Manifest, list[Manifest]]]:
+        """Those of the claims that have no volume, each with its events."""
+        found = []
+        for name in names:
+            try:
+                claim = await self.api.get(Ref("PersistentVolumeClaim", namespace, name))
+            except ApiError as error:
+                if not error.missing:
+                    raise
+                continue
+            if claim.get("status", {}).get("phase") != "Bound":
+                found.append((claim, await self.api.events(namespace, claim["metadata"]["uid"])))
+        return found
 
     def _follow(self, job: Job, decision: Decision) -> None:
         for child in self.cache.children(job.key).values():
@@ -287,9 +312,7 @@ class Reconciler:
         self.progress.leave(job.key)
 
     def _retry(self, memory: Memory) -> float | None:
-        if not memory.refused:
-            return None
-        return float(min(LONGEST_SECONDS, AGAIN_SECONDS * 2.0 ** min(memory.refusals - 1, 8)))
+        return delay(memory.refusals + PATIENCE, self.luck.random()) if memory.refused else None
 
     def _small_talk_seconds(self) -> float:
         """A thousand jobs must not fill the API server with what changes by itself."""
@@ -386,11 +409,11 @@ def _is_fixed(error: ApiError) -> bool:
 
 def _refused(at: tuple[str, str], error: ApiError) -> Trouble:
     kind, name = at
-    reason = error.reason if error.reason == "NameTaken" else refusal_reason(str(error)) if error.code == 403 else "Refused"
-    remedy = {"QuotaExceeded": "; raise the quota, or ask for less", "NameTaken": ""}.get(reason, "; the operator tries again")
-    if any(words in str(error) for words in ("unknown field", "field not declared in schema")):
-        remedy = "; a field of spec.templates is misspelt, or newer than this cluster" + remedy
-    return Trouble(reason, f"{kind} {name} cannot be made: {short(str(error))}{remedy}")
+    what = f"{kind} {name} cannot be made: {short(str(error))}"
+    if error.reason == "NameTaken":
+        return Trouble("NameTaken", what)
+    reason, remedy = refusal(str(error), error.code)
+    return Trouble(reason, f"{what}; {remedy}; the operator tries again")
 
 
 def _summary(actions: Sequence[Action]) -> str:

@@ -1,6 +1,7 @@
 """From an object as the API server sends it to what is kept of it."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -8,7 +9,7 @@ from zlib import crc32
 
 from rljob.api.errors import one_line
 from rljob.controller.kinds import Key
-from rljob.controller.world import Child, DeploymentState, Exit, Job, PodState, Trouble
+from rljob.controller.world import Child, DeploymentState, Exit, Job, PodState, Trouble, Unseen
 from rljob.manifests import Manifest
 from rljob.manifests.types import ANNOTATION_HASH, FIELD_MANAGER, LABEL_JOB, LABEL_POD, LABEL_ROLE
 
@@ -22,6 +23,18 @@ _DISRUPTIONS = frozenset(
 )
 _NO_ROOM = "OutOf"
 """How the reasons begin with which a kubelet sends a pod away: OutOfcpu, OutOfmemory, OutOfpods, OutOf with the name of a device."""
+_NO_VOLUME = re.compile(r"persistentvolumeclaim|\bpvc\b|volumebinding|persistent volumes to bind|free storage", re.IGNORECASE)
+"""What a scheduler says where not a node is missing, but a volume."""
+_SELECTED_NODE = "volume.kubernetes.io/selected-node"
+"""On a claim whose class waits for the first pod: a scheduler has chosen the node, now the volume is to be made."""
+_REFUSALS = (
+    ("exceeded quota", "QuotaExceeded", "raise the quota, or ask for less"),
+    ("failed quota", "Forbidden", "name it in spec.templates, or let a LimitRange fill it in"),
+    ("(minimum|maximum) .+ usage per |max limit to request ratio", "LimitRange", "change the LimitRange, or resources in spec.templates"),
+    ("violates PodSecurity", "PodSecurity", "lower the namespace's label pod-security.kubernetes.io/enforce, or change spec.templates"),
+    ("unknown field|field not declared", "Refused", "a field of spec.templates is misspelt, or newer than this cluster"),
+)
+"""Words of an API server that refuses an object, the reason that a condition gives, and what helps."""
 _MESSAGE = 600
 """Characters that are kept of a message."""
 
@@ -118,7 +131,7 @@ def _pod(raw: Manifest) -> PodState:
     begun = any(
         name in c.get(where, {}) for c in _containers(status) for where in ("state", "lastState") for name in ("running", "terminated")
     )
-    silent = phase == "Pending" and placed.get("status") == "True" and trouble is None
+    silent = phase == "Pending" and trouble is None
     return PodState(
         plan_name=labels.get(LABEL_POD, ""),
         role=labels.get(LABEL_ROLE, ""),
@@ -133,7 +146,8 @@ def _pod(raw: Manifest) -> PodState:
         restarts=tuple((c["name"], c["restartCount"]) for c in _containers(status) if c.get("restartCount")),
         trouble=trouble,
         begun=begun,
-        pending_since=_pending_since(raw, unix(placed.get("lastTransitionTime"))) if silent else None,
+        pending_since=_pending_since(raw, unix(placed.get("lastTransitionTime") or meta.get("creationTimestamp"))) if silent else None,
+        unseen=_unseen(raw) if silent and not placed else None,
         last_words=_left(status) if phase == "Succeeded" and labels.get(LABEL_ROLE) == "master" else "",
     )
 
@@ -164,9 +178,21 @@ def _pending_since(raw: Manifest, placed: float) -> float | None:
     return since
 
 
+def _unseen(raw: Manifest) -> Unseen | None:
+    """None for a pod that was given its node by name."""
+    spec = raw.get("spec", {})
+    return None if spec.get("nodeName") else Unseen(spec.get("schedulerName", "default-scheduler"), _claims(raw))
+
+
+def _claims(raw: Manifest) -> tuple[str, ...]:
+    """PersistentVolumeClaims that a pod mounts."""
+    volumes = raw.get("spec", {}).get("volumes", ())
+    return tuple(sorted({v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v}))
+
+
 def silence_of(pod: str, events: Iterable[Manifest]) -> Trouble | None:
-    """Why a pod waits, from its events; None if they do not tell."""
-    # Only pods that have their node are asked about: that they once had none is over.
+    """Why a pod that has its node waits, from its events; None if they do not tell."""
+    # That it once had no node is over.
     told = [event for event in events if event.get("reason") != "FailedScheduling"]
     # Of one second, what comes later in a pod's life counts.
     newest = max(told, key=lambda event: (_told_at(event), {"Scheduled": 0, "Pulling": 1}.get(event.get("reason", ""), 2)), default=None)
@@ -177,8 +203,36 @@ def silence_of(pod: str, events: Iterable[Manifest]) -> Trouble | None:
             f"pod {pod} waits since {since}: {what}; a large image takes minutes, and a registry that does not answer looks the same for "
             "some: check its name and the way to it",
         )
-    warned = max((event for event in told if event.get("type") == "Warning"), key=_told_at, default=None)
-    return Trouble("ContainerCannotStart", f"pod {pod}: {short(f'{warned.get("reason")}: {warned.get("message")}')}") if warned else None
+    warned = _newest(told, "Warning")
+    return Trouble("ContainerCannotStart", f"pod {pod}: {warned}") if warned else None
+
+
+def unplaced(pod: str, role: str, scheduler: str, events: Iterable[Manifest], claims: Iterable[tuple[Manifest, list[Manifest]]]) -> Trouble:
+    """Why no scheduler has placed a pod, nor said why: from its events, and from its claims without a volume, each with its own events."""
+    if warned := _newest(events, "Warning"):
+        return Trouble("Unschedulable", f"pod {pod} has no node: {warned}; create or correct what it names")
+    for claim, told in claims:
+        meta, said = claim["metadata"], _newest(told, "Warning")
+        if not said and _SELECTED_NODE in meta.get("annotations", {}):
+            said = _newest(told) or "nobody has said why"
+        if said:
+            what = f"pod {pod} waits for its PersistentVolumeClaim {meta['name']}"
+            return Trouble("VolumePending", f"{what}: {said}; {_volume_remedy([meta['name']])}")
+    field = f"spec.templates.{role}.spec.schedulerName"
+    return Trouble("Unschedulable", f"no scheduler has said anything of pod {pod}: start {scheduler}, or name another in {field}")
+
+
+def _newest(events: Iterable[Mapping[str, Any]], kind: str = "") -> str:
+    """What the newest event (of a kind) says; empty if there is none."""
+    found = max((event for event in events if kind in ("", event.get("type"))), key=_told_at, default=None)
+    return short(f"{found.get('reason')}: {found.get('message')}") if found else ""
+
+
+def _volume_remedy(claims: Iterable[str]) -> str:
+    return (
+        f"make the claim if it is missing (spec.checkpoint.volume, spec.files.claim), else kubectl describe pvc {' '.join(claims)} tells "
+        "more: its class has to provide what it asks for (settings.storageClass and settings.accessMode of the chart)"
+    )
 
 
 def _told_at(event: Mapping[str, Any]) -> float:
@@ -222,8 +276,11 @@ def _pod_trouble(raw: Manifest) -> Trouble | None:
     if placed.get("status") == "False":
         if placed.get("reason") == "SchedulingGated":
             return Trouble("Queued", f"pod {name} waits until its queue admits it")
+        said = short(placed.get("message", ""))
+        if _NO_VOLUME.search(said):
+            return Trouble("VolumePending", f"pod {name} waits for its volume: {said}; {_volume_remedy(_claims(raw))}")
         remedy = "free, label or add such nodes, or ask for less (spec.accelerator, spec.templates)"
-        return Trouble("Unschedulable", f"pod {name} fits on no node: {short(placed.get('message', ''))}; {remedy}")
+        return Trouble("Unschedulable", f"pod {name} fits on no node: {said}; {remedy}")
     for container in _containers(raw.get("status", {})):
         waiting = container.get("state", {}).get("waiting", {})
         reason, message = waiting.get("reason", ""), short(waiting.get("message", ""))
@@ -245,7 +302,9 @@ def _deployment(raw: Manifest) -> DeploymentState:
     failure, progress = _condition(raw, "ReplicaFailure"), _condition(raw, "Progressing")
     trouble = None
     if failure.get("status") == "True":
-        trouble = Trouble(refusal_reason(failure.get("message", "")), f"Deployment {name}: {short(failure.get('message', ''))}")
+        said = failure.get("message", "")
+        reason, remedy = refusal(said)
+        trouble = Trouble(reason, f"Deployment {name}: {short(said)}; {remedy}")
     stuck = None
     if progress.get("reason") == "ProgressDeadlineExceeded":
         said = short(progress.get("message", "")).rstrip(".")
@@ -258,9 +317,11 @@ def _deployment(raw: Manifest) -> DeploymentState:
     return DeploymentState(available=current and enough, trouble=trouble, stuck=stuck)
 
 
-def refusal_reason(message: str) -> str:
-    """One word for why the API server refused an object."""
-    for text, reason in (("exceeded quota", "QuotaExceeded"), ("violates PodSecurity", "PodSecurity"), ("LimitRange", "LimitRange")):
-        if text in message:
-            return reason
-    return "Forbidden"
+def refusal(message: str, code: int = 403) -> tuple[str, str]:
+    """(One word for why the API server refused an object, what helps)."""
+    for words, reason, remedy in _REFUSALS:
+        if re.search(words, message):
+            return reason, remedy
+    if code == 403:
+        return "Forbidden", "allow it in the namespace, or change spec.templates"
+    return "Refused", "correct the field that it comes from, mostly one of spec.templates"

@@ -164,13 +164,13 @@ def ends(desired: Desired, seen: Observed) -> Iterator[tuple[Child, PodState, Ex
 
 
 SETTLE_SECONDS = 10.0
-"""A young pod that fits on no node may only be waiting for its volume."""
+"""A young pod that has no node may only be waiting for its volume."""
 
 
 def _unsettled(child: Child, now: float) -> float:
     """Seconds for which a pod's place is not yet worth a word."""
     pod = child.pod
-    if pod is None or pod.trouble is None or pod.trouble.reason != "Unschedulable":
+    if pod is None or pod.trouble is None or pod.trouble.reason not in ("Unschedulable", "VolumePending"):
         return 0.0
     return pod.created + SETTLE_SECONDS - now
 
@@ -180,17 +180,33 @@ def settling(seen: Observed, now: float) -> float | None:
     return min((wait for child in seen.children.values() if (wait := _unsettled(child, now)) > 0), default=None)
 
 
-def trouble_of(desired: Desired, seen: Observed, now: float) -> Trouble | None:
-    """What keeps the job from running, the most telling first."""
-    if seen.troubles:
-        return next(iter(seen.troubles.values()))
+def in_order(desired: Desired, seen: Observed) -> list[Child]:
+    """Children that stay, in the order of the plan; what is told first does not depend on what was seen first."""
     order = {want.name: index for index, want in enumerate(desired.wants)}
-    found = sorted((order.get(child.name, len(order)), at, child) for at, child in seen.children.items() if child.deleting is None)
-    for _, _, child in found:
+    children = (child for child in seen.children.values() if child.deleting is None)
+    return sorted(children, key=lambda child: (order.get(child.name, len(order)), child.kind, child.name))
+
+
+def trouble_of(desired: Desired, seen: Observed, now: float) -> Trouble | None:
+    """What keeps the job from running, the most telling first. It goes on without a rollout pod, so what keeps those away comes last."""
+    rollouts = {f"Pod {want.name}" for want in desired.wants if want.kind == "Pod" and want.role == "rollout"}
+    at, trouble = min(_troubles(desired, seen, now), key=lambda found: found[0] in rollouts, default=("", None))
+    if trouble is not None and at in rollouts and trouble.reason in ("QuotaExceeded", "Unschedulable"):
+        remedy = f"the job goes on without it: lower spec.rollout.replicas ({desired.terms.rollouts}) if there will be no room"
+        return Trouble(trouble.reason, f"{trouble.message}; {remedy}")
+    return trouble
+
+
+def _troubles(desired: Desired, seen: Observed, now: float) -> Iterator[tuple[str, Trouble]]:
+    """With whose they are, as `Kind name`."""
+    yield from seen.troubles.items()
+    found = [(f"{child.kind} {child.name}", child) for child in in_order(desired, seen)]
+    for at, child in found:
         if child.state is not None and child.state.trouble is not None and _unsettled(child, now) <= 0:
-            return child.state.trouble
-    for _, (kind, name), child in found:
-        if kind == "Pod" and child.pod is not None and child.pod.pending_since is not None and name in seen.silences:
-            return seen.silences[name]
-    states = (child.state for _, _, child in found)
-    return next((state.stuck for state in states if isinstance(state, DeploymentState) and state.stuck is not None), None)
+            yield at, child.state.trouble
+    for at, child in found:
+        if child.pod is not None and child.pod.pending_since is not None and child.name in seen.silences:
+            yield at, seen.silences[child.name]
+    for at, child in found:
+        if isinstance(child.state, DeploymentState) and child.state.stuck is not None:
+            yield at, child.state.stuck

@@ -69,7 +69,7 @@ class Stream:
                     version = ""
                     continue
                 failures += 1
-                wait = max(error.retry_after or 0.0, min(30.0, delay(failures, self.luck.random())))
+                wait = delay(min(failures, 8), self.luck.random(), error.retry_after)
                 if failures > 1:
                     log.warning("watch of %s: %s; next try in %.1f s", self.kind.plural, error, wait)
                 if failures > 2 or error.code == 403:

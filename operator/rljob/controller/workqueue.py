@@ -18,11 +18,12 @@ Look = Callable[[Key], Awaitable[float | None]]
 """Looks at a job; answers after how many seconds to look again if nothing happens before."""
 
 
-def delay(failures: int, luck: float) -> float:
+def delay(failures: int, luck: float, least: float | None = None) -> float:
     """Seconds before the next try after so many failures in a row: doubled each time, and between half of that and all of it, by `luck` (0
-    to 1), so that those who failed together do not come back together."""
+    to 1), so that those who failed together do not come back together. So they do not where the server says how long at `least`
+    (`Retry-After`) either: it says the same to all."""
     full = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(failures - 1, 16))
-    return full * (0.5 + luck / 2)
+    return max(full * (0.5 + luck / 2), (least or 0.0) * (1 + luck / 2))
 
 
 @dataclass
@@ -115,7 +116,7 @@ class WorkQueue:
                 again = await self.look(key)
         except Exception as error:  # noqa: BLE001 - one job must not take the others with it, nor the operator after each restart
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            wait = max(getattr(error, "retry_after", None) or 0.0, delay(failures, self.luck.random()))
+            wait = delay(failures, self.luck.random(), getattr(error, "retry_after", None))
             self.metrics.errors.inc()
             if isinstance(error, InfrastructureError):
                 log.warning("%s: %s; next try in %.1f s", key, error, wait)

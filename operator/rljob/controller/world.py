@@ -29,6 +29,15 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """What a pod needs of which no scheduler has said anything."""
+
+    scheduler: str
+    claims: tuple[str, ...]
+    """Names of PersistentVolumeClaims."""
+
+
+@dataclass(frozen=True, slots=True)
 class PodState:
     """A pod's status."""
 
@@ -53,7 +62,9 @@ class PodState:
     begun: bool = False
     """A container of it runs or has run; a pod is pending until its init containers are done."""
     pending_since: float | None = None
-    """Since when it waits for its next container without saying why (mounts, sandbox, image)."""
+    """Since when it waits for a node or for its next container without saying why (volume, mounts, sandbox, image)."""
+    unseen: Unseen | None = None
+    """It waits for a node."""
     last_words: str = ""
     """What a master that has succeeded left behind (`rljob.master.lastwords`): a JobStatus in JSON."""
 

@@ -45,11 +45,22 @@ def _model(seen: Snapshot) -> str:
     return f"the trained model is the folder `model` on PersistentVolumeClaim {seen.volume}; it loads with transformers and vLLM"
 
 
+def _ready(seen: Snapshot) -> str:
+    """Reason that the operator gives why the job is or is not ready."""
+    found = seen.condition("Ready")
+    return found.reason if found is not None else ""
+
+
 def _of_job(seen: Snapshot) -> list[str]:
     found = []
     if not seen.seen and seen.age > _PATIENCE:
         look = f"kubectl get deployments -A{seen.options} | grep rljob"
         found.append(f"no operator has acted on this job's spec: is it installed and running? {look}")
+    if _ready(seen) == "VolumePending":
+        look = f"kubectl describe pvc CLAIM{_in(seen)}"
+        found.append(f"it waits for a volume: {look} says more of the claim that the condition Ready names, which says what helps, too")
+    elif _ready(seen) == "Unschedulable" and all(pod.state != "Unschedulable" for pod in seen.pods):
+        found.append("a pod waits for a node: the condition Ready says why, and what helps")
     failure = seen.status.last_failure
     if seen.phase == "Failed":
         ended = next((pod.short for pod in seen.pods if pod.state in ("Error", "Failed", "OOMKilled")), failure.pod if failure else "")
@@ -70,7 +81,7 @@ def _of_pod(seen: Snapshot, pod: PodState) -> str:
     """What to do about a pod that does not run."""
     if pod.state in _IMAGE:
         return f"{pod.short}: the image cannot be pulled; check `images` and `imagePullSecrets` of the operator's settings"
-    if pod.state == "Unschedulable":
+    if pod.state == "Unschedulable" and _ready(seen) != "VolumePending":
         return (
             f"{pod.short}: no node has room; lower what the job asks for (kubectl rljob plan {seen.name}{_in(seen)} shows it), add or "
             "label nodes, or change nodeSelector and tolerations in spec.templates"

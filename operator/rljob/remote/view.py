@@ -67,6 +67,8 @@ def _figures(seen: Snapshot) -> RenderableType:
         # The longest first; a cluster does not keep the order in which they were written.
         timings = sorted(status.timings.items(), key=lambda item: (-item[1], item[0]))
         grid.add_row("last iteration", ", ".join(f"{name} {span(seconds)}" for name, seconds in timings))
+    if status.switches:
+        grid.add_row("switch", Text("\n".join(status.switches)))
     if (seen.replicas or seen.ready_replicas) and not seen.finished and not seen.suspended:
         wrong = seen.ready_replicas != seen.replicas
         grid.add_row("rollout pods", Text(f"{seen.ready_replicas} of {seen.replicas} ready", style="yellow" if wrong else ""))
