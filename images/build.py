@@ -226,10 +226,21 @@ def layer_sizes(reference: str) -> dict[str, int]:
     return {digest: known.get(digest, 0) for digest in digests}
 
 
+def base_name(mirror: str) -> str:
+    """Name of the base that debian.sh makes of a mirror's packages; empty: debootstrap's own mirror."""
+    return f"localhost/rljob/base:{content_hash(ROOT, [ROOT / 'images/debian.sh'], [str(EPOCH), mirror])}"
+
+
+def base_layers(base: str) -> list[str]:
+    """Digests of a base's layers, which its name alone says little of; fetches it if it is not there."""
+    if not exists(base):
+        run("buildah", "pull", "--quiet", base)
+    return list(layer_sizes(base))
+
+
 def debian_base() -> str:
-    """A base made from Debian's packages, kept until debian.sh changes."""
-    script = ROOT / "images/debian.sh"
-    reference = f"localhost/rljob/base:{content_hash(ROOT, [script], [str(EPOCH)])}"
+    """A base made from Debian's packages, kept until debian.sh or the mirror changes."""
+    reference = base_name(os.environ.get("RLJOB_DEBIAN_MIRROR", ""))
     if exists(reference):
         return reference
     if shutil.which("debootstrap") is None or os.geteuid() != 0:
@@ -240,7 +251,7 @@ def debian_base() -> str:
     say("making a Debian base (debootstrap)")
     with tempfile.TemporaryDirectory(prefix="rljob-base-", dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
         rootfs = Path(folder) / "rootfs"
-        run("sh", str(script), str(rootfs))
+        run("sh", str(ROOT / "images/debian.sh"), str(rootfs))
         container = run("buildah", "from", "scratch").strip()
         run("buildah", "add", "--quiet", container, str(rootfs), "/")
         run("buildah", "config", "--cmd", '["python3"]', container)
@@ -289,7 +300,9 @@ def build_image(root: Path, name: str, tag: str, arguments: Mapping[str, str], u
             bundle.touch()
         cache = uv_cache()
         cache.mkdir(parents=True, exist_ok=True)
-        command = ["buildah", "bud", "--layers", *(["--no-cache"] if without_cache else []), "--timestamp", str(EPOCH), "--target", name]
+        # Not pulled: a base is the one whose layers the tag is made of.
+        command = ["buildah", "bud", "--layers", "--pull=false", *(["--no-cache"] if without_cache else [])]
+        command += ["--timestamp", str(EPOCH), "--target", name]
         command += ["--file", str(root / "images/Containerfile"), "--ignorefile", str(root / "images/Containerfile.dockerignore")]
         command += [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
         command += ["--build-context", f"uv={uv}", "--volume", f"{cache}:/var/cache/uv"]
@@ -313,10 +326,11 @@ def build(root: Path, names: Sequence[str], options: argparse.Namespace) -> list
     """Builds what has changed of `names`, from the sources in `root`."""
     uv, version = uv_context()
     arguments = build_arguments(root, options)
+    bases = [digest for base in (arguments["BASE"], arguments["GPU_BASE"]) for digest in base_layers(base)]
     built = []
     for name in names:
         started = time.monotonic()
-        digits = content_hash(root, source_files(root, name, options.variant), [*arguments.values(), version, str(EPOCH)])
+        digits = content_hash(root, source_files(root, name, options.variant), [*arguments.values(), *bases, version, str(EPOCH)])
         tag = digits if options.variant == "cpu" else f"{digits}-{options.variant}"
         reference = f"localhost/rljob/{name}:{tag}"
         changed = options.no_cache or not exists(reference)
@@ -435,7 +449,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="images/build.py", description="Builds RLJob's images with buildah.")
     parser.add_argument("--only", help="names separated by commas; default: all of " + ", ".join(LISTS))
     parser.add_argument("--base", default="debian", help=f"'debian' (made by debootstrap, the default), 'public' ({PUBLIC}), or any image")
-    parser.add_argument("--gpu-base", help="base of the images with torch; default: the same as --base")
+    parser.add_argument("--gpu-base", help="base of the images with torch, with the same Python as --base; default: --base")
     parser.add_argument("--variant", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--no-cache", action="store_true", help="build every layer again")
     parser.add_argument("--prune", action="store_true", help="then remove older builds of the same images")

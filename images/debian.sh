@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes ROOTFS, a small Debian with Python: stands in for the public base image where no image registry is reachable. Needs root and debootstrap.
+# RLJOB_DEBIAN_MIRROR: where from. It stays in the base's list of sources, so packages that images add come from there too.
 set -eu
 rootfs=$1
 suite=trixie

@@ -18,6 +18,7 @@ _SIZES: tuple[str, ...] = (
     "tensorParallel",
     "pipelineParallel",
     "virtualPipelineParallel",
+    "expertParallel",
     "contextParallel",
     "nodes",
     "perNode",
@@ -137,9 +138,33 @@ def valid() -> list[Doc]:
     return [minimal(), full(), *others(), *examples()]
 
 
-def as_yaml(spec: Any, name: str = "x") -> str:
+def out_of_a_cluster() -> Doc:
+    """Metadata with all that a cluster and its tools write into a file."""
+    text = """
+annotations:
+  Example.com/Owner: Team A, room 4
+  kubectl.kubernetes.io/last-applied-configuration: '{"apiVersion":"rljob.dev/v1alpha1","kind":"RLJob","metadata":{"name":"x"}}'
+creationTimestamp: "2026-02-03T04:05:06Z"
+deletionGracePeriodSeconds: 0
+deletionTimestamp: "2026-02-03T05:05:06.123456+01:00"
+finalizers: [foregroundDeletion, example.com/keep]
+generateName: x-
+generation: 3
+labels: {app.kubernetes.io/name: Tiny_1.0, empty: ""}
+managedFields:
+- {apiVersion: rljob.dev/v1alpha1, fieldsType: FieldsV1, fieldsV1: {"f:spec": {"f:seed": {}}}, manager: kubectl, operation: Apply}
+ownerReferences: [{apiVersion: batch/v1, kind: CronJob, name: nightly, uid: 1-2, controller: true, blockOwnerDeletion: true}]
+resourceVersion: "123"
+selfLink: /apis/rljob.dev/v1alpha1/namespaces/team-a/rljobs/x
+uid: 5a7c
+"""
+    loaded: Doc = yaml.safe_load(text)
+    return loaded
+
+
+def as_yaml(spec: Any, name: str = "x", metadata: Mapping[str, Any] | None = None) -> str:
     """The job file of a spec."""
-    head = {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": name}}
+    head = {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": name} | dict(metadata or {})}
     return yaml.safe_dump(head | {"spec": spec}, sort_keys=False, allow_unicode=True)
 
 
@@ -209,6 +234,35 @@ def spoiled(draw: st.DrawFn) -> Doc:
     for _ in range(draw(st.integers(1, 3))):
         spec = draw(st.sampled_from([_dropped, _replaced, _bounded, _unknown, _sized]))(draw, spec)
     return spec
+
+
+NAMES = [
+    "a", "a b", "", "a/", "/a", "a/b", "a/b/c", "Example.com/a", "example.com/A_b.c", "example..com/a", "-a", "a-", "a" * 63, "a" * 64,
+    "a" * 253 + "/b", "a" * 254 + "/b", "ä", "a\n", "3", "true",
+]  # fmt: skip
+"""Names that labels, annotations and finalizers may have, and others."""
+OWNERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "apiVersion": st.sampled_from(["v1", "a/v1", "a/b/v1", "a/", "", 1]),
+        **{name: st.sampled_from(["x", "", 3]) for name in ("kind", "name", "uid", "nmae")},
+        "controller": st.sampled_from([True, None, "true"]),
+    },
+)
+
+
+@st.composite
+def spoiled_metadata(draw: st.DrawFn) -> Doc:
+    """Metadata after one or two changes in what people write of it."""
+    metadata: Doc = out_of_a_cluster() if draw(st.booleans()) else {}
+    for _ in range(draw(st.integers(1, 2))):
+        field = draw(st.sampled_from(["labels", "annotations", "finalizers", "ownerReferences", "labls", "Labels", "iterations"]))
+        values = {
+            "finalizers": st.lists(st.sampled_from(NAMES), max_size=2),
+            "ownerReferences": st.lists(OWNERS, max_size=1),
+        }.get(field, st.dictionaries(st.sampled_from(NAMES), st.sampled_from(NAMES) | JUNK, max_size=2))
+        metadata[field] = draw(values | JUNK)
+    return metadata
 
 
 def _dropped(draw: st.DrawFn, spec: Doc) -> Doc:

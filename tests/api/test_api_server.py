@@ -3,12 +3,29 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.api.jobs import FIELDS, JUNK, Doc, as_yaml, declared, full, minimal, paths, put, spoiled, valid, without
+from tests.api.jobs import (
+    FIELDS,
+    JUNK,
+    Doc,
+    as_yaml,
+    declared,
+    full,
+    minimal,
+    out_of_a_cluster,
+    paths,
+    put,
+    spoiled,
+    spoiled_metadata,
+    valid,
+    without,
+)
 from tests.api.server import Judge, Verdict
 from tests.cluster.handle import Cluster, KubectlError
 from tests.controller.process import install_crd
@@ -16,6 +33,7 @@ from tests.controller.process import install_crd
 from rljob.api import RLJob
 from rljob.api.changes import WHILE_SUSPENDED, may_change
 from rljob.api.crd import spec_schema
+from rljob.api.kube_yaml import Loader
 from rljob.api.load import parse
 from rljob.api.yaml_file import InvalidFile
 
@@ -47,12 +65,22 @@ def named(text: str) -> set[str]:
     return set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", text))
 
 
+def without_options(text: str, refusal: InvalidFile) -> str | None:
+    """The job without its verifier's options, if those are all that is wrong. No schema can say which options a verifier has: `rljob
+    validate` refuses them, and the operator (InvalidSpec), but not the API server."""
+    if not all(problem.path.startswith("spec.reward.options") for problem in refusal.problems):
+        return None
+    document = yaml.load(text, Loader=Loader)
+    options = document["spec"]["reward"].pop("options")
+    return yaml.safe_dump(document) if isinstance(options, dict) else None
+
+
 def agree(text: str, verdict: Verdict) -> None:
     """Both accept a job, and read the same; or both refuse it, and name a field in common."""
     job, refusal = local(text)
-    if refusal is not None and all(p.path.startswith("spec.reward.options") for p in refusal.problems):
-        # No schema can say which options a verifier has: the operator refuses them (InvalidSpec), and so does `rljob validate`.
-        return
+    if refusal is not None and (rest := without_options(text, refusal)) is not None:
+        job, refusal = local(rest)
+        verdict = replace(verdict, stored=without(verdict.stored, ("spec", "reward", "options")) if verdict.accepted else {})
     assert verdict.accepted == (refusal is None), f"{text}\nAPI server: {verdict.message or 'accepted'}\nrljob: {refusal or 'accepted'}"
     if refusal is None:
         stored = {name: verdict.stored[name] for name in ("apiVersion", "kind", "metadata", "spec")}
@@ -93,6 +121,28 @@ def test_spoiled_jobs_get_the_same_answer(judge: Judge, spec: Doc) -> None:
 def test_one_wrong_value_gets_the_same_answer(judge: Judge, path: tuple[str, ...], value: Any) -> None:
     text = as_yaml(put(minimal(), path, value))
     agree(text, judge.create(text))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(metadata=spoiled_metadata())
+def test_spoiled_metadata_gets_the_same_answer(judge: Judge, metadata: Doc) -> None:
+    text = as_yaml(minimal(), metadata=metadata)
+    agree(text, judge.create(text))
+
+
+def test_metadata_that_a_cluster_and_its_tools_have_written_is_accepted(judge: Judge) -> None:
+    text = as_yaml(minimal(), metadata=out_of_a_cluster() | {"namespace": judge.namespace})
+    verdict = judge.create(text)
+    assert verdict.accepted, verdict.message
+    agree(text, verdict)
+
+
+@pytest.mark.parametrize("bytes_", [256 * 1024, 256 * 1024 + 1])
+def test_annotations_may_have_as_many_bytes_together(judge: Judge, bytes_: int) -> None:
+    text = as_yaml(minimal(), metadata={"annotations": {"a": "x" * 1023, "b": "x" * (bytes_ - 1025)}})
+    verdict = judge.create(text)
+    assert verdict.accepted == (bytes_ == 256 * 1024)
+    agree(text, verdict)
 
 
 SCALARS = [
@@ -157,6 +207,11 @@ def test_names_of_jobs_are_taken_alike(judge: Judge, name: str) -> None:
         (
             {("trainer", "tensorParallel"): 2, ("accelerator", "perNode"): 3},
             "trainer.tensorParallel (2) × pipelineParallel (1) × contextParallel (1) = 2 must divide trainer.nodes × accelerator.perNode",
+        ),
+        (
+            {("trainer", "expertParallel"): 7},
+            "trainer.pipelineParallel (1) × expertParallel (7) = 7 must divide trainer.nodes × accelerator.perNode = 1, since the ranks of "
+            "a stage share out its experts; lower expertParallel, or ",
         ),
         (
             {("trainer", "virtualPipelineParallel"): 2},

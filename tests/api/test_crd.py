@@ -118,6 +118,7 @@ def test_a_message_is_a_text_with_values() -> None:
     assert formatted("{self.a}% of ({self.b}) isn't {self.c * 2}") == r"'%d%% of (%d) isn\'t %d'.format([self.a, self.b, self.c * 2])"
     (entry,) = [rule.entry() for rule in RULES["spec.rollout"]]
     assert entry["message"] == "tokenBudget is more than maxTokens; leave tokenBudget out or lower it"
+    assert "contextParallel must divide trainer.nodes × accelerator.perNode" in RULES["spec"][0].entry()["message"]
     assert "messageExpression" not in RULES["spec.files"][0].entry()
 
 

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from tests.api.jobs import as_yaml, minimal, out_of_a_cluster
 
 from rljob.api import ConfigurationError, yaml_file
 from rljob.api.load import load, parse
+from rljob.api.metadata import Metadata
 from rljob.api.verifiers import OPTIONS, VerifierName
 from rljob.api.yaml_file import InvalidFile
 
@@ -91,6 +93,51 @@ def test_a_field_of_that_name_is_named_where_it_may_be_what_was_meant(extra: str
     assert problems(extra) == [f"line 10: spec.{problem}"]
 
 
+METADATA = GOOD.replace("  name: tiny\n", "  name: tiny\n  {}\n")
+_NAMED = "at most 63 letters, digits, '-', '_' or '.', a letter or digit first and last"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("labls: {team: a}", "labls: is not a field; did you mean labels?"),
+        ("iterations: 3", "iterations: is not a field here; there is spec.iterations; metadata has name, namespace, labels, annotations"),
+        ("labels: {foo bar: x}", f"labels.foo bar: 'foo bar' is no name that Kubernetes takes: {_NAMED}, and before it a domain and"),
+        ("labels: {Example.com/a: x}", "labels.Example.com/a: 'Example.com/a' is no name that Kubernetes takes: "),
+        ("labels: {a/b/c: x}", "labels.a/b/c: 'a/b/c' is no name that Kubernetes takes: "),
+        (f"labels: {{{'a' * 64}: x}}", f"labels.{'a' * 64}: '{'a' * 64}' is no name that Kubernetes takes: "),
+        (f"labels: {{{'a' * 254}/b: x}}", f"labels.{'a' * 254}/b: '{'a' * 254}/b' is no name that Kubernetes takes: "),
+        ("labels: {team: a b}", f"labels.team: is 'a b'; a label has {_NAMED}; shorten it, or put the text into an annotation"),
+        ("labels: {team: true}", "labels.team: is true; it must be text; put it in quotes"),
+        ("labels: team", "labels: is 'team', but has fields of its own; write them below it, indented"),
+        ("labels: {a b: }", "labels.a b: 'a b' is no name that Kubernetes takes: "),
+        ("annotations: {a/: x}", "annotations.a/: 'a/' is no name that Kubernetes takes: "),
+        (f"annotations: {{a: {'ä' * (128 * 1024)}}}", "annotations: have 262145 bytes, the API server takes 262144; put the long ones"),
+        ("namespace: Bad_NS", "namespace: is 'Bad_NS'; use lower-case letters, digits and dashes, at most 63, such as team-a"),
+        ("finalizers: [a b]", "finalizers[0]: 'a b' is no name that Kubernetes takes: "),
+        ("ownerReferences: [{apiVersion: v1, kind: Pod, name: x}]", "ownerReferences[0].uid: is missing (Its uid)"),
+        ("uid: 3", "uid: is 3; it must be text; put it in quotes"),
+        ("creationTimestamp: yesterday", "creationTimestamp: is 'yesterday'; it must match "),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_metadata_that_no_cluster_takes_is_refused(line: str, problem: str) -> None:
+    (found,) = problems("", METADATA.replace("{}", line))
+    assert found.startswith(f"line 5: metadata.{problem}")
+
+
+def test_metadata_that_a_cluster_and_its_tools_have_written_is_taken() -> None:
+    job = parse(as_yaml(minimal(), metadata=out_of_a_cluster()))
+    assert job.metadata.labels == {"app.kubernetes.io/name": "Tiny_1.0", "empty": ""}
+    assert {str(field.alias) for field in Metadata.model_fields.values()} == {"name", "namespace", *out_of_a_cluster()}
+    assert parse(METADATA.replace("{}", "creationTimestamp: null")) == parse(GOOD)
+
+
+def test_what_only_the_cluster_writes_is_no_difference_between_two_jobs() -> None:
+    kept = parse(as_yaml(minimal(), metadata=out_of_a_cluster())).model_dump()["metadata"]
+    assert kept.keys() == {"name", "namespace", "labels", "annotations"}
+
+
 @pytest.mark.parametrize(
     ("reward", "problem"),
     [
@@ -117,6 +164,20 @@ def test_a_field_of_that_name_is_named_where_it_may_be_what_was_meant(extra: str
             "reward.options: no term decides whether an answer is right; set `decides: true` for one, or add a verifier",
         ),
         ("{verifier: http, options: {url: judge}}", "reward.options.url: is 'judge'; it must match ^https?://[^\\s/@]+(/\\S*)?$"),
+        (
+            "{verifier: code, options: {language: pyhton}}",
+            "reward.options.language: is 'pyhton'; it is one of python, c, cpp, bash, javascript, java, go, rust; did you mean python?",
+        ),
+        ("{verifier: code, options: {cpu_seconds: 1000.0}}", "reward.options.cpu_seconds: is 1000; it must be at most 120"),
+        ("{verifier: code, options: {wall_seconds: 1000.0}}", "reward.options.wall_seconds: is 1000; it must be at most 300"),
+        (
+            "{verifier: reward-model, options: {folder: a, model: b, key_variable: K, attempts: 2}}",
+            "reward.options: folder is set, with which nobody reads model, key_variable, attempts; leave out one or the other",
+        ),
+        (
+            "{verifier: reward-model, options: {endpoint: 'http://a', device: cuda}}",
+            "reward.options: endpoint is set, with which nobody reads device; leave out one or the other",
+        ),
     ],
 )
 def test_options_of_a_verifier_are_checked_with_the_job(reward: str, problem: str) -> None:
@@ -128,6 +189,19 @@ def test_a_job_that_judges_programs_has_a_sandbox() -> None:
     assert all(parse(f"{GOOD}  reward: {reward}\n").spec.needs_sandbox for reward in code)
     assert parse(GOOD + "  sandbox: {enabled: true}\n").spec.needs_sandbox
     assert not parse(GOOD + "  reward: {verifier: math}\n").spec.needs_sandbox
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        "{verifier: code, options: {memory_mb: 2048}}",
+        "{verifier: weighted, options: {terms: [{verifier: code, options: {memory_mb: 2048}}]}}",
+    ],
+)
+def test_programs_that_may_have_more_memory_than_the_sandbox_gives_are_refused(reward: str) -> None:
+    refusal = "line 5: spec: memory_mb of the verifier code (2048) is more than sandbox.memoryPerRun (1Gi); lower it or raise memoryPerRun"
+    assert problems(f"  reward: {reward}\n") == [refusal]
+    assert parse(f"{GOOD}  reward: {reward}\n  sandbox: {{memoryPerRun: 2Gi}}\n").spec.sandbox.memory_mb == 2048
 
 
 def test_every_verifier_has_options_that_are_described() -> None:
@@ -148,6 +222,32 @@ def test_ranks_for_stages_on_several_nodes_are_said_for_each_node(nodes: int, st
     (problem,) = problems(f"  trainer: {{nodes: {nodes}, pipelineParallel: {stages}}}\n")
     assert problem.endswith(f"set accelerator.perNode to a multiple of {works}")
     assert parse(f"{GOOD}  accelerator: {{perNode: {works}}}\n  trainer: {{nodes: {nodes}, pipelineParallel: {stages}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "per_node", "works"),
+    [("{expertParallel: 7}", 1, 7), ("{expertParallel: 2, pipelineParallel: 2}", 2, 4), ("{expertParallel: 3, tensorParallel: 2}", 2, 6)],
+)
+def test_experts_are_shared_out_among_the_ranks_of_a_stage(trainer: str, per_node: int, works: int) -> None:
+    (problem,) = problems(f"  accelerator: {{perNode: {per_node}}}\n  trainer: {trainer}\n")
+    assert f"must divide trainer.nodes × accelerator.perNode = {per_node}, since the ranks of a stage share out its experts" in problem
+    assert problem.endswith(f"; lower expertParallel, or set accelerator.perNode to a multiple of {works}")
+    assert parse(f"{GOOD}  accelerator: {{perNode: {works}}}\n  trainer: {trainer}\n")
+
+
+@pytest.mark.parametrize(
+    ("field", "extra"),
+    [("checkpoint.volume", "  checkpoint: {{volume: {}}}\n"), ("queueName", "  queueName: {}\n"), ("credentials", "  credentials: {}\n")],
+)
+@pytest.mark.parametrize("name", ['""', "a b", "A", "-a"])
+def test_a_name_that_no_object_can_have_is_refused(field: str, extra: str, name: str) -> None:
+    (problem,) = problems(extra.format(name))
+    assert problem.startswith(f"line 10: spec.{field}: is {name.strip(chr(34))!r}; it must match ")
+
+
+def test_a_queue_has_a_name_that_a_label_can_hold() -> None:
+    assert parse(f"{GOOD}  queueName: {'q' * 63}\n")
+    assert "spec.queueName: is" in problems(f"  queueName: {'q' * 64}\n")[0]
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:

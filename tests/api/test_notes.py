@@ -14,5 +14,18 @@ def test_a_regulariser_that_has_nothing_to_do_is_said(tau: float, steps: int, sa
     assert all("raise spec.algorithm.stepsPerIteration or leave tau out" in note for note in found)
 
 
+def test_what_a_reward_models_training_does_not_read_is_said() -> None:
+    ignored = {"rollout": {"replicas": 3}, "reward": {"verifier": "code"}, "algorithm": {"samplesPerPrompt": 4}}
+    rate = {"trainer": {"optimizer": {"learningRate": 1e-4}}}
+    found = inert(RLJobSpec.model_validate(minimal() | {"rewardModel": {}} | ignored | rate))
+    assert [note.split(",")[0] for note in found[:3]] == [f"spec.{name} is set" for name in ("algorithm", "rollout", "reward")]
+    assert found[3] == (
+        "spec.trainer.optimizer.learningRate is 0.0001, but a reward model is trained with spec.rewardModel.learningRate (1e-05); "
+        "set that one"
+    )
+    assert inert(RLJobSpec.model_validate(minimal() | ignored | rate)) == [], "a policy's training reads them"
+    assert inert(RLJobSpec.model_validate(minimal() | {"rewardModel": {"learningRate": 1e-4}})) == []
+
+
 def test_most_jobs_need_no_note() -> None:
     assert inert(RLJobSpec.model_validate(minimal())) == inert(RLJobSpec.model_validate(full())) == []

@@ -13,6 +13,7 @@ import typer
 import yaml
 from charts.values import values_schema
 from tests.chart.rendering import FOLDER, ROOT, Chart
+from tests.manifests.jobs import objects, tiny
 
 from rljob.api.errors import ConfigurationError
 from rljob.api.explain import field_schema
@@ -183,6 +184,16 @@ def test_yaml_in_pages_is_yaml(page: str) -> None:
         assert {"apiVersion", "kind"} <= found.keys()
         if found["kind"] == "RLJob":
             assert parse(block)
+
+
+def test_the_pod_that_fetches_a_model_may_run_wherever_jobs_may() -> None:
+    (pod,) = [found for block in blocks("day2.md", "yaml") if (found := yaml.safe_load(block))["kind"] == "Pod"]
+    (master,) = [m for m in objects(tiny()) if m["kind"] == "Pod" and m["metadata"]["name"] == "tiny-master"]
+    assert pod["spec"]["securityContext"].items() <= master["spec"]["securityContext"].items()
+    (container,) = pod["spec"]["containers"]
+    needed = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["securityContext"] == needed
+    assert needed.items() <= master["spec"]["containers"][0]["securityContext"].items()
 
 
 def test_the_crd_reference_is_up_to_date() -> None:

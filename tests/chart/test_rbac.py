@@ -7,6 +7,7 @@ import pytest
 from tests.chart.rendering import ROOT, Chart, Json
 
 from rljob.controller.kinds import CHILDREN, DEVICE_CLASS, EVENT, KINDS, LEASE, RLJOB, Kind
+from rljob.manifests.types import UPDATE
 
 CONTROLLER = ROOT / "operator" / "rljob" / "controller"
 
@@ -27,6 +28,10 @@ CALLS: Mapping[str, str] = {
 """Method of `rljob.controller.client.Api` to the verb that it needs."""
 
 
+KEPT = {kind.plural for kind in CHILDREN if UPDATE.get(kind.kind) == "keep"}
+"""What the operator never deletes."""
+
+
 def _right(kind: Kind, verb: str, sub: str = "") -> Right:
     group = kind.api_version.rpartition("/")[0]
     return group, kind.plural + (f"/{sub}" if sub else ""), verb
@@ -36,8 +41,9 @@ def needed() -> dict[Right, str]:
     """Every right, and what it is for."""
     found: dict[Right, str] = {}
     for kind in CHILDREN:
-        for verb in ("get", "list", "watch", "create", "patch", "delete"):
+        for verb in ("get", "list", "watch", "create", "patch"):
             found[_right(kind, verb)] = "a job's children"
+        found[_right(kind, "delete")] = "OwnerReferencesPermissionEnforcement" if kind.plural in KEPT else "a job's children"
     found |= {_right(RLJOB, verb): "the jobs" for verb in ("get", "list", "watch")}
     found[_right(RLJOB, "delete")] = "ttlSecondsAfterFinished"
     found[_right(RLJOB, "patch", "status")] = "one status write per pass"
@@ -57,6 +63,11 @@ def _granted(rules: list[Json]) -> set[Right]:
 def test_the_operators_role_is_what_its_code_needs(chart: Chart) -> None:
     (role,) = [i for i in chart.objects() if i["kind"] == "ClusterRole" and i["metadata"]["name"] == "rljob-operator"]
     assert _granted(role["rules"]) == needed().keys()
+
+
+def test_what_the_operator_never_deletes_has_a_rule_of_its_own(chart: Chart) -> None:
+    (role,) = [i for i in chart.objects() if i["kind"] == "ClusterRole" and i["metadata"]["name"] == "rljob-operator"]
+    assert [rule["resources"] for rule in role["rules"] if KEPT & set(rule["resources"])] == [["persistentvolumeclaims"]]
 
 
 def test_the_lease_can_be_made_and_only_the_own_one_be_held(chart: Chart) -> None:
@@ -92,10 +103,10 @@ def test_every_call_of_the_operators_client_has_a_verb_here() -> None:
 
 def test_people_may_write_jobs_and_not_what_the_operator_says_of_them(chart: Chart) -> None:
     roles = {i["metadata"]["name"]: i for i in chart.objects() if i["kind"] == "ClusterRole"}
-    view, edit = _granted(roles["rljob-operator-view"]["rules"]), _granted(roles["rljob-operator-edit"]["rules"])
-    assert {verb for _, _, verb in view} == {"get", "list", "watch"}
-    assert ("rljob.dev", "rljobs/scale", "patch") in edit
-    assert not {right for right in edit if right[1] == "rljobs/status"}
+    view, edit = (_granted(roles[f"rljob-operator-{name}"]["rules"]) for name in ("view", "edit"))
+    read, write = ("get", "list", "watch"), ("create", "update", "patch", "delete", "deletecollection")
+    assert view == {*(_right(RLJOB, verb) for verb in read), _right(RLJOB, "get", "status"), _right(RLJOB, "get", "scale")}
+    assert edit == {*(_right(RLJOB, verb) for verb in write), _right(RLJOB, "update", "scale"), _right(RLJOB, "patch", "scale")}
 
 
 @pytest.mark.parametrize("namespaces", [[], ["team-a"]])

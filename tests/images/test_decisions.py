@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -45,6 +47,25 @@ def test_the_tag_follows_content_names_and_arguments(tmp_path: Path) -> None:
     assert build.content_hash(tmp_path, [two], ["base"]) != first
     one.write_text("y")
     assert build.content_hash(tmp_path, [one], ["base"]) != first
+
+
+def test_a_base_of_another_archives_packages_has_another_name() -> None:
+    names = {build.base_name(mirror) for mirror in ("", "http://archive/20260101T000000Z", "http://archive/20260201T000000Z")}
+    assert len(names) == 3
+    assert all(name.startswith("localhost/rljob/base:") for name in names)
+
+
+def test_a_base_with_another_python_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
+    for part in ("lib/python3.13", "bin"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    text = (ROOT / "images/tools/install.sh").read_text().replace("/opt/venv", str(tmp_path)).replace(". /tools/registry.sh", "")
+    command = ["sh", "-c", text.replace("/uv/uv", "echo installs").replace("python3 /tools/finish.py", "true"), "sh", "core"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("installs")
+    (tmp_path / "lib/python3.12").mkdir()
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "choose two bases with the same Python" in refused.stderr
 
 
 def test_the_table_counts_a_shared_layer_once() -> None:

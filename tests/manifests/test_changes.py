@@ -57,6 +57,7 @@ def test_a_change_reaches_only_what_it_must(field: str, reached: set[str]) -> No
     [
         ("spec.sandbox.replicas=2", {"Deployment/tiny-sandbox"}),
         ("spec.sandbox.slots=8", {"Deployment/tiny-sandbox"}),
+        ("spec.sandbox.memoryPerRun=2Gi", {"Deployment/tiny-sandbox", "Deployment/tiny-reward", CONFIG, "Pod/tiny-master"}),
         ("spec.templates.sandbox.spec.runtimeClassName=gvisor", {"Deployment/tiny-sandbox"}),
         ("spec.reward.timeoutSeconds=9", {CONFIG, "Deployment/tiny-reward"}),
         ("spec.iterations=11", {CONFIG, "Pod/tiny-master"}),
@@ -122,6 +123,12 @@ def test_no_process_reads_a_field_that_its_file_leaves_out(audience: str) -> Non
     chains = set().union(*(attributes(ROOT / "runtime" / "rljob" / package) for package in AUDIENCES[audience]))
     read = {path for path in LEFT_OUT[audience] if (snake(path) if "." in path else f"spec.{snake(path)}") in chains}
     assert read == set(), "take them out of rljob.manifests.jobfile.LEFT_OUT"
+
+
+def test_whoever_reads_options_of_reward_knows_what_the_sandbox_gives_a_program() -> None:
+    job = tiny("spec.reward={verifier: code, options: {memory_mb: 2048}}", "spec.sandbox={memoryPerRun: 2Gi}")
+    for _, text in job_files(job).values():
+        assert RLJob.model_validate_json(text)
 
 
 def test_preparation_knows_whether_there_is_a_sandbox() -> None:

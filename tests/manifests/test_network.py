@@ -1,13 +1,17 @@
 """NetworkPolicies: exactly the flows of the picture, played through."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.manifests.jobs import nvidia, objects, tiny
 
 from rljob.manifests import Manifest, Settings
 from rljob.manifests.types import LABEL_JOB, LABEL_ROLE, OPERATOR_LABELS
 
+ROOT = Path(__file__).parents[2]
 OPERATOR = ("rljob-system", OPERATOR_LABELS)
 NODE_PORTS = (8000, 29500, 40001)
 
@@ -132,6 +136,22 @@ def test_what_a_job_downloads_can_be_a_service_of_the_cluster() -> None:
     assert flows(manifests, member("master", "math-7b"), store, 9000)
     assert not flows(manifests, member("worker", "math-7b"), store, 9000)
     assert not flows(TINY, member("master"), store, 9000)
+
+
+def test_the_policy_that_the_docs_have_for_a_prometheus_lets_it_in_and_nobody_else() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    policy, monitor = yaml.safe_load_all(block)
+    manifests, prometheus = (*WITH_SANDBOX, policy), ("monitoring", {"app": "prometheus"})
+    ports = {"master": 8080, "reward": 8081, "sandbox": 8082}
+    for role, port in ports.items():
+        assert flows(manifests, prometheus, member(role), port)
+        assert not flows(WITH_SANDBOX, prometheus, member(role), port)
+        assert not flows(manifests, ("default", {}), member(role), port)
+    assert not any(flows(manifests, prometheus, member("worker"), port) for port in (*ports.values(), *NODE_PORTS))
+    assert selects(monitor["spec"]["selector"], member("sandbox")[1])
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == list(ports)
+    assert all(f"'name': '{name}', 'containerPort': {port}" in str(WITH_SANDBOX) for name, port in ports.items())
 
 
 def test_policies_can_be_turned_off() -> None:

@@ -1,4 +1,4 @@
-"""`rljob explain spec.rollout`: what a field is for, from the same schema that the cluster gets."""
+"""`rljob explain spec.rollout`: what a field is for, from the same schema that the cluster gets, which is silent on metadata alone."""
 
 import difflib
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from rljob.api.base import INT32, digits
 from rljob.api.crd import job_schema, structural
 from rljob.api.errors import ConfigurationError
+from rljob.api.metadata import Metadata
 from rljob.api.verifiers import OPTIONS
 
 _OPTIONS = "spec.reward.options"
@@ -18,6 +19,8 @@ def field_schema(path: str) -> dict[str, Any]:
         ConfigurationError: there is no such field; names the near one.
     """
     here: dict[str, Any] = job_schema()
+    raw = Metadata.model_json_schema()
+    here["properties"]["metadata"] = structural(raw, raw["$defs"])
     walked: list[str] = []
     for name in path.removeprefix("rljob.").split("."):
         fields = here.get("properties") or here.get("items", {}).get("properties", {})

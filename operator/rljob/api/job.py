@@ -1,12 +1,14 @@
-"""RLJob itself: metadata, spec, and the checks that need more than one topic."""
+"""RLJob itself: its spec, and the checks that need more than one topic."""
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from rljob.api.algorithm import AlgorithmSpec, EvaluationSpec, RewardModelSpec, RolloutSpec, TrainerSpec, WarmStart
 from rljob.api.base import Natural, Part, Positive
+from rljob.api.metadata import Metadata
 from rljob.api.platform import (
     AcceleratorSpec,
     CheckpointSpec,
@@ -18,26 +20,11 @@ from rljob.api.platform import (
     TemplateOverrides,
 )
 from rljob.api.sources import DataSpec, ModelSpec
-from rljob.api.verifiers import uses
+from rljob.api.verifiers import programs, uses
 
 GROUP = "rljob.dev"
 VERSION = "v1alpha1"
 KIND = "RLJob"
-
-
-class Metadata(Part):
-    """Kubernetes object metadata; what this project does not read is passed through."""
-
-    model_config = ConfigDict(**{**Part.model_config, "extra": "allow"})
-
-    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$")]
-    """Name of the job: lower-case letters, digits and dashes, a letter first, at most 52 (children's names are derived from it)."""
-    namespace: str | None = None
-    """Namespace of the job."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Labels."""
-    annotations: dict[str, str] = Field(default_factory=dict)
-    """Annotations."""
 
 
 class RLJobSpec(Part):
@@ -81,8 +68,8 @@ class RLJobSpec(Part):
     """The job fails when it has run for so long since it was started, admitted by its queue, or last resumed after `suspend` or its end."""
     ttl_seconds_after_finished: Natural | None = None
     """The finished job is deleted after so long."""
-    queue_name: str | None = None
-    """Kueue queue to wait in."""
+    queue_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")] | None = None
+    """Name of the Kueue LocalQueue to wait in."""
     files: FilesSpec | None = None
     """Where the files are that the job names by relative paths, in a cluster."""
     credentials: ObjectName | None = None
@@ -112,6 +99,32 @@ class RLJobSpec(Part):
         """Are there answers to generate and to judge? Not where a reward model is trained."""
         return self.reward_model is None
 
+    @property
+    def engine_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Arithmetic of generation, in which the trainer exports too."""
+        chosen = self.rollout.engine.dtype
+        if chosen != "auto":
+            return chosen
+        return "float32" if self.accelerator.type == "cpu" else "bfloat16"
+
+    def check_programs(self, verifier: str | None, options: Mapping[str, Any]) -> None:
+        """Whether the sandbox gives the programs that a verifier judges what its options say.
+
+        Raises:
+            ValueError: it does not, and would refuse the first answer.
+        """
+        for code in programs(verifier, options):
+            if code.memory_mb > self.sandbox.memory_mb:
+                raise ValueError(
+                    f"memory_mb of the verifier code ({code.memory_mb}) is more than sandbox.memoryPerRun ({self.sandbox.memory_per_run}); "
+                    "lower it or raise memoryPerRun"
+                )
+
+    @model_validator(mode="after")
+    def _programs_fit(self) -> "RLJobSpec":
+        self.check_programs(self.reward.verifier, self.reward.options)
+        return self
+
     @model_validator(mode="after")
     def _parallel_sizes_fit(self) -> "RLJobSpec":
         t, per_node = self.trainer, self.accelerator.per_node
@@ -121,6 +134,14 @@ class RLJobSpec(Part):
                 f"trainer.tensorParallel ({t.tensor_parallel}) × pipelineParallel ({t.pipeline_parallel}) × contextParallel "
                 f"({t.context_parallel}) = {need} must divide trainer.nodes × accelerator.perNode = {self.world_size}; "
                 f"set accelerator.perNode to a multiple of {need // math.gcd(need, t.nodes)}"
+            )
+        experts = t.pipeline_parallel * t.expert_parallel
+        if self.world_size % experts:
+            need = math.lcm(need, experts)
+            raise ValueError(
+                f"trainer.pipelineParallel ({t.pipeline_parallel}) × expertParallel ({t.expert_parallel}) = {experts} must divide "
+                f"trainer.nodes × accelerator.perNode = {self.world_size}, since the ranks of a stage share out its experts; lower "
+                f"expertParallel, or set accelerator.perNode to a multiple of {need // math.gcd(need, t.nodes)}"
             )
         if t.virtual_pipeline_parallel > 1 and t.pipeline_parallel == 1:
             raise ValueError(

@@ -33,8 +33,12 @@ def load(file: Path, overrides: Iterable[str] = ()) -> RLJob:
         text = sys.stdin.buffer.read().decode() if file == STANDARD_INPUT else file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InvalidFile(name, [Problem("", "there is no such file; give the path of an RLJob in YAML")]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFile(name, [Problem("", f"cannot be read: {error}")]) from error
+    except UnicodeDecodeError as error:
+        raise InvalidFile(name, [Problem("", f"is not UTF-8 (byte {error.start}); give an RLJob in YAML, saved as UTF-8")]) from error
+    except IsADirectoryError:
+        raise InvalidFile(name, [Problem("", "is a folder; give the path of an RLJob in YAML")]) from None
+    except OSError as error:
+        raise InvalidFile(name, [Problem("", f"cannot be read ({error.strerror}); change its owner or mode")]) from error
     return parse(text, name, overrides)
 
 
@@ -100,7 +104,8 @@ def _override(data: dict[str, Any], override: str) -> Path_:
 
 def _problem(error: ErrorDetails, lines: Lines, root: type[BaseModel]) -> Problem:
     """One pydantic error in a person's words."""
-    path = tuple(error["loc"])
+    # Of a map's entry whose name is wrong, pydantic adds a part that stands in no file.
+    path = tuple(part for part in error["loc"] if part != "[key]")
     # The nearest thing above that does stand in the file has a line.
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
     return Problem(dotted(path), _message(error, path, root), line)
@@ -133,7 +138,7 @@ def _message(error: ErrorDetails, path: Path_, root: type[BaseModel]) -> str:
     if kind == "string_pattern_mismatch":
         form = "be a size such as 512Mi or 2Gi" if context["pattern"] == MEMORY else f"match {context['pattern']}"
         return f"is {said}; it must {form}" + _described(path, root)
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
+    if kind in ("model_type", "dict_type", "mapping_type", "model_attributes_type"):
         remedy = "write them without a dash or bracket" if isinstance(value, list) else "write them below it, indented"
         return f"is {said}, but has fields of its own; {remedy}"
     for prefix, words in _KINDS.items():
@@ -210,7 +215,8 @@ def _unknown(path: Path_, root: type[BaseModel]) -> str:
     """An unknown field: the near name beside it, and where a field of that name does exist."""
     name, above = str(path[-1]), [str(part) for part in path[:-1]]
     model = model_at(path[:-1], root)
-    beside = [str(f.alias) for f in model.model_fields.values()] if model else []
+    # But for what only a cluster writes: nobody means that.
+    beside = [str(f.alias) for f in model.model_fields.values() if not f.exclude] if model else []
     plain, word = {known.lower(): known for known in beside}, re.sub("[-_]", "", name).lower()
     longer = sorted((known for known in plain if known.startswith(word)), key=len)
     near = [plain[known] for known in longer[:1] or difflib.get_close_matches(word, plain, 1, 0.7)]

@@ -1,5 +1,6 @@
 """What is valid but probably not what was meant."""
 
+from rljob.api.algorithm import OptimizerSpec
 from rljob.api.job import RLJobSpec
 
 
@@ -12,4 +13,17 @@ def inert(spec: RLJobSpec) -> list[str]:
             f"spec.algorithm.tau is {algorithm.tau:g}, but has no effect with stepsPerIteration 1: the regulariser's gradient is 0 in an "
             "iteration's first step; raise spec.algorithm.stepsPerIteration or leave tau out"
         )
+    if spec.reward_model is not None:
+        default = RLJobSpec.model_fields
+        found += [
+            f"spec.{name} is set, but has no effect with spec.rewardModel, which generates and judges nothing; leave it out"
+            for name in ("algorithm", "rollout", "reward", "sandbox")
+            if getattr(spec, name) != default[name].default
+        ]
+        rate = spec.trainer.optimizer.learning_rate
+        if rate != OptimizerSpec().learning_rate:
+            found.append(
+                f"spec.trainer.optimizer.learningRate is {rate:g}, but a reward model is trained with spec.rewardModel.learningRate "
+                f"({spec.reward_model.learning_rate:g}); set that one"
+            )
     return found

@@ -7,6 +7,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from rljob.api.base import MEMORY, Part, Positive, exactly_one
 from rljob.api.verifiers import VerifierName, fitting, reward_models
 
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+"""Name of a Kubernetes object in the job's namespace."""
+
 
 class MemoryGate(Part):
     """The next owner of the accelerator starts only when what is free covers what it will claim."""
@@ -80,14 +83,19 @@ class SandboxSpec(Part):
     slots: Positive = 2
     """Programs that run at the same time in one pod, each on a core of its own."""
     memory_per_run: Annotated[str, Field(pattern=MEMORY)] = "1Gi"
-    """The most that one program may ask for, with the files it writes. Compilers ask for 1Gi unless the request says otherwise."""
+    """The most that one program may ask for, with the files it writes. Compilers get 1Gi of it, or all if it is less."""
     queue: Positive = 1024
     """Requests that one pod takes in at the same time, waiting and running; further ones are told when to come again."""
     minimum: Literal["namespaces", "full"] = "namespaces"
     """Refuse to start with less isolation than this. `namespaces`: every run has namespaces of its own, system call filter, limits. `full`:
-    also cgroups for memory and processes, for which a cluster's node has to be prepared."""
+    also cgroups for memory, processes and CPU, for which a cluster's node has to be prepared."""
     backend: Literal["namespaces", "crun"] = "namespaces"
     """`namespaces` runs programs in prepared slots; `crun` starts an OCI container for each, which is slower."""
+
+    @property
+    def memory_mb(self) -> int:
+        """`memory_per_run` in MiB."""
+        return int(self.memory_per_run[:-2]) * (1024 if self.memory_per_run.endswith("Gi") else 1)
 
 
 class CheckpointSpec(Part):
@@ -97,12 +105,8 @@ class CheckpointSpec(Part):
     """Newest checkpoints kept."""
     keep_every: Positive | None = None
     """Also keep every so many iterations' checkpoint for good."""
-    volume: str | None = None
+    volume: ObjectName | None = None
     """Name of a PersistentVolumeClaim for state and checkpoints. Default: one is created. Local runs use the job folder."""
-
-
-ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-"""Name of a Kubernetes object in the job's namespace."""
 
 
 class FilesSpec(Part):

@@ -28,7 +28,7 @@ class Rule:
 
     def entry(self) -> Schema:
         """As it stands in the CustomResourceDefinition."""
-        plain = re.sub(r"\s*\(?\{[^}]*\}\)?", "", self.message)
+        plain = re.sub(r"( =)?\s*\(?\{[^}]*\}\)?", "", self.message)
         out: Schema = {"rule": self.rule, "message": plain}
         if plain != self.message:
             out["messageExpression"] = formatted(self.message)
@@ -50,6 +50,7 @@ def _one_of(where: str, *names: str) -> Rule:
 
 
 _NEED = "self.trainer.tensorParallel * self.trainer.pipelineParallel * self.trainer.contextParallel"
+_EXPERTS = "self.trainer.pipelineParallel * self.trainer.expertParallel"
 _WORLD = "self.trainer.nodes * self.accelerator.perNode"
 _DATA = (_one_of("a data source", "path", "hub", "reasoningGym"),)
 RULES: Mapping[str, tuple[Rule, ...]] = {
@@ -86,6 +87,12 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
             f"{_NEED} > 0 && ({_WORLD}) % ({_NEED}) == 0",
             "trainer.tensorParallel ({self.trainer.tensorParallel}) × pipelineParallel ({self.trainer.pipelineParallel}) × contextParallel "
             f"({{self.trainer.contextParallel}}) = {{{_NEED}}} must divide trainer.nodes × accelerator.perNode = {{{_WORLD}}}",
+        ),
+        Rule(
+            f"{_EXPERTS} > 0 && ({_WORLD}) % ({_EXPERTS}) == 0",
+            "trainer.pipelineParallel ({self.trainer.pipelineParallel}) × expertParallel ({self.trainer.expertParallel}) = "
+            f"{{{_EXPERTS}}} must divide trainer.nodes × accelerator.perNode = {{{_WORLD}}}, since the ranks of a stage share out its "
+            "experts; lower expertParallel, or raise accelerator.perNode",
         ),
         Rule(
             "self.trainer.virtualPipelineParallel == 1 || self.trainer.pipelineParallel > 1",

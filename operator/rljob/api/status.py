@@ -33,6 +33,8 @@ class NodeStatus(Part):
     """Version its engine serves, if it is routable."""
     failure: str = ""
     """Why the step does not succeed; empty if it does."""
+    switch: str = ""
+    """What its last hand-over did with the engine (`restart` or `sleep`) and why; empty before the first, and without a trainer."""
 
 
 class HeldOutStatus(Part):
@@ -65,7 +67,8 @@ class JobStatus(Part):
     """Everything a person or the operator wants to know in one screen."""
 
     phase: Literal["Preparing", "WarmStart", "Rollout", "Training", "Evaluating", "Finishing", "Succeeded", "Failed"]
-    """What the job is doing."""
+    """What the job is doing: `Pending` and `Suspended` in a cluster alone, `Preparing`, `WarmStart`, `Rollout`, `Training`, `Evaluating`,
+    `Finishing`, `Succeeded`, `Failed`."""
     iteration: int
     """Iteration in progress, from 1; after the end the number of iterations done."""
     iterations: int
@@ -101,3 +104,8 @@ class JobStatus(Part):
     def finished(self) -> int:
         """Finished iterations."""
         return self.rewards_before + len(self.rewards)
+
+    @property
+    def switches(self) -> tuple[str, ...]:
+        """What the nodes say of their hand-overs, each once."""
+        return tuple(dict.fromkeys(node.switch for node in self.nodes if node.switch))

@@ -17,6 +17,8 @@ TermName = Literal[
 ]  # fmt: skip
 """What `weighted` combines: everything but itself."""
 VerifierName = Literal[TermName, "weighted"]
+Language = Literal["python", "c", "cpp", "bash", "javascript", "java", "go", "rust"]
+"""What a sandbox may have; which of them are there, it says itself (`GET /v1/languages`)."""
 Place = Literal["whole", "boxed", "auto"]
 """`whole`: all of the answer. `boxed`: what stands in the last `\\boxed{…}`. `auto`: the latter if there is one, else the former."""
 
@@ -138,18 +140,18 @@ class ReasoningGymOptions(Options):
 class CodeOptions(Options):
     """The program in the answer's last fenced block passes the reference's tests in the sandbox."""
 
-    language: str = "python"
+    language: Language = "python"
     """Language of the program, unless the reference names one."""
     partial: bool = False
     """The reward is the share of tests passed. Else it is 1 if all pass and 0 if not, and the first failure ends the judgement."""
-    cpu_seconds: Annotated[float, Field(gt=0)] = 2.0
+    cpu_seconds: Annotated[float, Field(gt=0, le=120)] = 2.0
     """Processor time of one test."""
-    wall_seconds: Annotated[float, Field(gt=0)] = 6.0
+    wall_seconds: Annotated[float, Field(gt=0, le=300)] = 6.0
     """Time of one test."""
     total_seconds: Annotated[float, Field(gt=0, le=200)] = 40.0
     """Time of all tests together; those that have not begun by then are not passed."""
     memory_mb: Annotated[int, Field(ge=16)] = 256
-    """Memory of one test, MiB."""
+    """Memory of one test, MiB; at most `spec.sandbox.memoryPerRun`."""
 
 
 class LengthOptions(Options):
@@ -276,6 +278,11 @@ class JudgeOptions(Options):
         return self
 
 
+_OF_ENDPOINT = ("model", "key_variable", "key_file", "attempts")
+_OF_FOLDER = ("device", "batch_tokens")
+"""Options of a reward model that are read only where it is at an endpoint, in a folder."""
+
+
 class RewardModelOptions(Options):
     """A reward model, a transformer with a value head, scores the answer. Only the job can name the model and the key, no data record."""
 
@@ -316,6 +323,10 @@ class RewardModelOptions(Options):
     def _one_place(self) -> "RewardModelOptions":
         if self.folder is not None and self.endpoint is not None:
             raise ValueError("folder and endpoint are both set; the model is in one place, leave one out")
+        here, idle = ("folder", _OF_ENDPOINT) if self.folder is not None else ("endpoint", _OF_FOLDER)
+        unread = [name for name in idle if name in self.model_fields_set and getattr(self, name) is not None]
+        if getattr(self, here) is not None and unread:
+            raise ValueError(f"{here} is set, with which nobody reads {', '.join(unread)}; leave out one or the other")
         if self.key_variable is not None and self.key_file is not None:
             raise ValueError("key_variable and key_file are both set; the key has one source, leave one out")
         return self
@@ -436,6 +447,15 @@ def judges(verifier: str | None, options: Mapping[str, Any]) -> Iterator[JudgeOp
     if verifier == "weighted":
         for term in options.get("terms") or ():
             yield from judges(term.get("verifier"), term.get("options") or {})
+
+
+def programs(verifier: str | None, options: Mapping[str, Any]) -> Iterator[CodeOptions]:
+    """How programs are judged, by this verifier and by those that it combines."""
+    if verifier == "code":
+        yield CodeOptions.model_validate(options)
+    if verifier == "weighted":
+        for term in options.get("terms") or ():
+            yield from programs(term.get("verifier"), term.get("options") or {})
 
 
 def reward_models(verifier: str | None, options: Mapping[str, Any]) -> Iterator[RewardModelOptions]:

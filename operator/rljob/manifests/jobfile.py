@@ -30,13 +30,13 @@ CLUSTER = (
 """The operator's own: no process reads them."""
 _RUN = ("iterations", "evaluation", "backoffLimit", "checkpoint")
 """How long the loop runs and what it keeps: the master's alone."""
-_SANDBOX = tuple(f"sandbox.{name}" for name in ("replicas", "slots", "memoryPerRun", "queue", "minimum", "backend"))
-"""How the sandbox runs; whether there is one is what the preparation asks."""
+_SANDBOX = tuple(f"sandbox.{name}" for name in ("replicas", "slots", "queue", "minimum", "backend"))
+"""How the sandbox runs; whether there is one, and what it gives a program, is what options of `reward` and of records are held against."""
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "master": (*CLUSTER, *_SANDBOX, "reward.workers", "reward.timeoutSeconds", "rollout.weights"),
     "node": (*CLUSTER, *_RUN, "reward", "sandbox"),
     "reward": (
-        *(*CLUSTER, *_RUN, "reward.replicas", "sandbox"),
+        *(*CLUSTER, *_RUN, *_SANDBOX, "reward.replicas", "sandbox.enabled"),
         *("switch", "accelerator", "trainer", "rollout.tensorParallel", "rollout.engine", "rollout.weights"),
     ),
 }

@@ -92,7 +92,7 @@ def check_files(job: RLJob) -> None:
     found, files = relative_paths(job), job.spec.files
     if found and files is None:
         field, path = next(iter(found.items()))
-        others = f" (so do {', '.join(list(found)[1:])})" if len(found) > 1 else ""
+        others = f" (so are {', '.join(list(found)[1:])})" if len(found) > 1 else ""
         raise ConfigurationError(
             f"{field}: {path} is relative{others}, and a cluster has no folder of the job file: put the files on a volume and name its "
             "PersistentVolumeClaim in spec.files.claim, or small ones into a ConfigMap and name it in spec.files.configMap"
