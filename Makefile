@@ -17,6 +17,7 @@ help:
 	@echo "make gpu-check                                              try the GPU path on a machine with one NVIDIA GPU"
 	@echo "make lint                                                   what of the tests takes seconds"
 	@echo "make cluster [ARGS=--nodes=2] / make cluster-down           a real Kubernetes on this machine, from source; needs root"
+	@echo "make cluster-programs / make clean                          build that Kubernetes beforehand / remove what setup and tests have made here"
 	@echo "make lock / make crd                                        remake the lock file / the CustomResourceDefinition"
 	@echo "make chart / make docs                                      remake what of charts/ and docs/ is made from them"
 

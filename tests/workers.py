@@ -37,7 +37,7 @@ KUBERNETES = frozenset(
     }
 )
 """Files whose tests have clusters. Whoever shares out knows names alone, so they are written down; a file that is missing is refused."""
-LONGEST = ("tests/e2e/test_kills.py", "tests/e2e/test_tiny.py", "tests/e2e/test_rollout_replicas.py")
+LONGEST = ("tests/e2e/test_kills.py", "tests/e2e/test_tiny.py", "tests/e2e/test_smollm2.py", "tests/e2e/test_rollout_replicas.py")
 """Of whole jobs on this machine these go first: begun last, one worker would be left with them."""
 _CLUSTERS = frozenset({"api_server", "cluster", "new_cluster"})
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from types import MappingProxyType
 import pytest
 import yaml
 
-from rljob.api.status import HeldOutStatus, JobStatus
+from rljob.api.status import HeldOutStatus, JobStatus, NodeStatus
 from rljob.local.folder import JobFolder
 from rljob.local.inspect import read_logs
 
@@ -22,7 +23,7 @@ apiVersion: rljob.dev/v1alpha1
 kind: RLJob
 metadata: {name: tiny}
 spec:
-  model: {source: {scratch: {}}}
+  model: {source: {scratch: {contextLength: 1024}}}
   data: {train: {path: train.jsonl}}
   warmStart: {}
 """
@@ -84,6 +85,20 @@ def test_a_wrong_job_gives_one_error_and_status_two(job_file: Path) -> None:
         assert done.stderr == f"error: {job_file}: line 8: spec.iteratons: is not a field; did you mean iterations?\n"
 
 
+def test_a_job_file_that_cannot_be_read_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xad")
+    (tmp_path / "closed.yaml").touch(0)
+    as_anybody = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    for name, said in (
+        (".", "is a folder; give the path of an RLJob in YAML"),
+        ("binary.yaml", "is not UTF-8 (byte 0); give an RLJob in YAML, saved as UTF-8"),
+        ("closed.yaml", "cannot be read (Permission denied); change its owner or mode"),
+    ):
+        command = [*as_anybody, str(RLJOB), "validate", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (2, f"error: {tmp_path / name}: {said}\n")
+
+
 def test_a_job_comes_through_a_pipe_and_its_files_are_then_looked_for_here(tmp_path: Path) -> None:
     assert rljob("validate", "-", stdin=JOB).stdout.startswith("-: tiny is valid\n")
     assert "python -m rljob.master" in rljob("plan", "-", stdin=JOB).stdout
@@ -130,6 +145,14 @@ def test_a_field_without_effect_is_said_before_anything_starts(job_file: Path) -
         assert "note: spec.algorithm.tau is 0.1, but has no effect" in rljob(command, job_file).stdout
 
 
+def test_what_a_cluster_would_refuse_is_a_note_for_a_job_that_runs_here(job_file: Path) -> None:
+    done = rljob("validate", job_file)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nnote: in a cluster: spec.data.train.path: train.jsonl is relative" in done.stdout
+    job_file.write_text(JOB + "  files: {claim: my-files}\n")
+    assert "note:" not in rljob("validate", job_file).stdout
+
+
 def test_an_override_without_a_value_is_no_default(job_file: Path) -> None:
     done = rljob("plan", job_file, "--set", "spec.iterations=")
     assert done.returncode == 2
@@ -157,7 +180,7 @@ def test_the_plan_for_people_fits_a_narrow_terminal(job_file: Path) -> None:
     done = rljob("plan", job_file, "--set", "spec.iterations=3", "--env")
     assert "python -m rljob.checkpoint_engine.shim --payload trainer" in done.stdout
     assert "RLJOB_DIR_SHM" in done.stdout
-    assert "3 iterations in" in done.stdout
+    assert re.search(r"3 iterations in\s+\S+\s+min, after a\s+warm\s+start\s+of", done.stdout)
 
 
 def test_the_plan_says_what_has_no_effect_here(job_file: Path) -> None:
@@ -167,11 +190,24 @@ def test_the_plan_says_what_has_no_effect_here(job_file: Path) -> None:
 
 
 def test_a_model_that_does_not_divide_as_asked_is_refused_by_the_plan_with_the_nearest_sizes(job_file: Path) -> None:
-    line = "spec.trainer.pipelineParallel is 3, but the model has 4 layers, as many in every stage; set it to 2 or 4"
+    line = "spec.trainer.pipelineParallel is 3, but the model has 4 layers, as many in every stage; "
+    line += "set it to 1, or to 2 with spec.accelerator.perNode at a multiple of 2"
     job_file.write_text(JOB + "  trainer: {pipelineParallel: 3}\n  accelerator: {perNode: 3}\n")
     assert rljob("validate", job_file).stderr == f"warning: {job_file}: {line}\n"
     done = rljob("plan", job_file)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
+
+
+def test_answers_that_the_models_context_cannot_hold_are_refused_by_plan_and_run(job_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    for change, line in (
+        ("spec.rollout.maxTokens=1024", "is 1024, which leaves no room for a prompt in the model's context of 1024; lower it"),
+        ("spec.model.maxLength=1025", "is 1025, but the model's context is 1024; lower it or leave it out"),
+    ):
+        for command in (("plan",), ("run", "--workdir", tmp_path / "job")):
+            done = rljob(command[0], job_file, *command[1:], "--set", change)
+            assert (done.returncode, done.stderr) == (2, f"error: {change.partition('=')[0]} {line}\n")
+    assert not (tmp_path / "job").exists()
 
 
 def test_a_model_of_a_family_that_nobody_can_train_is_refused_by_plan_and_run(job_file: Path, tmp_path: Path) -> None:
@@ -191,6 +227,8 @@ def test_a_model_of_a_family_that_nobody_can_train_is_refused_by_plan_and_run(jo
 def test_crd_and_explain_print() -> None:
     assert yaml.safe_load(rljob("crd").stdout)["kind"] == "CustomResourceDefinition"
     assert "Longest answer in tokens." in rljob("explain", "spec.rollout").stdout
+    assert "labels  <map[string]string>\n      Labels.\n" in rljob("explain", "metadata").stdout
+    assert rljob("explain", "metadata.name").stdout.startswith("metadata.name  <string>\n    Name of the job: ")
     assert rljob("explain", "spec.rolout").stderr == "error: spec has no field 'rolout'; did you mean spec.rollout?\n"
 
 
@@ -256,6 +294,7 @@ def test_a_suspended_job_does_not_run(job_file: Path) -> None:
 def test_a_finished_job_shows_its_summary_again(job_file: Path, folder: Path) -> None:
     (job_file.parent / "train.jsonl").write_text("{}\n")
     (folder / "state").mkdir()
+    (folder / "state" / "master.sqlite").touch()
     status = JobStatus(phase="Succeeded", iteration=100, iterations=100, policy_version=100, rewards=[0.1] * 50 + [0.9] * 50)
     (folder / "status.json").write_text(status.model_dump_json(by_alias=True))
     done = rljob("run", job_file, "--workdir", folder)
@@ -270,6 +309,14 @@ def test_status_tells_how_far_a_stopped_job_is(folder: Path) -> None:
     assert "2 of 8 done" in out
     assert "0.100 → 0.300" in out
     assert json.loads(rljob("status", folder, "-o", "json").stdout)["policyVersion"] == 2
+
+
+def test_status_says_once_what_the_switch_policy_came_to(folder: Path) -> None:
+    nodes = [NodeStatus(name=f"worker-{i}", step="idle", switch="restart: auto restarts on CPU") for i in range(2)]
+    status = JobStatus(phase="Rollout", iteration=3, iterations=8, policy_version=2, nodes=nodes)
+    (folder / "status.json").write_text(status.model_dump_json(by_alias=True))
+    shown = [line.split(maxsplit=1) for line in rljob("status", folder).stdout.splitlines() if line.startswith("switch")]
+    assert shown == [["switch", "restart: auto restarts on CPU"]]
 
 
 def test_status_of_a_long_job_fits_a_screen(folder: Path) -> None:

@@ -45,7 +45,8 @@ def _one() -> LocalCluster:
 def _explain(cluster: LocalCluster) -> None:
     _say(f"\nThis cluster runs until `make cluster-down`. Its logs are in {cluster.folder / 'log'}. In your shell:\n")
     print(f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
-    print(f"export PATH={shlex.quote(str(binary('kubectl').parent))}:{shlex.quote(str(binary('helm').parent))}:$PATH", flush=True)
+    folders = (Path(sys.executable).parent, binary("kubectl").parent, binary("helm").parent)
+    print(f"export PATH={':'.join(shlex.quote(str(folder)) for folder in folders)}:$PATH", flush=True)
 
 
 @app.command()

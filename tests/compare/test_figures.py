@@ -58,4 +58,4 @@ def test_figures_are_shares_and_pairs_are_symmetric(found: list[tuple[bool, bool
     assert 0.0 < one.p <= 1.0
     for share in itertools.chain([one.agreement], [standing(labels, first).accuracy] if found else []):
         low, high = share.interval
-        assert 0.0 <= low <= (low if share.value is None else share.value) <= high <= 1.0 or share.value is None
+        assert 0.0 <= low <= (low if share.value is None else share.value) <= high <= 1.0

@@ -14,7 +14,7 @@ from tests.e2e.jobfolder import RLJOB, ROOT, assert_complete, processes, small_j
 
 from rljob.api.load import load
 from rljob.api.sources import ScratchSource
-from rljob.local.folder import Current, JobFolder
+from rljob.local.folder import Current, JobFolder, program
 from rljob.prepare import scratch
 
 TINY = ROOT / "examples" / "tiny" / "rljob.yaml"
@@ -103,7 +103,7 @@ class TestTheMachine:
             folder.write_current(Current("r", 4711, 0.0, (), "http://127.0.0.1:1", str(TINY)))
             before = folder.job_file.read_bytes()
             assert refusal(run(folder.root)) == (
-                f"error: {folder.root} is in use by another `rljob run` (process 4711); stop it with `rljob stop {folder.root}` "
+                f"error: {folder.root} is in use by another `rljob run` (process 4711); stop it with `{program()} stop {folder.root}` "
                 "or give another folder with --workdir"
             )
             assert folder.job_file.read_bytes() == before
@@ -157,7 +157,10 @@ def _unsupported_family(begun: Begun) -> str:
 def _tokenizer_of_another_model(begun: Begun) -> str:
     folder = begun.model()
     scratch.tokenizer([f"<{i}>" for i in range(60)]).save(str(folder / "tokenizer.json"))
-    return f"error: {folder}: the tokenizer has token 161, the model's vocabulary ends at 127; tokenizer and model do not belong together"
+    return (
+        f"error: {folder}: the tokenizer has token 161, the model's vocabulary ends at 127; "
+        "tokenizer and model do not belong together, take both from one place"
+    )
 
 
 RECORD = '{"prompt": "ab", "reference": "ba", "demonstration": "ba"}'
@@ -170,7 +173,7 @@ def _malformed_line(begun: Begun) -> str:
 
 def _empty_file(begun: Begun) -> str:
     begun.train()
-    return "error: spec.data.train holds no records; a data set needs at least one"
+    return "error: spec.data.train holds no records (train.jsonl); a data set needs at least one"
 
 
 def _prompt_longer_than_the_context(begun: Begun) -> str:
@@ -184,6 +187,18 @@ def _prompt_longer_than_the_context(begun: Begun) -> str:
 def _duplicate_ids(begun: Begun) -> str:
     begun.train(*(json.dumps({"id": "a", **json.loads(RECORD)}) for _ in range(2)))
     return "error: train.jsonl line 2: id 'a' stands already in train.jsonl line 1; ids must be unique, or leave them out"
+
+
+@pytest.mark.slow
+def test_what_was_refused_before_it_began_is_corrected_in_place(tmp_path: Path) -> None:
+    """The remedy of a refusal is a change of the job."""
+    begun = Begun(tmp_path)
+    begun.job["spec"]["data"]["train"] = {"reasoningGym": {"dataset": "chainsum", "size": 9}}
+    file = tmp_path / "rljob.yaml"
+    for dataset, next_refusal in (("chainsum", "did you mean chain_sum"), ("chain_sum", "chain_sum item 0: verifier exact")):
+        begun.job["spec"]["data"]["train"]["reasoningGym"]["dataset"] = dataset
+        file.write_text(yaml.safe_dump(begun.job))
+        assert next_refusal in refusal(run(tmp_path / "job", file))
 
 
 CASES = [_unsupported_family, _tokenizer_of_another_model, _malformed_line, _empty_file, _prompt_longer_than_the_context, _duplicate_ids]

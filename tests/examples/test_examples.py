@@ -15,7 +15,7 @@ from rljob.api import RLJob
 from rljob.api.comparison import load_comparison
 from rljob.api.verifiers import InstructionOptions
 from rljob.prepare.data_sources import load
-from rljob.prepare.preparation import Folders, make_splits
+from rljob.prepare.preparation import Folders, make_splits, read_splits
 from rljob.prepare.prompts import PromptTokenizer
 from rljob.reward.verifiers.code import last_block
 from rljob.reward.verifiers.instruction import broken
@@ -55,7 +55,7 @@ def test_an_example_is_a_valid_job_with_data_that_passes_every_check(file: Path,
     spec = _job(file).spec
     assert spec.evaluation is not None
     folders = Folders(tmp_path, tmp_path, tmp_path, file.parent)
-    splits = make_splits(spec, folders, PromptTokenizer(Letters(), spec.data.system), lambda line: None)
+    splits = make_splits(spec, read_splits(spec, folders, lambda line: None), PromptTokenizer(Letters(), spec.data.system))
     assert len(splits["heldout"]) >= 256
     assert len(splits["train"]) >= spec.iterations * spec.algorithm.prompts_per_iteration
     assert bool(splits["warmstart"]) == (spec.warm_start is not None)

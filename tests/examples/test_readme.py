@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from rljob.api.load import parse
 from rljob.cli.main import app
+from rljob.cli.render import rendered
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -15,6 +16,11 @@ README = (ROOT / "README.md").read_text()
 def test_the_job_in_the_readme_is_valid() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert parse(text).metadata.name == "sums"
+
+
+def test_the_job_in_the_readme_can_run_in_a_cluster_as_it_is() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert "name: sums-worker-0" in rendered(parse(text), None, None)
 
 
 def test_every_command_in_the_readme_exists() -> None:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.local.fakes import JOB
 
 from rljob.api import ConfigurationError, RLJob
 from rljob.api.status import HeldOutStatus
-from rljob.local.folder import _MAY_CHANGE, Current, JobFolder, changes_that_break, check_same_job
+from rljob.local.folder import _MAY_CHANGE, Current, JobFolder, changes_that_break, check_same_job, program
 from rljob.master.decisions.identity import FREE
 
 
@@ -25,6 +26,8 @@ def folder(tmp_path: Path) -> JobFolder:
     folder = JobFolder(tmp_path / "job")
     with folder.claim():
         folder.write_job(JOB)
+    (folder.root / "state").mkdir()
+    (folder.root / "state" / "master.sqlite").touch()
     return folder
 
 
@@ -128,6 +131,11 @@ def test_a_job_may_get_more_iterations_but_not_another_seed(folder: JobFolder) -
     assert f"spec.seed was 0 when the job in {folder.root} began and is 1 now; change it back, start over with --fresh" in str(caught.value)
 
 
+def test_a_job_that_was_refused_before_it_began_may_be_corrected(folder: JobFolder) -> None:
+    (folder.root / "state" / "master.sqlite").unlink()
+    check_same_job(folder, changed(rollout={"maxTokens": 7}))
+
+
 def test_a_folder_of_another_job_is_refused(folder: JobFolder) -> None:
     other = JOB.model_copy(update={"metadata": JOB.metadata.model_copy(update={"name": "other"})})
     with pytest.raises(ConfigurationError, match="holds the job 'fake', not 'other'; give another folder with --workdir"):
@@ -146,6 +154,14 @@ def test_fresh_removes_what_a_job_put_there_and_nothing_else(folder: JobFolder) 
     with folder.claim():
         folder.clear()
     assert sorted(p.name for p in folder.root.iterdir()) == ["notes.txt", "run"]
+
+
+def test_the_program_is_called_by_its_path_where_the_shell_does_not_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Path(sys.executable).with_name("rljob")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program() == str(ours)
+    monkeypatch.setenv("PATH", str(ours.parent))
+    assert program() == "rljob"
 
 
 def test_what_may_change_is_what_the_master_lets_change() -> None:

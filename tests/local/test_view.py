@@ -79,6 +79,15 @@ def test_lines_that_stay_are_iterations_evaluations_and_failures() -> None:
     assert changes(after, after) == []
 
 
+def test_an_iterations_line_always_says_what_judging_added() -> None:
+    phases = {"rollout": 20.1, "train": 9.8, "start-engine": 2.1, "load-engine": 0.9, "checkpoint": 0.5, "gate": 0.1}
+    for added, words in ((0.0, "judging +0.0 s"), (0.6, "judging +0.6 s"), (42.0, "judging +42 s")):
+        after = STATUS.model_copy(update={"rewards": [0.1, 0.3, 0.5], "timings": phases | {"reward-wait": added}})
+        assert changes(STATUS, after) == [
+            f"iteration 3/8: mean reward 0.500 (rollout 20 s, train 9.8 s, start-engine 2.1 s, load-engine 0.9 s, {words})"
+        ]
+
+
 def test_what_was_done_before_a_run_went_on_is_no_news() -> None:
     told: list[str] = []
     evaluated = [HeldOutStatus(iteration=0, accuracy=0.25)]

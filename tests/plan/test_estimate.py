@@ -2,18 +2,22 @@
 
 import io
 import json
+import math
+import re
 import struct
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rljob.api import ConfigurationError, RLJob
+from rljob.api.load import load
 from rljob.api.sources import ScratchSource
-from rljob.plan import Machine, ModelShape, count_held_out, count_prompts, count_scorers, estimate, misfits, read_shape
+from rljob.plan import Machine, ModelShape, count_held_out, count_prompts, count_scorers, estimate, misfits, prompt_length, read_shape
 from rljob.plan.estimate import rank_memory, trainer_memory
 from rljob.plan.shape import of_config, of_gguf, of_scratch
 
@@ -82,11 +86,14 @@ def test_experts_that_cannot_be_spread_like_this_are_named_with_the_nearest_size
         "spec.trainer.expertParallel is 8, but the model has 60 experts in a layer, for 8 ranks (tensor × context × data"
     )
     assert line.endswith("; set it to 4")
-    (line,) = of(shape, expertParallel=4, pipelineParallel=4)
-    assert "60 experts in a layer, for 2 ranks" in line
+    (line,) = of(shape, expertParallel=8, nodes=2, pipelineParallel=2)
+    assert "60 experts in a layer, for 8 ranks" in line
     assert of(SMOL, expertParallel=2) == ["spec.trainer.expertParallel is 2, but the model has no experts; set it to 1"]
     (line,) = of(replace(shape, hidden=2080 - 16), expertParallel=4)
     assert "on CPU need multiples of 32; take another model, or set spec.accelerator.type to nvidia" in line
+    (line,) = misfits(job({"path": "m"}, rollout={"tensorParallel": 8}, accelerator={"perNode": 8}), shape)
+    assert "experts of size 176 on each of 8 rollout ranks" in line
+    assert "set spec.rollout.tensorParallel to 4, take another model, or" in line
 
 
 def test_the_gguf_file_of_the_example_gives_the_same_shape_as_its_config(tmp_path: Path) -> None:
@@ -225,10 +232,11 @@ def test_which_tokens_see_which_takes_the_square_of_a_long_sequence_on_cpu_and_n
 
 def test_heads_that_context_parallel_ranks_cannot_share_are_named_with_the_nearest_sizes() -> None:
     (line,) = misfits(job({"path": "m"}, trainer={"contextParallel": 2}, accelerator={"perNode": 2}), SMOL)
+    more = "spec.accelerator.perNode at a multiple of"
     why = "9 attention heads, 3 key/value heads, of which a tensor parallel rank has 9 and 3, to be shared out evenly"
-    assert line == f"spec.trainer.contextParallel is 2, but the model has {why}; set it to 1 or 3"
+    assert line == f"spec.trainer.contextParallel is 2, but the model has {why}; set it to 1, or to 3 with {more} 3"
     (line,) = misfits(job({"path": "m"}, trainer={"tensorParallel": 3, "contextParallel": 2}, accelerator={"perNode": 6}), SMOL)
-    assert line.endswith("has 3 and 1, to be shared out evenly; set it to 1 or 3")
+    assert line.endswith(f"has 3 and 1, to be shared out evenly; set it to 1, or to 3 with {more} 9")
     assert misfits(job({"path": "m"}, trainer={"contextParallel": 9}, accelerator={"perNode": 9}), SMOL) == []
 
 
@@ -237,6 +245,61 @@ def test_chunks_that_do_not_divide_the_layers_are_named_with_the_nearest_sizes()
     (line,) = misfits(job({"path": "m"}, trainer=sizes, accelerator={"perNode": 3}), SMOL)
     why = "the model has 30 layers, as many in every chunk of every stage; set it to 2 or 5"
     assert line == f"spec.trainer.virtualPipelineParallel is 4, but {why}"
+
+
+def test_only_sizes_that_work_beside_the_others_are_named() -> None:
+    def of(shape: ModelShape, per_node: int, rollout: int = 1, **trainer: int) -> str:
+        sizes = {"accelerator": {"perNode": per_node}, "rollout": {"tensorParallel": rollout}}
+        (line,) = misfits(job({"path": "m"}, trainer=trainer, **sizes), shape)
+        return line.rpartition("; ")[2]
+
+    six, nine = replace(SMOL, layers=6), replace(SMOL, layers=9)
+    assert of(six, 4, pipelineParallel=4) == "set it to 2"
+    assert of(six, 4, tensorParallel=2) == "set it to 1, or to 3 with spec.accelerator.perNode at a multiple of 3"
+    assert of(nine, 6, tensorParallel=3, pipelineParallel=2) == "set it to 1, or to 3 with spec.accelerator.perNode at a multiple of 9"
+    assert of(six, 4, nodes=2, tensorParallel=2) == "set it to 1, or to 3 with spec.accelerator.perNode at a multiple of 3"
+    assert of(six, 4, pipelineParallel=4, virtualPipelineParallel=3) == "set it to 2", "and the layers are in six chunks then"
+    assert of(six, 4, pipelineParallel=4, virtualPipelineParallel=2) == "set it to 3 with spec.accelerator.perNode at a multiple of 3"
+    assert of(nine, 4, pipelineParallel=4, virtualPipelineParallel=2) == "set it and spec.trainer.virtualPipelineParallel to 1"
+    assert of(six, 4, tensorParallel=2, contextParallel=2) == "set it and spec.trainer.contextParallel to 1"
+    assert of(six, 2, rollout=2) == "set it to 1, or to 3 with spec.accelerator.perNode at 4"
+
+
+FACTORS = st.sampled_from([1, 1, 2, 3, 4, 6])
+
+
+@given(data=st.data())
+def test_every_size_that_is_named_is_accepted(data: st.DataObject) -> None:
+    drawn, factor = data.draw, partial(data.draw, FACTORS)
+    kv_heads, experts = factor(), drawn(st.sampled_from([0, 0, 4, 6, 60]))
+    trainer = {f"{name}Parallel": factor() for name in ("tensor", "pipeline", "context", "expert")} | {"nodes": factor()}
+    trainer["virtualPipelineParallel"] = factor() if trainer["pipelineParallel"] > 1 else 1
+    ffn = drawn(st.sampled_from([96, 128, 192]))
+    shape = replace(SMOL, layers=drawn(st.integers(1, 36)), heads=kv_heads * factor(), kv_heads=kv_heads, ffn=ffn, experts=experts)
+
+    def asked(per_node: int, sizes: dict[str, int], rollout: int) -> RLJob:
+        return job({"path": "m"}, trainer=sizes, accelerator={"perNode": per_node}, rollout={"tensorParallel": rollout, "maxTokens": 64})
+
+    def lines(job: RLJob) -> dict[str, str]:
+        return {line.split()[0]: line for line in misfits(job, shape) if line.startswith("spec.")}
+
+    stages = trainer["pipelineParallel"]
+    ranks = math.lcm(trainer["tensorParallel"] * stages * trainer["contextParallel"], stages * trainer["expertParallel"])
+    least = math.lcm(ranks // math.gcd(ranks, trainer["nodes"]), trainer["tensorParallel"])
+    assume(least <= 64)
+    per_node = least * drawn(st.integers(1, 64 // least))
+    rollout = drawn(st.integers(1, min(per_node, 6)))
+    before = lines(asked(per_node, trainer, rollout))
+    for field, line in before.items():
+        part, name = field.removeprefix("spec.").split(".")
+        remedy = line.rpartition("; set it ")[2]
+        also = {found[1]: 1 for found in re.finditer(r"and spec.trainer.(\w+)", remedy)}
+        for said in re.finditer(r"(\d+)(?: with spec.accelerator.perNode at (a multiple of )?(\d+))?", remedy):
+            size, more = int(said[1]), int(said[3] or per_node)
+            new = {name: size, **also}
+            most = 64 // more * more if said[2] else more
+            there = asked(most, trainer | new, min(rollout, most)) if part == "trainer" else asked(most, trainer, size)
+            assert lines(there).keys() <= before.keys() - {field}, f"{line} -> {misfits(there, shape)}"
 
 
 def test_a_model_from_scratch_has_the_shape_that_was_asked_for() -> None:
@@ -261,6 +324,58 @@ def test_memory_of_the_example_is_in_the_range_that_was_measured() -> None:
     assert 4 * GiB < sizes.memory["megatron"].total < 7 * GiB
     assert 2 * GiB < sizes.memory["vllm"].total - GiB < 3 * GiB
     assert sizes.arena == 4 * SMOL.parameters
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_time_of_the_main_example_is_within_a_factor_of_what_the_readme_has_of_it() -> None:
+    (row,) = [line for line in (EXAMPLES.parent / "README.md").read_text().splitlines() if line.startswith("| `make run` (")]
+    spans = [60 * int(m) + int(s) for m, s in re.findall(r"(\d+) min (\d+) s", row)]
+    (first,) = map(int, re.findall(r"first held-out figure after (\d+) s", row))
+    example = load(EXAMPLES / "smollm2" / "rljob.yaml")
+    counts = count_held_out(example, EXAMPLES / "smollm2"), 0, None, prompt_length(example, EXAMPLES / "smollm2")
+    planned = example.spec.iterations * sum(estimate(example, SMOL, TWO_CORES, *counts).seconds.values())
+    assert len(spans) == 2
+    for whole in spans:
+        assert (whole - first) / 1.5 < planned < (whole - first) * 1.5
+
+
+def test_prompts_are_as_long_as_the_first_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "x" * 400, "q": "x" * 80}) + "\n\n")
+    of = partial(job, {"path": "m"})
+    assert prompt_length(of(), tmp_path) == 16 + 100
+    assert prompt_length(of(data={"system": "y" * 40, "train": {"path": "train.jsonl", "columns": {"prompt": "q"}}}), tmp_path) == 16 + 30
+    for path, column in (("gone.jsonl", "q"), ("train.parquet", "q"), ("train.jsonl", "gone")):
+        assert prompt_length(of(data={"train": {"path": path, "columns": {"prompt": column}}}), tmp_path) is None
+    short, long = (estimate(of(), SMOL, TWO_CORES, length=n) for n in (10, 1000))
+    assert long.trained_tokens - short.trained_tokens == 990 * of().spec.algorithm.prompts_per_iteration
+    assert "prompts 10 tokens" in short.notes[0]
+
+
+def test_a_pair_is_as_long_as_its_prompt_and_both_answers_and_as_the_context_at_most(tmp_path: Path) -> None:
+    record = {"prompt": "x" * 40, "chosen": "y" * 20, "rejected": "z" * 20}
+    (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "chats.jsonl").write_text(json.dumps(record | {"chosen": [{"role": "assistant", "content": "y"}]}) + "\n")
+    of = partial(job, {"path": "m"}, warmStart=None, rewardModel={"stepsPerIteration": 2, "batchSize": 5})
+    pairs = of(data={"train": {"path": "train.jsonl"}})
+    assert prompt_length(pairs, tmp_path) == 16 + 20
+    assert prompt_length(of(data={"train": {"path": "chats.jsonl"}}), tmp_path) is None
+    assert estimate(pairs, SMOL, TWO_CORES, length=36).trained_tokens == 10 * 36
+    assert "a pair is taken to have 36 tokens" in estimate(pairs, SMOL, TWO_CORES, length=36).notes
+    assert estimate(pairs, replace(SMOL, context=64), TWO_CORES).trained_tokens == 10 * 64
+    assert estimate(of(model={"source": {"path": "m"}, "maxLength": 48}), None, TWO_CORES).trained_tokens == 10 * 48
+
+
+def test_memory_is_told_of_processes_that_run() -> None:
+    pairs = job({"hub": {"repo": "a/b"}}, warmStart=None, rewardModel={})
+    for shape in (None, SMOL):
+        assert set(estimate(pairs, shape, TWO_CORES).memory) == {"prepare", "master", "checkpoint-engine", "megatron"}
+
+
+def test_pairs_are_no_longer_than_the_context() -> None:
+    pairs = job({"path": "m"}, rewardModel={"batchSize": 10, "stepsPerIteration": 1}, warmStart=None)
+    assert estimate(pairs, replace(SMOL, context=64), TWO_CORES).trained_tokens == 10 * 64
 
 
 def test_main_memory_beside_gpus_is_what_leaves_them_and_each_has_a_line_of_its_own() -> None:

@@ -286,7 +286,7 @@ def test_a_generator_that_cannot_be_used_is_refused(place: Place, source: dict[s
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "spec.data.train holds no records"),
+        ([], r"spec.data.train holds no records \(train.jsonl\)"),
         (["{}"], r"train.jsonl line 1: needs `prompt` \(a question\) or `messages`"),
         (['{"prompt": "a"}', "", "{oops"], "train.jsonl line 3: not JSON .*; one JSON object per line is expected"),
         (['{"prompt": "a"}', "[1]"], "train.jsonl line 2: a record is a JSON object, this is list"),
@@ -326,6 +326,30 @@ def test_bad_records_are_named_by_file_and_line(place: Place, lines: list[str], 
     (place.folders.source / "train.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(ConfigurationError, match=message):
         place.prepare()
+
+
+@pytest.mark.parametrize("line", ["{oops", '{"prompt": "a", "demonstration": "b"}', '{"prompt": "a", "reference": "b"}'])
+def test_what_is_wrong_with_the_data_is_said_before_the_model_is_looked_for(place: Place, line: str) -> None:
+    """A line, a reference, a warm start without demonstrations: to fetch and convert a model can take an hour."""
+    (place.folders.source / "train.jsonl").write_text(line + "\n")
+    with pytest.raises(ConfigurationError, match=r"^train.jsonl line 1: |^spec.warmStart needs records .*train.jsonl line 1"):
+        place.prepare(model={"source": {"path": "nowhere"}})
+    assert place.said == ["data: reading spec.data.train"]
+
+
+def test_of_two_files_with_one_name_it_is_said_which_is_meant(place: Place) -> None:
+    for folder, text in (("a", json.dumps(words(1)[0])), ("b", "{oops")):
+        (place.folders.source / folder).mkdir()
+        (place.folders.source / folder / "data.jsonl").write_text(text + "\n")
+    with pytest.raises(ConfigurationError, match=r"^b/data.jsonl line 1: not JSON"):
+        place.prepare(data={"train": {"path": "a/data.jsonl"}}, evaluation={"data": {"path": "b/data.jsonl"}})
+
+
+def test_a_record_whose_programs_may_have_more_than_the_sandbox_gives_is_refused(place: Place) -> None:
+    record = {"prompt": "a", "verifier": "code", "reference": {"tests": [{"stdin": "", "expected": "1"}]}}
+    place.write("train.jsonl", [record | {"options": {"memory_mb": 600}}])
+    with pytest.raises(ConfigurationError, match=r"line 1: verifier code: memory_mb .*\(600\) is more than sandbox.memoryPerRun \(512Mi\)"):
+        place.prepare(sandbox={"enabled": True, "memoryPerRun": "512Mi"})
 
 
 def test_a_line_that_is_not_utf8_is_named(place: Place) -> None:

@@ -112,7 +112,9 @@ def test_data_that_the_hub_does_not_have_is_one_line_with_the_remedy(
 
 
 def test_a_hub_that_cannot_be_reached_says_what_to_set(tmp_path: Path) -> None:
-    done = run_process(tmp_path, job(MODEL, DATA), HF_ENDPOINT="http://127.0.0.1:9")
+    (tmp_path / "train.jsonl").write_text(json.dumps(words(1)[0]) + "\n")
+    spec = job(MODEL, DATA) | {"data": {"train": {"path": "train.jsonl"}}}
+    done = run_process(tmp_path, spec, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]
     assert error.startswith("error: hub repository owner/model cannot be fetched from http://127.0.0.1:9 (")

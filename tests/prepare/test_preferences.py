@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.prepare.support import Place
+from tests.prepare.support import Place, words
 
 from rljob.api import ConfigurationError
 from rljob.prepare.model_folder import inspect
@@ -88,6 +88,7 @@ def test_a_reward_model_is_no_policy(place: Place) -> None:
     place.write("train.jsonl", pairs(2))
     place.prepare(**PAIR)
     place.folders.model.rename(place.folders.source / "scorer")
+    place.write("train.jsonl", words(2))
     with pytest.raises(ConfigurationError, match="scorer is a reward model, which writes no answers"):
         place.prepare(model={"source": {"path": "scorer"}})
 

@@ -61,7 +61,8 @@ def connect(where: Where) -> "Api":
     except ModuleNotFoundError as error:
         if error.name != "kubernetes":
             raise
-        raise ConfigurationError("talking to a cluster needs the kubernetes client: pip install 'rljob[cluster]'") from error
+        why = "talking to a cluster needs the kubernetes client: pip install '.[cluster]' in a checkout of RLJob"
+        raise ConfigurationError(why) from error
     return connect_to(Target(where.kubeconfig, where.context, where.namespace))
 
 
@@ -200,7 +201,7 @@ def watch_command(
     raise typer.Exit(watch(Where(namespace, context, kubeconfig), name, every))
 
 
-Which = Annotated[str | None, typer.Argument(metavar="[ROLE|POD]", help="Such as worker, worker-0 or worker-0/vllm.", show_default=False)]
+Which = Annotated[str | None, typer.Argument(metavar="ROLE|POD", help="Such as worker, worker-0 or worker-0/vllm.", show_default=False)]
 Container = Annotated[str | None, typer.Option("--container", "-c", help="Only this container, such as vllm.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on as long as the job runs, also with pods that come later.")]
 Tail = Annotated[int | None, typer.Option("--tail", help="Only so many lines of each container.", min=0)]

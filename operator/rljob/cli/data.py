@@ -95,7 +95,7 @@ def _run(module: str, model: type[BaseModel], given: dict[str, Any]) -> NoReturn
     except ValidationError as error:
         raise ConfigurationError("; ".join(map(_said, describe(error, model)))) from None
     if importlib.util.find_spec("rljob.curate") is None:
-        raise ConfigurationError("this installation lacks the runtime; install rljob[prepare,reward]")
+        raise ConfigurationError("this installation lacks the runtime: pip install '.[prepare,reward]' in a checkout of RLJob")
     raise typer.Exit(subprocess.run([sys.executable, "-m", module, spec.model_dump_json()], check=False).returncode)
 
 

@@ -26,7 +26,7 @@ from rljob.cli.show_plan import document, show
 from rljob.local import inspect, scale
 from rljob.local.preflight import without_effect
 from rljob.local.run import Request, run, this_machine
-from rljob.plan import count_held_out, count_prompts, count_scorers, estimate, misfits, plan, read_shape
+from rljob.plan import count_held_out, count_prompts, count_scorers, estimate, misfits, plan, prompt_length, read_shape
 
 app = typer.Typer(
     name="rljob",
@@ -48,13 +48,14 @@ rljob explain spec.rollout""",
     rich_markup_mode=None,
 )
 
-File = Annotated[Path, typer.Argument(help="An RLJob in YAML; - is standard input.", show_default=False)]
+# Whether it can be read, `load` says, in one line.
+File = Annotated[Path, typer.Argument(help="An RLJob in YAML; - is standard input.", show_default=False, readable=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as spec.iterations=3.")]
 
 
 @app.command("validate")
 def validate_command(
-    files: Annotated[list[Path], typer.Argument(help="RLJobs in YAML; - is standard input.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="RLJobs in YAML; - is standard input.", show_default=False, readable=False)],
 ) -> None:
     """Check jobs without starting anything."""
     failed = False
@@ -66,7 +67,7 @@ def validate_command(
             print(f"error: {error}", file=sys.stderr)
         else:
             print(f"{file}: {job.metadata.name} is valid")
-            for note in inert(job.spec):
+            for note in (*inert(job.spec), *_in_a_cluster(job)):
                 print(f"note: {note}")
             for line in _against_model(job, file.absolute().parent):
                 print(f"warning: {file}: {line}", file=sys.stderr)
@@ -80,6 +81,15 @@ def _against_model(job: RLJob, folder: Path) -> Sequence[str]:
         return misfits(job, read_shape(job, folder))
     except ConfigurationError as error:
         return [str(error)]
+
+
+def _in_a_cluster(job: RLJob) -> Sequence[str]:
+    """Why an operator would not make a job's objects: it may still run here."""
+    try:
+        rendered(job, None, None)
+    except ConfigurationError as error:
+        return [f"in a cluster: {error}"]
+    return ()
 
 
 @app.command("crd")
@@ -153,7 +163,8 @@ def _show_plan(job: RLJob, folder: Path | None, output: Output, env: bool) -> No
     shape = read_shape(job, here)
     if lines := misfits(job, shape):
         raise ConfigurationError("; also ".join(lines))
-    sizes = estimate(job, shape, this_machine(), count_held_out(job, here), count_scorers(job, here), count_prompts(job, here))
+    counts = count_held_out(job, here), count_scorers(job, here), count_prompts(job, here), prompt_length(job, here)
+    sizes = estimate(job, shape, this_machine(), *counts)
     planned = replace(plan(job, shape), notes=sizes.notes)
     local = inert(job.spec) + (without_effect(job) if folder else [])
     match output:
@@ -198,7 +209,12 @@ def run_command(
 
 Folder = Annotated[Path, typer.Argument(help="Job folder, such as runs/tiny.", show_default=False)]
 Job = Annotated[
-    Path, typer.Argument(help="Job folder, such as runs/tiny; with -n, --context or --kubeconfig the name of an RLJob.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="FOLDER|NAME",
+        help="Job folder, such as runs/tiny; with -n, --context or --kubeconfig the name of an RLJob.",
+        show_default=False,
+    ),
 ]
 
 
@@ -278,6 +294,7 @@ def scale_command(
     folder: Annotated[
         Path,
         typer.Argument(
+            metavar="FOLDER|FILE|NAME",
             help="Job folder, such as runs/tiny, or the file of a job that runs in its own folder; with -n, --context or --kubeconfig the "
             "name of an RLJob.",
             show_default=False,

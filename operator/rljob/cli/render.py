@@ -1,6 +1,5 @@
 """`rljob render`: the objects of a job as YAML."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import yaml
 
 from rljob.api import ConfigurationError, RLJob
+from rljob.api.metadata import checked_namespace
 from rljob.manifests import Cluster, Manifest, Owner, Settings, load_settings, render
 from rljob.plan import plan
-
-_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -37,10 +35,10 @@ def rendered(job: RLJob, settings_file: Path | None, namespace: str | None) -> s
         ConfigurationError: the settings or the namespace cannot be used, or the job cannot run in a cluster as it is written.
     """
     settings = load_settings(settings_file) if settings_file else Settings()
-    where = namespace or job.metadata.namespace or "default"
-    if not _NAMESPACE.fullmatch(where):
-        field = "--namespace" if namespace else "metadata.namespace"
-        raise ConfigurationError(f"{field}: is {where!r}; use lower-case letters, digits and dashes, at most 63, such as team-a")
+    try:
+        where = checked_namespace(namespace or "") or job.metadata.namespace or "default"
+    except ValueError as error:
+        raise ConfigurationError(f"--namespace: {error}") from None
     owner = Owner(job.metadata.name, where, uid=None)
     cluster = Cluster(device_classes=frozenset(devices.device_class for devices in settings.devices.values()))
     return as_yaml(render(job, plan(job), owner, settings, cluster))

@@ -32,6 +32,6 @@ def compare_command(
         raise ConfigurationError(f"OUT: is {out}; it must end in .html, because a page is written")
     check_outputs((out, out.with_suffix(".json")), (file, Path(spec.data)))
     if importlib.util.find_spec("rljob.compare") is None or importlib.util.find_spec("prometheus_client") is None:
-        raise ConfigurationError("this installation lacks the runtime; install rljob[reward]")
+        raise ConfigurationError("this installation lacks the runtime: pip install '.[reward]' in a checkout of RLJob")
     command = [sys.executable, "-m", "rljob.compare", spec.model_dump_json(by_alias=True), str(out)]
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -50,7 +50,7 @@ def serve_command(
 ) -> None:
     """Run programs that nobody trusts, and judge them, for whoever asks over HTTP (docs/sandbox.md). Ctrl-C stops it."""
     if importlib.util.find_spec("uvicorn") is None:
-        raise ConfigurationError("the sandbox needs packages that are not installed here; install with: pip install 'rljob[sandbox]'")
+        raise ConfigurationError("the sandbox needs packages that are not installed here; pip install '.[sandbox]' in a checkout of RLJob")
     # One more than cores: while a run's slot is cleared away, another runs.
     settings = {"slots": slots or len(os.sched_getaffinity(0)) + 1, "memoryPerRun": memory_per_run, "queue": queue}
     try:

@@ -151,4 +151,5 @@ def _time(console: Console, job: RLJob, sizes: Estimate) -> None:
         total = sum(sizes.seconds.values())
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sizes.seconds.items())
         whole = total * job.spec.iterations / 60
-        console.print(f"Time, roughly: {total:.1f} s an iteration ({parts}); {job.spec.iterations} iterations in {whole:.1f} min.")
+        warm = f", after a warm start of {job.spec.warm_start.steps} steps" if job.spec.warm_start else ""
+        console.print(f"Time, roughly: {total:.1f} s an iteration ({parts}); {job.spec.iterations} iterations in {whole:.1f} min{warm}.")

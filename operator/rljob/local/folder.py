@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,11 @@ class JobFolder:
     def log(self, pod: str, container: str) -> Path:
         """Log of a container."""
         return self.logs / f"{pod}.{container}.log"
+
+    @property
+    def begun(self) -> bool:
+        """Is there a state that the job has to go on with as it was? What is only prepared follows every change of it."""
+        return (self.root / "state" / "master.sqlite").exists()
 
     @property
     def current_file(self) -> Path:
@@ -192,7 +198,7 @@ class JobFolder:
                 current = self.current()
                 who = f" (process {current.pid})" if current else ""
                 raise ConfigurationError(
-                    f"{self.root} is in use by another `rljob run`{who}; stop it with `rljob stop {self.root}` "
+                    f"{self.root} is in use by another `rljob run`{who}; stop it with `{program()} stop {self.root}` "
                     "or give another folder with --workdir"
                 )
             # A copy of a job's folder names the run of the original, which may go on; only the lock tells the two apart. Versions before
@@ -215,6 +221,12 @@ def _lock(file: int, tries: int = 10) -> bool:
             if attempt + 1 < tries:
                 time.sleep(0.05)
     return False
+
+
+def program() -> str:
+    """What to call this program by: its name where the shell finds it, else its path."""
+    ours = Path(sys.executable).with_name("rljob")
+    return "rljob" if shutil.which("rljob") or not ours.exists() else str(ours)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -259,7 +271,7 @@ def changes_that_break(old: RLJob, new: RLJob) -> list[tuple[str, Any, Any]]:
 
 
 def check_same_job(folder: JobFolder, job: RLJob) -> None:
-    """Is the job that the folder holds the one that is to run?
+    """Is the job that the folder holds the one that is to run? One that has not begun may change in everything but its name.
 
     Raises:
         ConfigurationError: it is another one, or so changed that it cannot go on.
@@ -271,7 +283,7 @@ def check_same_job(folder: JobFolder, job: RLJob) -> None:
         raise ConfigurationError(
             f"{folder.root} holds the job {old.metadata.name!r}, not {job.metadata.name!r}; give another folder with --workdir"
         )
-    if broken := changes_that_break(old, job):
+    if folder.begun and (broken := changes_that_break(old, job)):
         path, before, after = broken[0]
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         raise ConfigurationError(

@@ -57,6 +57,7 @@ def _of_status(status: JobStatus, running: bool) -> list[tuple[str, str]]:
         rows.append(("progress", f"{status.progress.done:,} of {status.progress.total:,} {status.progress.unit}"))
     if running:
         rows += [(node.name, f"{node.step} {view.span(node.step_seconds)}  {node.failure}".rstrip()) for node in status.nodes]
+    rows += [("switch", said) for said in status.switches]
     if status.rewards:
         rows.append(("reward", f"{view.sparkline(status.rewards)}  {status.rewards[0]:.3f} → {status.rewards[-1]:.3f}"))
     for held_out in view.ends(status.held_out):

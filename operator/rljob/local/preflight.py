@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from rljob.api import RLJob
@@ -20,7 +21,10 @@ LIBRARIES = {"libnuma.so.1": "libnuma1", "libgomp.so.1": "libgomp1"}
 """Shared libraries that vLLM's CPU build links and no Python package brings, and the Debian package of each."""
 
 
-REMEDIES = {"spec.rollout.weights.transport": "set it to http, or install it: pip install 'rljob[mooncake]', and the system's libibverbs1"}
+REMEDIES = {
+    "spec.rollout.weights.transport": "set it to http, or install it: pip install '.[mooncake]' in a checkout of RLJob, and the system's "
+    "libibverbs1"
+}
 """Of packages that are missing, by field."""
 
 
@@ -36,8 +40,8 @@ class Facts:
     """Bytes of memory."""
     libraries_missing: tuple[str, ...] = ()
     commands_missing: tuple[str, ...] = ()
-    files_missing: tuple[tuple[str, str, str], ...] = ()
-    """(field, value as written, path that does not exist)."""
+    files_missing: tuple[tuple[str, str, str, str], ...] = ()
+    """(field, value as written, path that does not exist, where the value starts or what is near it)."""
     packages_missing: tuple[tuple[str, str], ...] = ()
     """(field, package)."""
     devices: int = 0
@@ -62,15 +66,19 @@ def held(folder: Path) -> int:
 def gather(job: RLJob, folder: Path, source: Path) -> Facts:
     """Look at the machine."""
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    files = [(f"{field}.path", data.path, source / data.path) for field, data in prompt_sets(job) if data.path is not None]
+    start = "it starts at the job file's folder"
+    files = [(f"{field}.path", data.path, source / data.path, start) for field, data in prompt_sets(job) if data.path is not None]
     model = job.spec.model.source
     packages = []
     if model.package is not None and find_package(model.package.name) is None:
         packages.append(("spec.model.source.package.name", model.package.name))
     elif model.package is not None and (found := locate(model, source)) is not None:
-        files.append(("spec.model.source.package.file", model.package.file, found))
+        beside = [path.name for path in found.parent.glob("*")]
+        near = get_close_matches(found.name, beside, n=1)
+        hint = f"did you mean {near[0]}?" if near else "it starts at the package's folder"
+        files.append(("spec.model.source.package.file", model.package.file, found, hint))
     if model.path is not None:
-        files.append(("spec.model.source.path", model.path, source / model.path))
+        files.append(("spec.model.source.path", model.path, source / model.path, start))
     if job.spec.rollout.weights.transport == "mooncake" and importlib.util.find_spec("mooncake") is None:
         packages.append(("spec.rollout.weights.transport", "mooncake"))
     return Facts(
@@ -79,7 +87,7 @@ def gather(job: RLJob, folder: Path, source: Path) -> Facts:
         memory_total=pages * page,
         libraries_missing=tuple(name for name in LIBRARIES if not _loads(name)),
         commands_missing=() if shutil.which("lscpu") else ("lscpu",),
-        files_missing=tuple((field, said, str(path)) for field, said, path in files if not path.exists()),
+        files_missing=tuple((field, said, str(path), hint) for field, said, path, hint in files if not path.exists()),
         packages_missing=tuple(packages),
         devices=len(devices_here(os.environ)),
     )
@@ -108,8 +116,8 @@ def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
         found.append("vLLM needs the command lscpu; install with: apt-get install util-linux")
     for field, package in facts.packages_missing:
         found.append(f"{field} is {package!r}, which is not installed; {REMEDIES.get(field, 'install the package that provides it')}")
-    for field, said, path in facts.files_missing:
-        found.append(f"{field} is {said!r}, but {path} does not exist; correct the path (it starts at the job file's folder)")
+    for field, said, path, hint in facts.files_missing:
+        found.append(f"{field} is {said!r}, but {path} does not exist; correct the path ({hint})")
     if facts.disk_free < sizes.disk + 100 * MiB:
         fewer = "lower spec.checkpoint.keep" + (", raise spec.checkpoint.keepEvery" if job.spec.checkpoint.keep_every else "")
         found.append(

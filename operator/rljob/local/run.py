@@ -22,13 +22,13 @@ from rljob.api.notes import inert
 from rljob.local import preflight, view
 from rljob.local.decide import Limits
 from rljob.local.display import Display, choose
-from rljob.local.folder import Current, JobFolder, check_same_job
+from rljob.local.folder import Current, JobFolder, check_same_job, program
 from rljob.local.places import Places, service_url
 from rljob.local.ports import pick
 from rljob.local.scale import scaled
 from rljob.local.supervisor import Guardian, Outcome, Supervisor, last_lines
 from rljob.local.watch import Watcher
-from rljob.plan import Machine, Plan, count_held_out, count_prompts, count_scorers, estimate, plan, read_shape
+from rljob.plan import Machine, Plan, count_held_out, count_prompts, count_scorers, estimate, plan, prompt_length, read_shape
 
 _PORT_TRIES = 3
 
@@ -81,7 +81,7 @@ def run(request: Request, console: Console) -> int:
     folder = JobFolder((request.workdir or Path("runs") / job.metadata.name).absolute())
     source = request.file.absolute().parent
     shape = read_shape(job, source)
-    counts = count_held_out(job, source), count_scorers(job, source), count_prompts(job, source)
+    counts = count_held_out(job, source), count_scorers(job, source), count_prompts(job, source), prompt_length(job, source)
     sizes = estimate(job, shape, this_machine(), *counts)
     facts = preflight.gather(job, folder.root, source)
     if found := preflight.problems(job, sizes, facts):
@@ -138,10 +138,9 @@ def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
         folder.clear()
         return False
     check_same_job(folder, job)
-    begun = folder.job_file.exists() and (folder.root / "state").exists()
-    if request.mode == "resume" and not begun:
+    if request.mode == "resume" and not folder.begun:
         raise ConfigurationError(f"{folder.root} holds nothing to resume; leave --resume out to start")
-    return begun
+    return folder.begun
 
 
 def run_plan(plan: Plan, job: RLJob, folder: JobFolder, request: Request, console: Console, planner: Planner | None = None) -> int:
@@ -285,7 +284,7 @@ def _show_log(outcome: Outcome, console: Console) -> None:
 
 
 def _again(request: Request) -> str:
-    words = ["rljob", "run", str(request.file)]
+    words = [program(), "run", str(request.file)]
     if request.workdir is not None:
         words += ["--workdir", str(request.workdir)]
     for override in request.overrides:

@@ -72,8 +72,12 @@ def changes(before: JobStatus | None, after: JobStatus) -> list[str]:
 def _iteration_line(status: JobStatus, index: int) -> str:
     line = f"iteration {status.rewards_before + index + 1}/{status.iterations}: mean reward {status.rewards[index]:.3f}"
     if index + 1 == len(status.rewards) and status.timings:
-        parts = sorted(status.timings.items(), key=lambda item: -item[1])
-        line += f" ({', '.join(f'{name} {span(seconds)}' for name, seconds in parts[:4] if seconds >= 0.05)})"
+        phases = dict(status.timings)
+        judging = phases.pop("reward-wait", None)
+        parts = sorted(phases.items(), key=lambda item: -item[1])
+        shown = [f"{name} {span(seconds)}" for name, seconds in parts[:4] if seconds >= 0.05]
+        # What judging adds is shown however little it is.
+        line += f" ({', '.join(shown + ([f'judging +{span(judging)}'] if judging is not None else []))})"
     return line
 
 

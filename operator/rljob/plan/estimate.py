@@ -1,7 +1,8 @@
 """How much memory, disk and time a job will take, before anything starts. Rough on purpose, from few measured constants.
 
-The constants were measured with SmolLM2-135M on two AMD EPYC cores (bf16 and fp32) and, for `nvidia`, on one H100 (bf16). Other machines
-differ; the figures are for choosing sizes, not for promises.
+The constants were measured with SmolLM2-135M on two AMD EPYC cores (bf16 and fp32) and, for `nvidia`, on one H100 (bf16); those of time
+on CPU are fitted to what README has of the main example as a whole. Other machines differ; the figures are for choosing sizes, not for
+promises.
 """
 
 import math
@@ -14,7 +15,9 @@ from rljob.plan.shape import ModelShape
 MiB, GiB = 1 << 20, 1 << 30
 
 PROMPT_TOKENS = 96
-"""Length that a prompt is taken to have, if the context is long enough."""
+"""Length that a prompt is taken to have where it cannot be looked at, if the context is long enough."""
+PAIR_TOKENS = 3 * PROMPT_TOKENS
+"""The same of a prompt with two answers, where a reward model is trained."""
 ANSWER_SHARE = 0.5
 """Share of `rollout.maxTokens` that an answer is taken to use."""
 
@@ -29,11 +32,11 @@ _RECORD, _TEXT = 2048, 3
 _TOKEN, _TEXT_OF_TOKEN, _BATCH_TOKEN = 8, 5, 9
 """Bytes of an answer's token in the master's database: number and log-probability until it is trained on; its text, which stays for two
 versions more; in the batch for the trainer, which SQLite writes to its log first."""
-_TRAIN_FLOPS = {("cpu", "fp32"): 69e9, ("cpu", "bf16"): 141e9, ("nvidia", "fp32"): 30e12, ("nvidia", "bf16"): 300e12}
-_GENERATE_FLOPS = {"cpu": 32e9, "nvidia": 20e12}
+_TRAIN_FLOPS = {("cpu", "fp32"): 69e9, ("cpu", "bf16"): 180e9, ("nvidia", "fp32"): 30e12, ("nvidia", "bf16"): 300e12}
+_GENERATE_FLOPS = {"cpu": 80e9, "nvidia": 20e12}
 _LARGEST_RATE = {"cpu": 3000.0, "nvidia": 30000.0}
 """Tokens per second of one engine that small models come to, whatever their size: the scheduler's share."""
-_SWITCH_SECONDS = {"cpu": 4.0, "nvidia": 2.0}
+_SWITCH_SECONDS = {"cpu": 3.0, "nvidia": 2.0}
 
 
 @dataclass(frozen=True)
@@ -76,23 +79,25 @@ class Estimate:
     notes: tuple[str, ...]
 
 
-def prompt_tokens(job: RLJob, shape: ModelShape | None) -> int:
-    """Length that a prompt is taken to have: what the context leaves, at most `PROMPT_TOKENS`."""
-    context = (shape.context if shape else 0) or PROMPT_TOKENS + job.spec.rollout.max_tokens
-    return max(1, min(PROMPT_TOKENS, context - job.spec.rollout.max_tokens))
+def prompt_tokens(job: RLJob, shape: ModelShape | None, length: int | None = None) -> int:
+    """Length that a prompt is taken to have (of a pair: with both answers): the given one, else a constant; not more than fits."""
+    if job.spec.generates:
+        length, answer = length or PROMPT_TOKENS, job.spec.rollout.max_tokens
+    else:
+        length, answer = length or PAIR_TOKENS, 0
+    most = job.spec.model.max_length or (shape.context if shape else 0)
+    return max(1, min(length, most - answer)) if most else length
 
 
 def sequence_length(job: RLJob, shape: ModelShape) -> int:
     """Longest sequence, as far as it is known before the prompts are."""
-    return job.spec.model.max_length or prompt_tokens(job, shape) + job.spec.rollout.max_tokens
+    length = job.spec.model.max_length or prompt_tokens(job, shape) + job.spec.rollout.max_tokens
+    return min(length, shape.context or length)
 
 
 def engine_bytes(job: RLJob) -> int:
     """Bytes of one weight in the engine and in the arena."""
-    dtype = job.spec.rollout.engine.dtype
-    if dtype == "auto":
-        return 4 if job.spec.accelerator.type == "cpu" else 2
-    return 4 if dtype == "float32" else 2
+    return 4 if job.spec.engine_dtype == "float32" else 2
 
 
 def _mib(size: int) -> str:
@@ -189,7 +194,7 @@ def sandbox_memory(job: RLJob) -> Memory:
     return Memory((("interpreter", 2 * _PYTHON), ("programs", sandbox.slots * parse_size(sandbox.memory_per_run) // 2)))
 
 
-def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...], scorers: int, prompts: int) -> Estimate:
+def _unknown(job: RLJob, length: int, notes: tuple[str, ...], scorers: int, prompts: int) -> Estimate:
     memory = {
         "prepare": Memory((("interpreter", 2 * _TORCH), ("prompts", 2 * prompts))),
         "master": Memory((("interpreter", 2 * _PYTHON), ("prompts", prompts))),
@@ -205,10 +210,10 @@ def _unknown(job: RLJob, shape: ModelShape | None, notes: tuple[str, ...], score
         memory["sandbox"] = sandbox_memory(job)
     a, r = job.spec.algorithm, job.spec.rollout
     answers = int(a.prompts_per_iteration * a.samples_per_prompt * r.max_tokens * ANSWER_SHARE)
-    trained = answers + a.prompts_per_iteration * prompt_tokens(job, shape)
+    trained = answers + a.prompts_per_iteration * length
     if (pairs := job.spec.reward_model) is not None:
-        answers, each = 0, prompt_tokens(job, shape) + int(2 * ANSWER_SHARE * r.max_tokens)
-        trained = pairs.steps_per_iteration * pairs.batch_size * each
+        del memory["vllm"], memory["reward"]
+        answers, trained = 0, pairs.steps_per_iteration * pairs.batch_size * length
     return Estimate(None, memory, 0, 0, answers, trained, {}, notes)
 
 
@@ -232,7 +237,7 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
         return max(2 * shape.active * tokens / (_GENERATE_FLOPS[kind] * units), tokens / (_LARGEST_RATE[kind] * engines))
 
     # One step is bounded below by its micro-batches' fixed cost, some 50 ms each.
-    steps = job.spec.algorithm.steps_per_iteration
+    steps = (job.spec.reward_model or job.spec.algorithm).steps_per_iteration
     micro_batches = max(steps, trained // job.spec.trainer.micro_batch_tokens)
     training = max(6 * shape.active * trained / (_TRAIN_FLOPS[kind, "bf16" if low else "fp32"] * units), 0.05 * micro_batches)
     # Stages wait at the beginning and the end of every step, for as long as one micro-batch takes each of the others.
@@ -265,6 +270,7 @@ def estimate(
     held_out_records: int | None = None,
     scorers: int = 0,
     prompts: tuple[int, int] | None = None,
+    length: int | None = None,
 ) -> Estimate:
     """Estimate a job. Without a shape only what does not depend on the model is filled in, and `notes` says so.
 
@@ -272,27 +278,30 @@ def estimate(
         held_out_records: records of the held-out file, if it could be read (`rljob.plan.records`).
         scorers: parameters of the reward models that the reward service holds, as far as they could be read.
         prompts: records and bytes of the prompts, as far as they could be read (`count_prompts`); None: those that a generator makes.
+        length: tokens of a prompt, or of a pair, if some could be looked at (`prompt_length`).
     """
     records, size = count_prompts(job) if prompts is None else prompts
     held = _RECORD * records + _TEXT * size
     uncounted = (
         () if records else (f"the prompts are not counted yet: each takes {_RECORD} bytes and {_TEXT} times its record more of master",)
     )
+    each = prompt_tokens(job, shape, length)
     if shape is None:
         note = "the model is not on this machine yet: memory is a lower bound and there is no estimate of time"
-        return _unknown(job, None, (note, *uncounted), scorers, held)
-    base = _unknown(job, shape, (), scorers, held)
+        return _unknown(job, each, (note, *uncounted), scorers, held)
+    base = _unknown(job, each, (), scorers, held)
     weights = shape.parameters * engine_bytes(job)
     peers = job.spec.trainer.nodes + job.spec.rollout.replicas > 1
     optimizer = 0 if job.spec.algorithm.reset_optimizer and job.spec.generates else 12 * shape.parameters
     memory = base.memory | {
         "prepare": Memory((("interpreter", _TORCH), ("weights", 8 * shape.parameters), ("prompts", 2 * held))),
         "megatron": trainer_memory(job, shape),
-        "vllm": engine_memory(job, shape),
     }
-    if not job.spec.generates:
-        del memory["vllm"], memory["reward"]
-    notes = [f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {prompt_tokens(job, shape)} tokens", *uncounted]
+    taken = f"a pair is taken to have {each} tokens"
+    if job.spec.generates:
+        memory["vllm"] = engine_memory(job, shape)
+        taken = f"answers are taken to use {ANSWER_SHARE:.0%} of rollout.maxTokens, prompts {each} tokens"
+    notes = [taken, *uncounted]
     if job.spec.accelerator.type != "cpu":
         notes.append(device_note(job, shape))
     elif (stages := job.spec.trainer.pipeline_parallel) > 1:

@@ -13,6 +13,10 @@ from rljob.api.sources import DataSource
 
 _GENERATED = 400
 """Bytes that a generated record is taken to have."""
+_LOOKED_AT = 100
+"""Prompts whose length is looked at."""
+_LETTERS, _AROUND = 4, 16
+"""Letters of a token, and tokens that a chat template puts around a question."""
 
 
 def prompt_sets(job: RLJob) -> list[tuple[str, DataSource]]:
@@ -46,6 +50,23 @@ def _lengths(data: DataSource, folder: Path | None) -> Iterator[int]:
         return
     with suppress(OSError), (folder / data.path).open("rb") as lines:
         yield from islice((len(line) for line in lines if line.strip()), data.limit)
+
+
+def prompt_length(job: RLJob, folder: Path) -> int | None:
+    """Tokens that a training prompt has (of a pair: with both answers), by the letters of the first ones; None if they are not in a JSONL
+    file on this machine, or are chats. `folder`: as above."""
+    data = job.spec.data.train
+    if data.path is None or not data.path.endswith((".jsonl", ".ndjson")):
+        return None
+    fields = ("prompt",) if job.spec.generates else ("prompt", "chosen", "rejected")
+    columns = [data.columns.get(field, field) for field in fields]
+    try:
+        with (folder / data.path).open("rb") as lines:
+            records = [json.loads(line) for line in islice(lines, _LOOKED_AT) if line.strip()]
+        letters = [len("".join(record[column] for column in columns)) for record in records]
+        return _AROUND + (len(job.spec.data.system or "") + sum(letters) // len(letters)) // _LETTERS
+    except (OSError, ValueError, TypeError, KeyError, ArithmeticError):
+        return None
 
 
 def count_held_out(job: RLJob, folder: Path) -> int | None:

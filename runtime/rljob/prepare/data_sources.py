@@ -41,7 +41,7 @@ def load(source: DataSource, field: str, base: Path, cache: Path, *, distinct: b
     rows = _rows(source, field, base, cache, distinct)
     records = [Located(where, parse(row, where, source.columns)) for where, row in islice(rows, source.limit)]
     if not records:
-        raise ConfigurationError(f"{field} holds no records; a data set needs at least one")
+        raise ConfigurationError(f"{field} holds no records{f' ({source.path})' if source.path else ''}; a data set needs at least one")
     _refuse_duplicate_ids(records)
     return records
 
@@ -50,25 +50,27 @@ def _rows(source: DataSource, field: str, base: Path, cache: Path, distinct: boo
     if source.reasoning_gym is not None:
         return generated(source.reasoning_gym, field, distinct)
     if source.hub is not None:
-        return _file(hub_data_file(source.hub.repo, source.hub.revision, source.hub.file, cache), f"{field}.hub.file", source.columns)
+        file = hub_data_file(source.hub.repo, source.hub.revision, source.hub.file, cache)
+        return _file(file, source.hub.file, f"{field}.hub.file", source.columns)
     assert source.path is not None  # DataSource has exactly one
-    return _file(base / source.path, f"{field}.path", source.columns)
+    return _file(base / source.path, source.path, f"{field}.path", source.columns)
 
 
-def _file(path: Path, field: str, columns: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+def _file(path: Path, name: str, field: str, columns: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """`name`: the path as the job has it, by which records are found again."""
     if not path.is_file():
         raise ConfigurationError(f"{field}: {path} does not exist; name a .jsonl or .parquet file")
     if path.suffix in (".jsonl", ".ndjson"):
-        return _jsonl(path)
+        return _jsonl(path, name)
     if path.suffix == ".parquet":
-        return _parquet(path, field, columns)
+        return _parquet(path, name, field, columns)
     raise ConfigurationError(f"{field}: {path} is neither .jsonl nor .parquet; convert it")
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+def _jsonl(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            where = f"{path.name} line {number}"
+            where = f"{name} line {number}"
             if not line.strip():
                 continue
             try:
@@ -81,7 +83,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
                 raise ConfigurationError(f"{where}: not JSON ({reason}); one JSON object per line is expected") from None
 
 
-def _parquet(path: Path, field: str, columns: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+def _parquet(path: Path, name: str, field: str, columns: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     """Rows, without the nulls within their columns: there every row has all fields that any row has. References stay as they are.
 
     If `columns` names some and all are there, only these are read.
@@ -95,7 +97,7 @@ def _parquet(path: Path, field: str, columns: Mapping[str, str]) -> Iterator[tup
         named = list(columns.values()) if columns and {*columns.values()} <= {*file.schema_arrow.names} else None
         rows = (row for batch in file.iter_batches(columns=named) for row in batch.to_pylist(maps_as_pydicts="lossy"))
         for number, row in enumerate(rows):
-            yield f"{path.name} row {number}", {name: value if name == reference else _given(value) for name, value in row.items()}
+            yield f"{name} row {number}", {column: value if column == reference else _given(value) for column, value in row.items()}
     except (ArrowException, OSError, ValueError, LookupError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the operating system's: nothing is wrong with the file

@@ -9,7 +9,7 @@ from typing import Any
 from rljob.api import ConfigurationError, RLJobSpec
 from rljob.api.families import Architecture, read
 from rljob.api.families.tensors import tensors, unread
-from rljob.api.parallel import cpu_engine_misfits, engine_misfits, trainer_misfits
+from rljob.api.parallel import engine_misfits, trainer_misfits
 
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -88,10 +88,7 @@ def check_parallel_sizes(model: ModelFacts, spec: RLJobSpec) -> None:
         ConfigurationError: they do not; the message names the nearest sizes that work.
     """
     sizes = model.architecture.divisible
-    lines = [*trainer_misfits(sizes, spec.trainer, spec.world_size), *engine_misfits(sizes, spec.rollout)]
-    if spec.accelerator.type == "cpu":
-        lines += cpu_engine_misfits(sizes, spec.rollout)
-    if lines:
+    if lines := [*trainer_misfits(sizes, spec.trainer, spec.world_size), *engine_misfits(sizes, spec.rollout, spec.accelerator)]:
         raise ConfigurationError("; also ".join(lines))
 
 
@@ -104,7 +101,7 @@ def check_tokenizer(name: Path, highest_token: int, vocab_size: int) -> None:
     if highest_token >= vocab_size:
         raise ConfigurationError(
             f"{name}: the tokenizer has token {highest_token}, the model's vocabulary ends at {vocab_size - 1}; "
-            "tokenizer and model do not belong together"
+            "tokenizer and model do not belong together, take both from one place"
         )
 
 
@@ -179,7 +176,9 @@ def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigurationError(f"{otherwise}: {path.name} is missing") from None
+        raise ConfigurationError(
+            f"{otherwise}: {path.name} is missing; download all of the model, or save it with `save_pretrained`"
+        ) from None
     except ValueError as error:
         raise ConfigurationError(f"{otherwise}: {path.name} is not JSON ({error})") from None
     if not isinstance(content, dict):

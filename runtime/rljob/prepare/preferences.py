@@ -19,20 +19,29 @@ from rljob.wire.reward_model import reply_text
 SCORE = "score.weight"
 
 
+def paired(located: Located) -> Located:
+    """The record, which has a pair.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
+    if located.record.chosen is None or located.record.rejected is None:
+        raise ConfigurationError(
+            f"{located.where}: a reward model learns from pairs, and this record has no `chosen` and `rejected` answer; add them, "
+            "or map the columns that hold them with `columns`"
+        )
+    return located
+
+
 def pair_records(records: Sequence[Located], split: str, tokens: PromptTokenizer) -> list[PromptRecord]:
     """What the master reads.
 
     Raises:
-        ConfigurationError: a record has no pair, or its two answers are the same to the model.
+        ConfigurationError: the two answers of a record are the same to the model.
     """
     made = []
     for number, (located, prompt) in enumerate(zip(records, tokens.prompts(records), strict=True)):
         record = located.record
-        if record.chosen is None or record.rejected is None:
-            raise ConfigurationError(
-                f"{located.where}: a reward model learns from pairs, and this record has no `chosen` and `rejected` answer; add them, "
-                "or map the columns that hold them with `columns`"
-            )
         chosen, rejected = replies(located, (record.text("chosen"), record.text("rejected")), tokens)
         if chosen == rejected:
             raise ConfigurationError(f"{located.where}: `chosen` and `rejected` are the same answer; leave such records out")

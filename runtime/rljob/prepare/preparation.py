@@ -19,8 +19,17 @@ from rljob.prepare.download import shown
 from rljob.prepare.files import clear_folder, explained, filled_folder, require_space, write_atomically
 from rljob.prepare.model_folder import ModelFacts, check_parallel_sizes, check_tokenizer, inspect
 from rljob.prepare.model_sources import fetched_again_if_refused, locate
-from rljob.prepare.preferences import add_value_head, check_pair_lengths, pair_records, replies
-from rljob.prepare.prompts import PromptTokenizer, check_lengths, open_tokenizer, prompt_records, without_heldout, write_tokenizer
+from rljob.prepare.preferences import add_value_head, check_pair_lengths, pair_records, paired, replies
+from rljob.prepare.prompts import (
+    PromptTokenizer,
+    check_lengths,
+    judged,
+    only_shown,
+    open_tokenizer,
+    prompt_records,
+    without_heldout,
+    write_tokenizer,
+)
 from rljob.prepare.records import Located, Record
 from rljob.wire.data import Prepared, PromptRecord
 from rljob.wire.reward_model import prompt_text
@@ -50,19 +59,22 @@ def prepare(spec: RLJobSpec, folders: Folders, say: Say) -> Prepared:
         ConfigurationError: model or data cannot be used as they are.
     """
     with explained("preparing the job"):
-        model = prepare_model(spec, folders, say)
-        return prepare_data(spec, folders, model, say)
+        key, done = _data_key(spec, folders), folders.data / "prepared.json"
+        if _marked(folders.model, _model_key(spec)) and _marked(folders.data, key) and done.exists():
+            prepare_model(spec, folders, say)
+            say(f"data: already in {folders.data}")
+            return Prepared.model_validate_json(done.read_text())
+        done.unlink(missing_ok=True)
+        read = read_splits(spec, folders, say)  # before the model, which takes long
+        return prepare_data(spec, folders, prepare_model(spec, folders, say), read, key, say)
 
 
 def prepare_model(spec: RLJobSpec, folders: Folders, say: Say) -> ModelFacts:
     """Version 0 of the weights as a Hugging Face folder in `folders.model`."""
-    drawn = spec.model.source.scratch or not spec.generates
-    source = spec.model.source.model_dump(mode="json")
-    key = _key(source=source, seed=spec.seed if drawn else None, **({} if spec.generates else {"scorer": True}))
+    key = _model_key(spec)
     if _marked(folders.model, key):
         say(f"model: already in {folders.model}")
     else:
-        folders.data.joinpath("prepared.json").unlink(missing_ok=True)
         clear_folder(folders.model)
         with filled_folder(folders.model) as partial:
             _write_model(spec, folders, partial, say)
@@ -139,16 +151,10 @@ def _copy(found: Path, out: Path, say: Say) -> None:
         shutil.copyfile(file, out / file.name)
 
 
-def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say) -> Prepared:
-    """Tokenized prompts in `folders.data`, `prepared.json` last."""
-    key = _data_key(spec, folders)
-    done = folders.data / "prepared.json"
-    if _marked(folders.data, key) and done.exists():
-        say(f"data: already in {folders.data}")
-        return Prepared.model_validate_json(done.read_text())
-    done.unlink(missing_ok=True)
+def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, read: dict[str, list[Located]], key: str, say: Say) -> Prepared:
+    """Tokenized prompts in `folders.data`, `prepared.json` last. `key`: what they depend on."""
     tokens = open_tokenizer(folders.model, spec.data.system)
-    splits = make_splits(spec, folders, tokens, say) if spec.generates else pair_splits(spec, folders, tokens, say)
+    splits = make_splits(spec, read, tokens)
     longest = _longest(spec, model, splits)
     with filled_folder(folders.data) as partial:
         for name, records in splits.items():
@@ -167,7 +173,7 @@ def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say)
         digest=_digest([*sorted(folders.model.glob("*.safetensors")), *(folders.data / f"{name}.jsonl" for name in sorted(splits))]),
     )
     write_atomically(folders.data / _MARKER, key)
-    write_atomically(done, prepared.model_dump_json(indent=2) + "\n")
+    write_atomically(folders.data / "prepared.json", prepared.model_dump_json(indent=2) + "\n")
     what = "prompts" if spec.generates else "pairs"
     say(
         f"data: {prepared.train} {what}, {prepared.heldout} held out, {prepared.warmstart} demonstrations, "
@@ -176,44 +182,36 @@ def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, say: Say)
     return prepared
 
 
-def make_splits(spec: RLJobSpec, folders: Folders, tokens: PromptTokenizer, say: Say) -> dict[str, list[PromptRecord]]:
-    """The three files by name. Nothing that is trained on stands in `heldout`."""
+def read_splits(spec: RLJobSpec, folders: Folders, say: Say) -> dict[str, list[Located]]:
+    """Records of the three files by name, checked as far as that needs no model. Nothing that is trained on stands in `heldout`."""
 
     def read(source: DataSource, field: str, distinct: bool = False) -> list[Located]:
         say(f"data: reading {field}")
-        return load(source, field, folders.source, folders.cache, distinct=distinct)
+        records = load(source, field, folders.source, folders.cache, distinct=distinct)
+        return [judged(r, source, spec) if spec.generates else paired(r) for r in records]
 
-    held_source = spec.evaluation.data if spec.evaluation else None
-    heldout = read(held_source, "spec.evaluation.data", distinct=True) if held_source else []
+    heldout = read(spec.evaluation.data, "spec.evaluation.data", distinct=True) if spec.evaluation else []
     read_train = read(spec.data.train, "spec.data.train")
     train = without_heldout(read_train, heldout)
     if len(train) < len(read_train):
-        say(f"data: {dropped(len(read_train), len(train))}")
-    splits = {
-        "train": prompt_records(train, "train", spec.data.train, spec, tokens),
-        "heldout": prompt_records(heldout, "heldout", held_source, spec, tokens) if held_source else [],
-        "warmstart": [],
-    }
+        pairs = f"dropped {len(read_train) - len(train)} training pairs whose question is held out"
+        say(f"data: {dropped(len(read_train), len(train)) if spec.generates else pairs}")
+    splits = {"train": train, "heldout": heldout, "warmstart": []}
     if spec.warm_start is not None:
-        own = spec.warm_start.data
-        records = without_heldout(read(own, "spec.warmStart.data"), heldout) if own else train
-        shown = _demonstrations(records, "spec.warmStart.data" if own else "spec.data.train")
-        kind = "warmstart" if own else "train"
-        splits["warmstart"] = prompt_records(shown, kind, own or spec.data.train, spec, tokens, judged=own is None)
-    for name, records_made in splits.items():
-        _refuse_duplicates(name, records_made)
+        own, records, field = spec.warm_start.data, train, "spec.data.train"
+        if own is not None:
+            field = "spec.warmStart.data"
+            say(f"data: reading {field}")
+            records = without_heldout(map(only_shown, load(own, field, folders.source, folders.cache)), heldout)
+        splits["warmstart"] = _demonstrations(records, field)
     return splits
 
 
-def pair_splits(spec: RLJobSpec, folders: Folders, tokens: PromptTokenizer, say: Say) -> dict[str, list[PromptRecord]]:
-    """The three files of a job that trains a reward model. No held-out question is trained on."""
-    held_source = spec.evaluation.data if spec.evaluation else None
-    heldout = load(held_source, "spec.evaluation.data", folders.source, folders.cache) if held_source else []
-    read_train = load(spec.data.train, "spec.data.train", folders.source, folders.cache)
-    train = without_heldout(read_train, heldout)
-    if len(train) < len(read_train):
-        say(f"data: dropped {len(read_train) - len(train)} training pairs whose question is held out")
-    splits = {"train": pair_records(train, "train", tokens), "heldout": pair_records(heldout, "heldout", tokens), "warmstart": []}
+def make_splits(spec: RLJobSpec, read: dict[str, list[Located]], tokens: PromptTokenizer) -> dict[str, list[PromptRecord]]:
+    """The three files by name, as the master reads them."""
+    make = prompt_records if spec.generates else pair_records
+    own = spec.warm_start is not None and spec.warm_start.data is not None  # else it shows training prompts, by their names
+    splits = {name: make(records, "train" if name == "warmstart" and not own else name, tokens) for name, records in read.items()}
     for name, records in splits.items():
         _refuse_duplicates(name, records)
     return splits
@@ -264,6 +262,13 @@ def _longest(spec: RLJobSpec, model: ModelFacts, splits: dict[str, list[PromptRe
     return max(check_lengths(records, context, spec.rollout.max_tokens, name) for records in splits.values())
 
 
+def _model_key(spec: RLJobSpec) -> str:
+    """What the prepared model depends on."""
+    drawn = spec.model.source.scratch or not spec.generates
+    source = spec.model.source.model_dump(mode="json")
+    return _key(source=source, seed=spec.seed if drawn else None, **({} if spec.generates else {"scorer": True}))
+
+
 def _data_key(spec: RLJobSpec, folders: Folders) -> str:
     """What the prepared data depends on: the parts of the job, and the contents of the files that they name.
 
@@ -272,7 +277,7 @@ def _data_key(spec: RLJobSpec, folders: Folders) -> str:
     sources = [spec.data.train, spec.evaluation and spec.evaluation.data, spec.warm_start and spec.warm_start.data]
     files = [folders.source / s.path for s in sources if s and s.path]
     return _key(
-        model=(folders.model / _MARKER).read_text(),
+        model=_model_key(spec),
         max_length=spec.model.max_length,
         max_tokens=spec.rollout.max_tokens,
         system=spec.data.system,

@@ -1,7 +1,7 @@
 """Records become tokenized prompts: chat template, lengths checked, held-out questions kept out of training."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -110,16 +110,11 @@ def without_heldout(train: Iterable[Located], heldout: Iterable[Located]) -> lis
     return left
 
 
-def prompt_records(
-    records: Sequence[Located], split: str, source: DataSource, spec: RLJobSpec, tokens: PromptTokenizer, *, judged: bool = True
-) -> list[PromptRecord]:
+def prompt_records(records: Sequence[Located], split: str, tokens: PromptTokenizer) -> list[PromptRecord]:
     """What the master reads.
 
-    Args:
-        judged: the model will answer these prompts; else they are only shown, with their demonstrations.
-
     Raises:
-        ConfigurationError: a verifier that does not exist, options or a reference that it cannot use, a duplicate id.
+        ConfigurationError: the chat template refuses a chat.
     """
     demonstrated = [r for r in records if r.record.demonstration is not None]
     answers = tokens.answers([r.record.demonstration or "" for r in demonstrated])
@@ -127,15 +122,14 @@ def prompt_records(
     made = []
     for number, (located, prompt) in enumerate(zip(records, tokens.prompts(records), strict=True)):
         record = located.record
-        verifier, options = verifier_of(located, source, spec) if judged else ("", {})
         made.append(
             PromptRecord(
                 id=record.id if record.id is not None else f"{split}-{number:06d}",
                 question=record.question,
                 tokens=prompt,
-                verifier=verifier,
-                options=options,
-                reference=record.reference if judged else None,
+                verifier=record.verifier or "",
+                options=record.options or {},
+                reference=record.reference,
                 family=record.family,
                 difficulty=record.difficulty,
                 demonstration=demonstrations.get(id(located)),
@@ -144,8 +138,13 @@ def prompt_records(
     return made
 
 
-def verifier_of(located: Located, source: DataSource, spec: RLJobSpec) -> tuple[str, dict[str, Any]]:
-    """Who judges the answers to a record, and how: the record's own choice, else the job's, else by the kind of source.
+def only_shown(located: Located) -> Located:
+    """The record as a demonstration, which nobody answers."""
+    return replace(located, record=located.record.model_copy(update={"verifier": None, "options": None, "reference": None}))
+
+
+def judged(located: Located, source: DataSource, spec: RLJobSpec) -> Located:
+    """The record with who judges its answers, and how: its own choice, else the job's, else by the kind of source.
 
     Raises:
         ConfigurationError: there is no such verifier, or it cannot use these options or this reference, or needs what the job lacks.
@@ -162,10 +161,11 @@ def verifier_of(located: Located, source: DataSource, spec: RLJobSpec) -> tuple[
         check(verifier, options, record.reference, frozenset(named(spec.reward.verifier, spec.reward.options)))
         if "code" in uses(verifier, options) and not spec.needs_sandbox:
             raise ValueError("programs run in the sandbox, which the job does not have; set spec.sandbox.enabled: true")
+        spec.check_programs(verifier, options)
         check_turns(verifier, options, (message.role for message in record.chat))
     except ValueError as error:
         raise ConfigurationError(f"{located.where}: verifier {verifier}: {error}") from None
-    return verifier, options
+    return replace(located, record=record.model_copy(update={"verifier": verifier, "options": options}))
 
 
 def check_lengths(records: Sequence[PromptRecord], context: int, max_tokens: int, context_name: str) -> int:
