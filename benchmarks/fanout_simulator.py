@@ -23,7 +23,8 @@ What is assumed:
 - The master answers one request after the other. A node has one question open at a time: it asks when a lease ends, and after the pause
   that the master named; with each of those pauses it also reports its progress, which is another request. When it is whole it says so.
 - `--deaths`: so many nodes die, each at a time drawn evenly from the ideal duration; whoever pulls from one notices after 5 s (STALL), the
-  master forgets it after 10 s (SILENCE). `--slow`: so many have a tenth of the link. The draws are seeded.
+  master forgets it after 10 s (SILENCE). `--slow`: so many have a tenth of the link. The draws are seeded. Nobody gives up
+  because all sources are busy (HOPELESS).
 
 Reported: the ideal (the version once through one link, or through a node's streams); seconds until half, 99 % and all of the living nodes
 with a whole link have it, and until the last of the slow ones has it; what the source sent in multiples of the version, and the most that

@@ -27,5 +27,27 @@ def test_what_a_reward_models_training_does_not_read_is_said() -> None:
     assert inert(RLJobSpec.model_validate(minimal() | {"rewardModel": {"learningRate": 1e-4}})) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"folder": "a", "model": "b", "key_variable": "K", "attempts": 2},
+            ["model, key_variable, attempts of reward-model has no effect with folder"],
+        ),
+        ({"endpoint": "http://a", "device": "cuda"}, ["device of reward-model has no effect with endpoint"]),
+        ({"folder": "a", "device": "cuda"}, []),
+        ({"endpoint": "http://a", "model": "b"}, []),
+    ],
+)
+def test_options_of_a_reward_model_in_another_place_are_said(options: dict[str, object], said: list[str]) -> None:
+    model = {"verifier": "reward-model", "options": options}
+    weighted = {"verifier": "weighted", "options": {"terms": [model | {"weight": 1.0}]}}
+    for reward in (model, weighted):
+        found = inert(RLJobSpec.model_validate(minimal() | {"reward": reward}))
+        place = "folder" if "folder" in options else "endpoint"
+        end = f" of reward-model has no effect with {place}; leave out one or the other"
+        assert found == [f"spec.reward.options: {names}{end}" for names in said]
+
+
 def test_most_jobs_need_no_note() -> None:
     assert inert(RLJobSpec.model_validate(minimal())) == inert(RLJobSpec.model_validate(full())) == []

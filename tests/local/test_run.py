@@ -107,7 +107,7 @@ def test_a_second_run_on_the_folder_is_refused_and_the_first_goes_on(tmp_path: P
         with running(tmp_path / "job") as second:
             out, _ = second.communicate(timeout=60)
         assert second.returncode == 2
-        assert f"is in use by another `rljob run` (process {current.pid}); stop it with `rljob stop" in out
+        assert f"is in use by another `rljob run` (process {current.pid}); stop it with `{program()} stop" in out
         assert first.poll() is None
         assert of_run(current.run) != []
 
@@ -120,7 +120,7 @@ def test_fresh_on_a_folder_that_is_in_use_is_refused_and_removes_nothing(tmp_pat
         with running(tmp_path / "job", mode="fresh") as second:
             out, _ = second.communicate(timeout=60)
         assert second.returncode == 2
-        assert f"is in use by another `rljob run` (process {current.pid}); stop it with `rljob stop" in out
+        assert f"is in use by another `rljob run` (process {current.pid}); stop it with `{program()} stop" in out
         assert sorted(p.relative_to(tmp_path) for p in (tmp_path / "job").rglob("*")) == before
         assert first.poll() is None
 

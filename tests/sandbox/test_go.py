@@ -29,7 +29,7 @@ TESTS = [{"stdin": str(n), "expected": str(n * n)} for n in (0, 3, 12)]
 ATTACKS = {
     "a fork bomb": ("time_limit", "wall_limit", "process_limit", "runtime_error"),
     "a thread bomb": ("time_limit", "wall_limit", "process_limit", "runtime_error"),
-    "a memory bomb": ("memory_limit", "runtime_error"),
+    "a memory bomb": ("memory_limit", "runtime_error", "time_limit"),
     "processor time": ("time_limit",),
     "doing nothing": ("wall_limit",),
     "an output flood": ("output_limit",),
@@ -150,7 +150,7 @@ async def test_what_a_build_leaves_does_not_reach_the_next_one(service: Service)
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def attacker(service: Service) -> Program:
     assert isinstance(service.pool, Pool)
-    limits = Limits(cpu_seconds=0.5, wall_seconds=2, memory_mb=96, processes=40, output_kb=16, disk_mb=16)
+    limits = Limits(cpu_seconds=1, wall_seconds=8, memory_mb=96, processes=40, output_kb=16, disk_mb=16)
     return await service.pool.build(request("go", ATTACKER).model_copy(update={"limits": limits}))
 
 
@@ -168,13 +168,16 @@ async def test_is_survived(service: Service, attacker: Program, attack: str) -> 
     assert service.pool.slots_rebuilt == 0, "a slot was lost"
 
 
-def answering(pool: Pool, monkeypatch: pytest.MonkeyPatch, *statuses: int) -> asyncio.Event:
-    """Runs of the pool end with these statuses, once the event is set."""
+def answering(pool: Pool, monkeypatch: pytest.MonkeyPatch, *statuses: int | OSError) -> asyncio.Event:
+    """Runs of the pool end with these statuses, or do not begin, once the event is set."""
     left, let = list(statuses), asyncio.Event()
 
     async def ran(job: Job) -> Ran:
         await let.wait()
-        return Ran(Ended(1, status=left.pop(0)), b"", b"first\nno space", False, b"made", False, False)
+        status = left.pop(0)
+        if isinstance(status, OSError):
+            raise status
+        return Ran(Ended(1, status=status), b"", b"first\nno space", False, b"made", False, False)
 
     monkeypatch.setattr(pool, "_ran", ran)
     return let
@@ -195,10 +198,13 @@ async def test_who_leaves_while_the_library_is_made_does_not_take_it_from_others
         os.fstat(library)
 
 
-async def test_a_library_that_could_not_be_made_is_a_failure_of_ours_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("first", "why"), [(1, "no space"), (OSError(24, "Too many open files"), "Too many open files")])
+async def test_a_library_that_could_not_be_made_is_a_failure_of_ours_and_made_again(
+    first: int | OSError, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = Pool(PoolSettings(slots=1))
-    answering(pool, monkeypatch, 1, 0).set()
-    with pytest.raises(SlotError, match="the library of go could not be made ready: no space"):
+    answering(pool, monkeypatch, first, 0).set()
+    with pytest.raises(SlotError, match=f"the library of go could not be made ready: .*{why}"):
         await pool._library(ENTRY)
     assert archive.read(await pool._library(ENTRY)) == b"made"
     await pool.stop()

@@ -68,8 +68,8 @@ class RLJobSpec(Part):
     """The job fails when it has run for so long since it was started, admitted by its queue, or last resumed after `suspend` or its end."""
     ttl_seconds_after_finished: Natural | None = None
     """The finished job is deleted after so long."""
-    queue_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")] | None = None
-    """Name of the Kueue LocalQueue to wait in."""
+    queue_name: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?)?$")] | None = None
+    """Name of the Kueue LocalQueue to wait in. Empty: none."""
     files: FilesSpec | None = None
     """Where the files are that the job names by relative paths, in a cluster."""
     credentials: ObjectName | None = None

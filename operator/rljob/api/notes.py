@@ -2,6 +2,7 @@
 
 from rljob.api.algorithm import OptimizerSpec
 from rljob.api.job import RLJobSpec
+from rljob.api.verifiers import reward_models
 
 
 def inert(spec: RLJobSpec) -> list[str]:
@@ -13,6 +14,11 @@ def inert(spec: RLJobSpec) -> list[str]:
             f"spec.algorithm.tau is {algorithm.tau:g}, but has no effect with stepsPerIteration 1: the regulariser's gradient is 0 in an "
             "iteration's first step; raise spec.algorithm.stepsPerIteration or leave tau out"
         )
+    found += [
+        f"spec.reward.options: {', '.join(scorer.unread)} of reward-model has no effect with {scorer.place}; leave out one or the other"
+        for scorer in reward_models(spec.reward.verifier, spec.reward.options)
+        if scorer.unread
+    ]
     if spec.reward_model is not None:
         default = RLJobSpec.model_fields
         found += [

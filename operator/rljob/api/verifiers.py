@@ -278,8 +278,7 @@ class JudgeOptions(Options):
         return self
 
 
-_OF_ENDPOINT = ("model", "key_variable", "key_file", "attempts")
-_OF_FOLDER = ("device", "batch_tokens")
+_OF_PLACE = {"endpoint": ("model", "key_variable", "key_file", "attempts"), "folder": ("device", "batch_tokens")}
 """Options of a reward model that are read only where it is at an endpoint, in a folder."""
 
 
@@ -323,13 +322,26 @@ class RewardModelOptions(Options):
     def _one_place(self) -> "RewardModelOptions":
         if self.folder is not None and self.endpoint is not None:
             raise ValueError("folder and endpoint are both set; the model is in one place, leave one out")
-        here, idle = ("folder", _OF_ENDPOINT) if self.folder is not None else ("endpoint", _OF_FOLDER)
-        unread = [name for name in idle if name in self.model_fields_set and getattr(self, name) is not None]
-        if getattr(self, here) is not None and unread:
-            raise ValueError(f"{here} is set, with which nobody reads {', '.join(unread)}; leave out one or the other")
         if self.key_variable is not None and self.key_file is not None:
             raise ValueError("key_variable and key_file are both set; the key has one source, leave one out")
         return self
+
+    @property
+    def place(self) -> str:
+        """The option that says where the model is."""
+        return "folder" if self.folder is not None else "endpoint"
+
+    @property
+    def unread(self) -> list[str]:
+        """Options that are set and that nobody reads of a model in this place."""
+        if self.folder is None and self.endpoint is None:
+            return []
+        return [
+            name
+            for place, names in _OF_PLACE.items()
+            for name in names
+            if place != self.place and name in self.model_fields_set and getattr(self, name) is not None
+        ]
 
 
 class Term(Options):

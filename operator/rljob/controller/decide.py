@@ -101,10 +101,11 @@ def _deadline(desired: Desired, verdict: Verdict, status: Mapping[str, Any], now
 
 
 def _silent(desired: Desired, seen: Observed, verdict: Verdict) -> dict[str, float]:
-    """Pods that wait without saying why: name to since when."""
+    """Pods that wait without saying why: name to since when; as `trouble_of` tells of them, those of rollouts last."""
     if verdict.fate != "runs":
         return {}
-    pods = {child.name: child.pod.pending_since for child in in_order(desired, seen) if child.pod is not None}
+    children = sorted(in_order(desired, seen), key=lambda child: child.pod is not None and child.pod.role == "rollout")
+    pods = {child.name: child.pod.pending_since for child in children if child.pod is not None}
     return {name: since for name, since in pods.items() if since is not None}
 
 

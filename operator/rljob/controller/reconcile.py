@@ -13,7 +13,7 @@ from rljob.controller.cache import Cache
 from rljob.controller.client import Api, ApiError
 from rljob.controller.conditions import Notice, notices
 from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, repair
-from rljob.controller.decide import Decision, Status, decide, difference, merge_patch, notices_of
+from rljob.controller.decide import SILENT_SECONDS, Decision, Status, decide, difference, merge_patch, notices_of
 from rljob.controller.definition import DOCUMENT, schema_of
 from rljob.controller.desired import Renderer
 from rljob.controller.kinds import Key, Ref
@@ -52,6 +52,8 @@ class Memory:
     refusals: int = 0
     """Looks in a row in which the API server refused something."""
     silences: dict[str, Trouble] = field(default_factory=dict)
+    listened: float = float("-inf")
+    """When it was asked why pods wait."""
     verified: bool = False
     """The children were compared with what the status remembers of them."""
     written: float = 0.0
@@ -272,9 +274,18 @@ class Reconciler:
         self.cache.drop_child(job.key, action.kind, action.name, action.uid)
 
     async def _listen(self, job: Job, decision: Decision, memory: Memory) -> None:
-        """Ask why pods wait that do not say so themselves, until one is explained: no more are told of."""
-        memory.silences.clear()
-        for name in decision.silent:
+        """Ask now and then why pods wait that do not say so themselves, until one is explained: no more are told of."""
+        memory.silences = {name: trouble for name, trouble in memory.silences.items() if name in decision.silent}
+        if not decision.silent or self.clock() < memory.listened + SILENT_SECONDS / 3:
+            return
+        memory.listened = self.clock()
+        try:
+            memory.silences = await self._explained(job, decision.silent)
+        except ApiError as error:
+            log.warning("%s: why pods wait is not known: %s", job.key, error)
+
+    async def _explained(self, job: Job, silent: Sequence[str]) -> dict[str, Trouble]:
+        for name in silent:
             child = self.cache.children(job.key).get(("Pod", name))
             if child is None or child.pod is None:
                 continue
@@ -285,8 +296,8 @@ class Reconciler:
                 claims = await self._unbound(job.key.namespace, pod.unseen.claims)
                 trouble = unplaced(name, pod.role, pod.unseen.scheduler, said, claims)
             if trouble is not None:
-                memory.silences[name] = trouble
-                return
+                return {name: trouble}
+        return {}
 
     async def _unbound(self, namespace: str, names: Sequence[str]) -> list[tuple[Manifest, list[Manifest]]]:
         """Those of the claims that have no volume, each with its events."""

@@ -218,8 +218,8 @@ def unplaced(pod: str, role: str, scheduler: str, events: Iterable[Manifest], cl
         if said:
             what = f"pod {pod} waits for its PersistentVolumeClaim {meta['name']}"
             return Trouble("VolumePending", f"{what}: {said}; {_volume_remedy([meta['name']])}")
-    field = f"spec.templates.{role}.spec.schedulerName"
-    return Trouble("Unschedulable", f"no scheduler has said anything of pod {pod}: start {scheduler}, or name another in {field}")
+    remedy = f"wait if {scheduler} is busy, start it if it does not run, or name another in spec.templates.{role}.spec.schedulerName"
+    return Trouble("Unschedulable", f"no scheduler has said anything of pod {pod} yet: {remedy}")
 
 
 def _newest(events: Iterable[Mapping[str, Any]], kind: str = "") -> str:
@@ -304,6 +304,8 @@ def _deployment(raw: Manifest) -> DeploymentState:
     if failure.get("status") == "True":
         said = failure.get("message", "")
         reason, remedy = refusal(said)
+        if said.startswith("Internal error occurred"):
+            reason, remedy = "Refused", "the API server or a webhook of it fails: look at that"
         trouble = Trouble(reason, f"Deployment {name}: {short(said)}; {remedy}")
     stuck = None
     if progress.get("reason") == "ProgressDeadlineExceeded":

@@ -99,6 +99,9 @@ class JobFolder:
         """
         try:
             data = yaml.safe_load(self.job_file.read_text(encoding="utf-8"))
+            if isinstance(data, dict) and isinstance(data.get("metadata"), dict):
+                # Nothing else of it is read here, and a newer release may be stricter with it than the one that wrote it.
+                data["metadata"] = {"name": data["metadata"].get("name")}
             return RLJob.model_validate(data)
         except FileNotFoundError:
             return None

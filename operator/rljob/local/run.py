@@ -140,6 +140,9 @@ def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
     check_same_job(folder, job)
     if request.mode == "resume" and not folder.begun:
         raise ConfigurationError(f"{folder.root} holds nothing to resume; leave --resume out to start")
+    if not folder.begun:
+        # Pods wait for it, and the job may have changed since it was prepared.
+        (folder.root / "data" / "prepared.json").unlink(missing_ok=True)
     return folder.begun
 
 

@@ -65,7 +65,7 @@ def deployment(context: Context, pod: Pod) -> Manifest:
         if "livenessProbe" in container:
             container.setdefault("readinessProbe", container["livenessProbe"] | {"failureThreshold": 2})
     meta = metadata(context.owner, child(context.name, pod.name), pod.role)
-    if context.job.spec.queue_name is not None:
+    if context.job.spec.queue_name:
         meta["labels"]["kueue.x-k8s.io/queue-name"] = context.job.spec.queue_name
     return {
         "apiVersion": "apps/v1",

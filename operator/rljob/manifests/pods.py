@@ -173,7 +173,7 @@ def _stateful_roles(context: Context) -> list[str]:
 def _queue(context: Context, pod: Pod) -> tuple[dict[str, str], dict[str, str]]:
     """Labels and annotations for Kueue (plain pods): master and workers are admitted together, a rollout pod by itself."""
     queue = context.job.spec.queue_name
-    if queue is None or pod.role in ("reward", "sandbox"):
+    if not queue or pod.role in ("reward", "sandbox"):
         return {}, {}
     label = {f"{_KUEUE}/queue-name": queue}
     if pod.role == "rollout":

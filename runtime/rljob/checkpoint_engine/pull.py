@@ -165,7 +165,8 @@ class Puller:
         shown = -math.inf
         while pull.draft.missing:
             plan = await self._ask(pull, tuple(running.values()))
-            if not plan.wanted:
+            # Or it was registered anew meanwhile and is cut in another way: begin again with that manifest and what is here.
+            if not plan.wanted or any(mask_of(lease.pieces) >> len(pull.draft.pieces) for lease in plan.leases):
                 await asyncio.sleep(HEARTBEAT)  # what is wanted instead is about to be heard
                 return False
             for lease in plan.leases:
@@ -177,7 +178,7 @@ class Puller:
                     future.result()
                 busy = loop.time()
             else:
-                self._despair(pull, loop.time() - busy)
+                self._despair(pull, (loop.time() - busy) * HEARTBEAT / plan.pause)
                 await asyncio.sleep(plan.pause)
             if loop.time() - shown >= plan.pause:  # it is a report of its own
                 publish(Progress(done=pull.draft.have.bit_count(), total=len(pull.draft.pieces)))

@@ -21,7 +21,7 @@ LOOK = 0.5
 
 def pause(pulling: int) -> float:
     """Seconds between two heartbeats of each of so many nodes that pull."""
-    return max(HEARTBEAT, pulling / OFTEN)
+    return min(max(HEARTBEAT, pulling / OFTEN), SILENCE / 2)
 
 
 class Exchange:
@@ -78,7 +78,8 @@ class Exchange:
         """Leave out who is silent; who says that it has all of it by now fetches no more, whatever it was told when it last asked."""
         held = [report.weights for report in self._nodes.reports.values() if report.weights is not None]
         whole = {weights.url for weights in held if (weights.version, weights.checksum) == (manifest.version, manifest.checksum)}
-        silent = {url for url, heard in self._pulls.values() if now - heard >= SILENCE}
+        living = {url for url, heard in self._pulls.values() if now - heard < SILENCE}
+        silent = {url for url, _ in self._pulls.values()} - living
         self._pulls = {node: pull for node, pull in self._pulls.items() if pull[0] not in silent | whole}
         for url in silent | self._whole - whole:
             self._peers.drop(url)

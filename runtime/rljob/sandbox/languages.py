@@ -1,4 +1,5 @@
-"""The table of languages: what to call the program's file, how to build it, how to run it. One entry adds a language.
+"""The table of languages: what to call the program's file, how to build it, how to run it. An entry adds a language,
+and its name in `Language` of `rljob.api.verifiers`.
 
 An entry whose toolchain this machine does not have is left out. `{memory}` in a command is the run's memory in MiB.
 """

@@ -224,23 +224,24 @@ class Pool:
     async def _library(self, entry: Found) -> int:
         """What builds of a language find made, made when the first one asks; whoever asked may leave, the others need it too."""
         name = entry.language.name
-        task = self._libraries.get(name) or asyncio.create_task(self._make_library(entry))
-        self._libraries[name] = task
-        try:
-            return await asyncio.shield(task)
-        except SlotError:
-            if self._libraries.get(name) is task:
-                del self._libraries[name]
-            raise
+        task = self._libraries.get(name)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._libraries[name] = asyncio.create_task(self._make_library(entry))
+        return await asyncio.shield(task)
 
     async def _make_library(self, entry: Found) -> int:
         """Made by a run like any other, of nothing that a stranger wrote; sealed, so that no build changes what the next one gets."""
-        ran = await self._ran(requests.library_job(entry, self.ceiling.memory_mb, counted=self._counted()))
-        if ran.ended.status or ran.ended.killed or not ran.fetched:
-            said = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2] or ran.ended.killed or ran.ended.unfetched
-            raise SlotError(f"the library of {entry.language.name} could not be made ready: {said or f'status {ran.ended.status}'}")
-        _log.info("the library of %s is ready, %.1f s of CPU", entry.language.name, ran.ended.cpu)
-        return memory_file(ran.fetched)
+        name = entry.language.name
+        try:
+            ran = await self._ran(requests.library_job(entry, self.ceiling.memory_mb, counted=self._counted()))
+            if ran.ended.status or ran.ended.killed or not ran.fetched:
+                last = (text.strip().rpartition("\n")[2] for text in (ran.stderr.decode(errors="replace"), ran.ended.trouble))
+                said = next(filter(None, (*last, ran.ended.killed, ran.ended.unfetched)), f"status {ran.ended.status}")
+                raise SlotError(f"the library of {name} could not be made ready: {said}")
+            _log.info("the library of %s is ready, %.1f s of CPU", name, ran.ended.cpu)
+            return memory_file(ran.fetched)
+        except OSError as error:
+            raise SlotError(f"the library of {name} could not be made ready: {error}") from error
 
     def protections(self) -> Mapping[str, bool]:
         """Which protections are on."""

@@ -6,6 +6,7 @@ until its end. Whoever loses it ends, rank 0 with it, and so do all; their shims
 are there. Nothing but a number and a word travels.
 """
 
+import errno
 import logging
 import os
 import selectors
@@ -49,10 +50,12 @@ def _gather(size: int, host: str, port: int) -> None:
     try:
         listener = socket.create_server((host, port), backlog=size)
     except OSError as error:
-        raise InfrastructureError(
-            f"rank 0 of the trainer cannot listen on {host}:{port} ({error.strerror}): end the program that has the port; with hostNetwork "
-            "in spec.templates.worker it may be one of another pod, so leave that out"
-        ) from error
+        taken = (
+            ": end the program that has the port; with hostNetwork in spec.templates.worker it may be one of another pod, so leave that out"
+            if error.errno == errno.EADDRINUSE
+            else ""
+        )
+        raise InfrastructureError(f"rank 0 of the trainer cannot listen on {host}:{port} ({error.strerror}){taken}") from error
     present: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)

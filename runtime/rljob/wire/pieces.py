@@ -14,8 +14,8 @@ from rljob.wire.base import Message
 from rljob.wire.weights import Manifest, TensorEntry
 
 COUNT, SMALLEST = 256, 1 << 20
-"""A version has about so many pieces, so that nodes soon have something to give and nobody waits for a large one, but they are not made
-smaller than so many bytes."""
+"""A version has about so many pieces, so that nodes soon have something to give and nobody waits for a large one, but a piece may
+always have so many bytes."""
 HEARTBEAT = 0.5
 """Seconds between two reports of a node that pulls, while nothing ends: so late can others have what is there. Longer where many pull."""
 

@@ -114,7 +114,7 @@ class Peers:
 
     def alone(self, name: str) -> bool:
         """Whether all other nodes have everything."""
-        return len(self._peers) - (name in self._peers) == len(self._whole - {name})
+        return len(self._peers) - (name in self._peers) == len(self._whole) - (name in self._whole)
 
 
 _NOBODY = Peer()
