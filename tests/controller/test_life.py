@@ -1016,7 +1016,7 @@ def test_a_pod_that_no_scheduler_looks_at_is_a_condition(claim: str) -> None:
 def test_of_pods_that_no_scheduler_looks_at_the_first_of_the_plan_is_asked_about_and_no_other() -> None:
     async def story(world: World) -> None:
         def told_of(pod: str) -> bool:
-            return f"anything of pod {pod}:" in world.condition("Ready").get("message", "")
+            return f"anything of pod {pod} yet:" in world.condition("Ready").get("message", "")
 
         world.starts = lambda pod: False
         world.add(rljob(rollout={"replicas": 8}))

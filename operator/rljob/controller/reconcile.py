@@ -275,8 +275,9 @@ class Reconciler:
 
     async def _listen(self, job: Job, decision: Decision, memory: Memory) -> None:
         """Ask now and then why pods wait that do not say so themselves, until one is explained: no more are told of."""
-        memory.silences = {name: trouble for name, trouble in memory.silences.items() if name in decision.silent}
-        if not decision.silent or self.clock() < memory.listened + SILENT_SECONDS / 3:
+        explained = memory.silences
+        memory.silences = {name: trouble for name, trouble in explained.items() if name in decision.silent}
+        if not decision.silent or (memory.silences == explained and self.clock() < memory.listened + SILENT_SECONDS / 3):
             return
         memory.listened = self.clock()
         try:
