@@ -3,6 +3,8 @@
 EXAMPLE ?= smollm2
 ARGS ?=
 BIN := .venv/bin
+# What scripts/system.sh installs where there is none.
+GO := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rljob/golang/go/bin
 # Tests at a time (tests/workers.py): what a cluster's tests wait for goes on beside what computes. Chosen tests run one after another.
 WORKERS ?= $(if $(ARGS),1,2)
 
@@ -35,7 +37,7 @@ lint: setup
 
 test: lint
 	@sh scripts/system.sh
-	$(BIN)/pytest $(ARGS) $(if $(filter-out 1,$(WORKERS)),--numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder)
+	PATH="$$PATH:$(GO)" $(BIN)/pytest $(ARGS) $(if $(filter-out 1,$(WORKERS)),--numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder)
 
 bench: setup
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -906,20 +906,25 @@ def test_the_image_of_a_second_sidecar_is_waited_for_only_once_the_first_one_has
     living(story)
 
 
+async def left_without_a_node(world: World, pod: str, why: str) -> None:
+    """A job one of whose pods the scheduler cannot place, long enough for that to be told; before, it may be passing."""
+    world.starts = lambda made: made["metadata"]["name"] != pod
+    world.add(rljob())
+    await until(lambda: pod in world.pods())
+    nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
+    world.twin.set_status(Ref("Pod", "default", pod), conditions=[nowhere])
+    await asyncio.sleep(5)
+    assert world.condition("Ready")["reason"] == "PodsStarting"
+    await asyncio.sleep(20)
+
+
 NO_LABEL = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector"
 
 
 @pytest.mark.parametrize("why", ["0/3 nodes are available: 3 Insufficient nvidia.com/gpu", NO_LABEL])
 def test_a_pod_without_a_node_is_a_condition_after_a_moment(why: str) -> None:
     async def story(world: World) -> None:
-        world.starts = lambda pod: pod["metadata"]["name"] != "x-worker-0"
-        world.add(rljob())
-        await until(lambda: "x-worker-0" in world.pods())
-        nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
-        world.twin.set_status(Ref("Pod", "default", "x-worker-0"), conditions=[nowhere])
-        await asyncio.sleep(5)
-        assert world.condition("Ready")["reason"] == "PodsStarting"
-        await asyncio.sleep(20)
+        await left_without_a_node(world, "x-worker-0", why)
         assert world.condition("Ready")["reason"] == "Unschedulable"
         assert f"pod x-worker-0 fits on no node: {why}; free, label or add such nodes" in world.condition("Ready")["message"]
 
@@ -937,14 +942,7 @@ def test_a_pod_without_a_node_is_a_condition_after_a_moment(why: str) -> None:
 )
 def test_a_pod_without_a_volume_is_not_said_to_lack_a_node(why: str) -> None:
     async def story(world: World) -> None:
-        world.starts = lambda pod: pod["metadata"]["name"] != "x-master"
-        world.add(rljob())
-        await until(lambda: "x-master" in world.pods())
-        nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
-        world.twin.set_status(Ref("Pod", "default", "x-master"), conditions=[nowhere])
-        await asyncio.sleep(5)
-        assert world.condition("Ready")["reason"] == "PodsStarting"
-        await asyncio.sleep(20)
+        await left_without_a_node(world, "x-master", why)
         assert world.condition("Ready")["reason"] == "VolumePending"
         message = world.condition("Ready")["message"]
         assert message.startswith(f"pod x-master waits for its volume: {why}; make the claim")

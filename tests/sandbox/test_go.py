@@ -3,14 +3,15 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from tests.sandbox.forgeries import OTHERS
 from tests.sandbox.real import judged, real_service
-from tests.sandbox.sandbox import HERE, request
+from tests.sandbox.sandbox import request
 
-from rljob.sandbox import requests
+from rljob.sandbox import languages, requests
 from rljob.sandbox.inside import archive
 from rljob.sandbox.inside.runner import Ended
 from rljob.sandbox.languages import TABLE, Found, Toolchain
@@ -20,7 +21,6 @@ from rljob.sandbox.slot import Job, Ran, SlotError
 from rljob.wire.sandbox import Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-with_go = pytest.mark.skipif("go" not in HERE, reason="this machine has no Go")
 
 (GO,) = (row for row in TABLE if row.name == "go")
 ENTRY = Found(GO, Toolchain({"go": "/go"}), "1")
@@ -115,26 +115,22 @@ async def service() -> AsyncIterator[Service]:
         yield made
 
 
-@with_go
 async def test_a_right_program_passes_within_the_default_limits_in_a_service_that_has_just_started(service: Service) -> None:
     result = await judged(service, language="go", code=SQUARE, tests=TESTS)
     assert (result.verdict, result.passed) == ("passed", 3), result
 
 
-@with_go
 async def test_a_library_instead_of_a_program_does_not_compile_and_is_no_failure_of_ours(service: Service) -> None:
     result = await judged(service, language="go", code="package foo\n\nfunc F() {}", tests=TESTS)
     assert (result.verdict, result.reason) == ("compile_error", "the compiler made no program build/main: the code is a library, perhaps")
 
 
-@with_go
 @pytest.mark.parametrize("attack", [attack for language, attack in OTHERS if language == "go"])
 async def test_no_reward_for_a_program_that(service: Service, attack: str) -> None:
     result = await judged(service, language="go", code=OTHERS["go", attack], tests=TESTS)
     assert (result.verdict, result.passed) == ("wrong_answer", 0), result
 
 
-@with_go
 async def test_what_a_build_leaves_does_not_reach_the_next_one(service: Service) -> None:
     pool = service.pool
     assert isinstance(pool, Pool)
@@ -154,7 +150,6 @@ async def attacker(service: Service) -> Program:
     return await service.pool.build(request("go", ATTACKER).model_copy(update={"limits": limits}))
 
 
-@with_go
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_is_survived(service: Service, attacker: Program, attack: str) -> None:
     result = await attacker.run(arguments=(attack,))
@@ -166,6 +161,17 @@ async def test_is_survived(service: Service, attacker: Program, attack: str) -> 
         assert after.run is not None
         assert after.run.stdout == "42\n"
     assert service.pool.slots_rebuilt == 0, "a slot was lost"
+
+
+async def test_go_is_found_where_only_the_path_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make test` has it on a machine without one of its own."""
+    go = tmp_path / "bin" / "go"
+    go.parent.mkdir()
+    go.write_text("#!/bin/sh\n")
+    go.chmod(0o755)
+    monkeypatch.setattr(languages, "_which", lambda name: None)
+    monkeypatch.setenv("PATH", str(go.parent))
+    assert GO.find() == Toolchain({"go": str(go)}, (str(tmp_path),), (str(go), "version"))
 
 
 def answering(pool: Pool, monkeypatch: pytest.MonkeyPatch, *statuses: int | OSError) -> asyncio.Event:

@@ -434,16 +434,14 @@ def _kind(error: Any, verifier: str, model: type[Options]) -> str | PydanticCust
 
 def named(verifier: str | None, options: Mapping[str, Any]) -> Iterator[str]:
     """Import paths and addresses that options name: what decides whose code judges, who is called, and with whose key."""
-    target = {"import": "path", "http": "url"}.get(verifier or "")
-    if target and isinstance(options.get(target), str):
-        yield f"{verifier} {options[target]}"
-    if verifier in ("judge", "reward-model"):
-        # One text for all of them: else a record could send the key of one judge to another.
-        fields = ("folder", "endpoint", "model", "key_variable", "key_file")
-        yield f"{verifier} with {', '.join(f'{name} {options[name]!r}' for name in fields if options.get(name) is not None)}"
-    if verifier == "weighted":
-        for term in options.get("terms") or ():
-            yield from named(term.get("verifier"), term.get("options") or {})
+    for name, of in _parts(verifier, options):
+        target = {"import": "path", "http": "url"}.get(name or "")
+        if target and isinstance(of.get(target), str):
+            yield f"{name} {of[target]}"
+        if name in ("judge", "reward-model"):
+            # One text for all of them: else a record could send the key of one judge to another.
+            fields = ("folder", "endpoint", "model", "key_variable", "key_file")
+            yield f"{name} with {', '.join(f'{field} {of[field]!r}' for field in fields if of.get(field) is not None)}"
 
 
 def uses(verifier: str | None, options: Mapping[str, Any]) -> frozenset[str]:
@@ -454,26 +452,23 @@ def uses(verifier: str | None, options: Mapping[str, Any]) -> frozenset[str]:
 
 def judges(verifier: str | None, options: Mapping[str, Any]) -> Iterator[JudgeOptions]:
     """The language models that judge, among them those that others combine."""
-    if verifier == "judge":
-        yield JudgeOptions.model_validate(options)
-    if verifier == "weighted":
-        for term in options.get("terms") or ():
-            yield from judges(term.get("verifier"), term.get("options") or {})
+    return (JudgeOptions.model_validate(of) for name, of in _parts(verifier, options) if name == "judge")
 
 
 def programs(verifier: str | None, options: Mapping[str, Any]) -> Iterator[CodeOptions]:
     """How programs are judged, by this verifier and by those that it combines."""
-    if verifier == "code":
-        yield CodeOptions.model_validate(options)
-    if verifier == "weighted":
-        for term in options.get("terms") or ():
-            yield from programs(term.get("verifier"), term.get("options") or {})
+    return (CodeOptions.model_validate(of) for name, of in _parts(verifier, options) if name == "code")
 
 
 def reward_models(verifier: str | None, options: Mapping[str, Any]) -> Iterator[RewardModelOptions]:
     """The reward models that score, among them those that others combine."""
-    if verifier == "reward-model":
-        yield RewardModelOptions.model_validate(options)
-    if verifier == "weighted":
-        for term in options.get("terms") or ():
-            yield from reward_models(term.get("verifier"), term.get("options") or {})
+    return (RewardModelOptions.model_validate(of) for name, of in _parts(verifier, options) if name == "reward-model")
+
+
+def _parts(verifier: str | None, options: Mapping[str, Any]) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
+    """The verifier with its options, or those that it combines with theirs."""
+    if verifier != "weighted":
+        yield verifier, options
+        return
+    for term in options.get("terms") or ():
+        yield from _parts(term.get("verifier"), term.get("options") or {})

@@ -116,7 +116,7 @@ def _java() -> Toolchain | None:
 
 
 def _go() -> Toolchain | None:
-    go = _which("go")
+    go = _which("go") or shutil.which("go")
     if go is None:
         return None
     home = os.path.dirname(os.path.dirname(os.path.realpath(go)))
