@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from tests.cluster import state
 from tests.cluster.box import ClusterError
-from tests.cluster.build import BuildError, binary, build_all, cache_folder
+from tests.cluster.build import RUNC, BuildError, binary, build_all, cache_folder
 from tests.cluster.cluster import CHECKOUT, LocalCluster, start
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -53,6 +53,7 @@ def _explain(cluster: LocalCluster) -> None:
 def build() -> None:
     """Builds every program that is not built yet."""
     build_all(_say)
+    build_all(_say, {RUNC.name})
 
 
 @app.command()
@@ -62,7 +63,7 @@ def up(nodes: Annotated[int, typer.Option(min=0, max=8, help="0: only the contro
     if standing:
         _explain(LocalCluster.adopt(standing[0]))
         return
-    build_all(_say)
+    build()
     _folders().mkdir(parents=True, exist_ok=True)
     _explain(start(nodes, detached=True, parent=_folders()))
 

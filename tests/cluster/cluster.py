@@ -358,8 +358,12 @@ class LocalCluster(Cluster):
 
     def user_namespaces(self) -> str:
         """A RuntimeClass whose pods may have users of their own. `build.binary("runc")` must have been asked for before the cluster was
-        made: a kubelet asks its runtime once what it can do."""
+        made: a kubelet asks its runtime once what it can do. Raises `ClusterError`."""
         name = node.USER_NAMESPACES
+        without = [each for each in self.nodes if f"runtimes.{name}]" not in (self.folder / each / "containerd.toml").read_text()]
+        if without:
+            remedy = "build runc (python -m tests.cluster build), and make the cluster anew"
+            raise ClusterError(f"no pod of {', '.join(without)} can have users of its own: made before runc was built; {remedy}")
         self.apply({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name})
         return name
 

@@ -4,14 +4,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 from tests.cluster import state
-from tests.cluster.build import MODULES, binary, build_all
+from tests.cluster.build import MODULES, RUNC, binary, build_all
 from tests.cluster.cluster import CHECKOUT, LocalCluster, start
 from tests.cluster.existing import ExistingCluster, as_found, why_not
 from tests.cluster.handle import Cluster
@@ -59,7 +59,7 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
 # First: no worker of pytest-xdist begins before all have done this.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Builds what is missing before the first test, images beside the first tests, and looks at an existing cluster."""
+    """Builds what is missing before the first test, images beside that and the first tests, and looks at an existing cluster."""
     if session.config.option.collectonly:
         return
     fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
@@ -67,8 +67,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         capture = session.config.pluginmanager.getplugin("capturemanager")
         if capture is not None:
             stack.enter_context(capture.global_and_fixture_disabled())
-        build_all(_say, _modules(fixtures))
+        # Downloads and copying in the one leave processors to the other.
         _build_images(session.config, {name for item in session.items for mark in item.iter_markers("images") for name in mark.args})
+        build_all(_say, _modules(fixtures) | ({RUNC.name} if _has_sandboxes(session.items) else set()))
         if fixtures & {"api_server", "cluster"}:
             _refuse()
 
@@ -77,6 +78,12 @@ def _modules(fixtures: set[str]) -> set[str]:
     """The Go modules that tests with these fixtures need."""
     needed = {name: _SERVERS if os.environ.get(EXISTING) and name in ("api_server", "cluster") else _MODULES[name] for name in _MODULES}
     return set().union(*(needed[name] for name in fixtures & needed.keys()))
+
+
+def _has_sandboxes(items: Sequence[pytest.Item]) -> bool:
+    """Whether sandboxes run in pods of a cluster made here: it must be made after the runc that can give pods users of their own."""
+    in_pods = (item for item in items if {"cluster", "new_cluster"} & set(getattr(item, "fixturenames", ())))
+    return not os.environ.get(EXISTING) and any("sandbox" in mark.args for item in in_pods for mark in item.iter_markers("images"))
 
 
 def _say(text: str) -> None:

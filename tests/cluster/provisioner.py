@@ -2,7 +2,8 @@
 
 `python -m tests.cluster.provisioner PKI SERVER FOLDER` is the program; it runs beside the control plane.
 
-All nodes of a test cluster are on one machine, so a folder serves every access mode and needs no node affinity.
+All nodes of a test cluster are on one machine, so a folder serves every access mode and needs no node affinity. As with most classes of
+real clusters, a claim waits for a pod that uses it: a scheduler chooses the pod's node first, and names it in the claim.
 """
 
 import shutil
@@ -24,8 +25,10 @@ STORAGE_CLASS = {
     "metadata": {"name": CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
     "provisioner": NAME,
     "reclaimPolicy": "Delete",
-    "volumeBindingMode": "Immediate",
+    "volumeBindingMode": "WaitForFirstConsumer",
 }
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
+"""Annotation of a claim whose first pod has got a node."""
 Object = dict[str, Any]
 
 
@@ -72,6 +75,7 @@ def decide(claims: list[Object], volumes: list[Object], folder: Path) -> Work:
         volume_for(claim, folder)
         for claim in claims
         if claim["spec"].get("storageClassName") == CLASS
+        and SELECTED_NODE in claim["metadata"].get("annotations", {})
         and not claim["spec"].get("volumeName")
         and not claim["metadata"].get("deletionTimestamp")
     ]

@@ -108,15 +108,17 @@ def test_images_that_would_leave_a_kubelet_too_little_disk_are_refused_before_th
         requirements.check_disk(tmp_path, free, "the images of 2 nodes")
 
 
-def claim(name: str, **spec: Any) -> dict[str, Any]:
+def claim(name: str, node: str = "node-0", **spec: Any) -> dict[str, Any]:
+    chosen = {"annotations": {provisioner.SELECTED_NODE: node}} if node else {}
     body = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": "local", **spec}
-    return {"metadata": {"name": name, "namespace": "n", "uid": f"u-{name}"}, "spec": body}
+    return {"metadata": {"name": name, "namespace": "n", "uid": f"u-{name}"} | chosen, "spec": body}
 
 
-def test_a_claim_without_a_volume_gets_one_and_a_released_volume_goes(tmp_path: Path) -> None:
+def test_a_claim_that_a_pod_with_a_node_uses_gets_a_volume_and_a_released_volume_goes(tmp_path: Path) -> None:
     claims = [
         claim("new"),
         claim("made"),
+        claim("waits", node=""),
         claim("bound", volumeName="pvc-u-bound"),
         claim("other", storageClassName="ssd"),
         claim("none", storageClassName=None),

@@ -1,6 +1,7 @@
 """Installs the operator into a cluster as a user would, and looks at jobs there."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.cluster.cluster import LocalCluster
 from tests.cluster.existing import ExistingCluster
 from tests.cluster.handle import Cluster, KubectlError, Object
 
 from rljob.rollout.client import parse_metrics
 
 ROOT = Path(__file__).parents[2]
+TINY = ROOT / "examples" / "tiny"
 IMAGES = ("operator", "master", "reward", "trainer", "rollout")
 LEASE_SECONDS = 6
 KINDS = "pods,deployments,services,configmaps,persistentvolumeclaims,serviceaccounts,networkpolicies,poddisruptionbudgets"
@@ -30,9 +33,9 @@ class Release:
     name: str
 
 
-def build_images(archive: Path) -> None:
-    """Builds what is missing and writes all images into one archive (shared layers once)."""
-    command = [sys.executable, "images/build.py", "--only", ",".join(IMAGES), "--archive", str(archive)]
+def build_images(archive: Path, *more: str) -> None:
+    """Builds what is missing of IMAGES and more, and writes all of them into one archive (shared layers once)."""
+    command = [sys.executable, "images/build.py", "--only", ",".join((*IMAGES, *more)), "--archive", str(archive)]
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-6000:]
 
@@ -81,29 +84,71 @@ def uninstall(cluster: Cluster, release: Release) -> None:
 
 def prompts() -> Object:
     """The tiny example's prompts as users put them into a cluster: a ConfigMap."""
-    folder = ROOT / "examples" / "tiny"
-    files = {name: (folder / name).read_text() for name in ("train.jsonl", "heldout.jsonl")}
+    return _prompts({name: (TINY / name).read_text() for name in ("train.jsonl", "heldout.jsonl")})
+
+
+def programs() -> Object:
+    """The same words, with a program for an answer that is told how long the word is: half of the demonstrations are wrong."""
+
+    def asked(line: str, program: str) -> str:
+        word = json.loads(line)["prompt"]
+        test = {"call": {"function": "f", "arguments": [word], "expected": len(word)}}
+        return json.dumps({"prompt": word, "reference": {"tests": [test]}, "demonstration": f"```\nf={program}\n```"}) + "\n"
+
+    def file(name: str, lines: int) -> str:
+        words = (TINY / name).read_text().splitlines()[:lines]
+        return "".join(asked(line, ("len", "str")[index % 2]) for index, line in enumerate(words))
+
+    return _prompts({"train.jsonl": file("train.jsonl", 512), "heldout.jsonl": file("heldout.jsonl", 16)})
+
+
+def _prompts(files: dict[str, str]) -> Object:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "prompts"}, "data": files}
 
 
 def job(name: str, **spec: Any) -> Object:
     """The tiny example, asking for little CPU so that two jobs fit on two cores."""
-    found: Object = yaml.safe_load((ROOT / "examples" / "tiny" / "rljob.yaml").read_text())
+    found: Object = yaml.safe_load((TINY / "rljob.yaml").read_text())
     found["metadata"]["name"] = name
     found["spec"] |= {"files": {"configMap": "prompts"}, "templates": _little(), **spec}
     return found
 
 
 def _little() -> Object:
-    def ask(*containers: str) -> list[Object]:
-        return [{"name": each, "resources": {"requests": {"cpu": "50m"}}} for each in containers]
-
     return {
-        "master": {"spec": {"initContainers": ask("prepare"), "containers": ask("master")}},
-        "worker": {"spec": {"initContainers": ask("megatron", "vllm"), "containers": ask("checkpoint-engine")}},
-        "rollout": {"spec": {"initContainers": ask("vllm"), "containers": ask("checkpoint-engine")}},
-        "reward": {"spec": {"containers": ask("reward")}},
+        "master": {"spec": {"initContainers": _ask("prepare"), "containers": _ask("master")}},
+        "worker": {"spec": {"initContainers": _ask("megatron", "vllm"), "containers": _ask("checkpoint-engine")}},
+        "rollout": {"spec": {"initContainers": _ask("vllm"), "containers": _ask("checkpoint-engine")}},
+        "reward": {"spec": {"containers": _ask("reward")}},
     }
+
+
+def _ask(*containers: str) -> list[Object]:
+    return [{"name": each, "resources": {"requests": {"cpu": "50m"}}} for each in containers]
+
+
+def judged_by_programs(manifest: Object, cluster: LocalCluster) -> Object:
+    """The job with `programs` for its prompts, and a sandbox that runs the answers; its nodes are prepared as docs/sandbox.md says."""
+    cluster.add_seccomp_profile("rljob/sandbox.json", ROOT / "charts/rljob/files/sandbox-seccomp.json")
+    spec = manifest["spec"]
+    spec |= {"reward": {"verifier": "code"}, "sandbox": {"slots": 1}}
+    spec["rollout"]["maxTokens"] = 16
+    # The runtime is what the test cluster's other pods do without.
+    spec["templates"]["sandbox"] = {"spec": {"runtimeClassName": cluster.user_namespaces(), "containers": _ask("sandbox")}}
+    return manifest
+
+
+_METRICS = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8082/metrics', timeout=5).read().decode())"
+_VERDICTS = re.compile(r'^rljob_sandbox_verdicts_total\{[^}]*verdict="(?!sandbox_error)[^}]*\} ([\d.e+]+)$', re.MULTILINE)
+
+
+def programs_judged(cluster: Cluster, namespace: str, pod: str) -> int:
+    """Submissions that a sandbox pod has judged, as it says itself when it is asked from inside: nobody else gets in. 0 if it is going."""
+    try:
+        text = cluster.kubectl("exec", pod, "--namespace", namespace, "--", "python", "-c", _METRICS)
+    except KubectlError:
+        return 0
+    return int(sum(float(count) for count in _VERDICTS.findall(text)))
 
 
 class Watched:

@@ -3,8 +3,8 @@
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.cluster.cluster import LocalCluster
 from tests.cluster.handle import Cluster, Object
 from tests.e2e.incluster import (
     IMAGES,
@@ -26,7 +27,10 @@ from tests.e2e.incluster import (
     connects,
     install,
     job,
+    judged_by_programs,
     names,
+    programs,
+    programs_judged,
     prompts,
     tries,
     uninstall,
@@ -36,14 +40,14 @@ from tests.e2e.jobfolder import assert_every_prompt_is_accounted_for, database, 
 from tests.e2e.operators import Operators
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.images(*IMAGES)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.images(*IMAGES, "sandbox")]
 
 
 @pytest.fixture(scope="module")
 def operator(cluster: Cluster, binaries: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The operator, installed by helm from images built here; gone afterwards, for other tests share the cluster."""
     archive = tmp_path_factory.mktemp("images") / "images.tar"
-    build_images(archive)
+    build_images(archive, "sandbox")
     cluster.load_image(archive)
     archive.unlink()
     with cluster.namespace("operator") as namespace:
@@ -61,6 +65,22 @@ def operators(cluster: Cluster, operator: Release) -> Operators:
     return Operators(cluster, operator)
 
 
+Pair = tuple[str, str]
+"""One who asks, and who is asked, by their roles."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another job of the same name that ran beside one to its end, in another namespace, and what was seen on the way."""
+
+    job: Watched
+    judged: dict[str, int]
+    """Programs that each of its sandbox pods has judged, by the pod's uid, the first one first; none without a sandbox."""
+    connected: dict[Pair, bool]
+    """Who reached the sandbox, and whom it reached, while NetworkPolicies were enforced; empty where nobody is known to enforce them."""
+    status: Object
+
+
 @dataclass(frozen=True)
 class Done:
     """A job that ran undisturbed, and what was seen on the way."""
@@ -70,21 +90,26 @@ class Done:
     phases: list[str]
     iterations: list[int]
     pods: list[str]
-    connected: dict[tuple[str, str], bool]
+    workers: list[tuple[int, Object]]
+    """Iteration and worker pod, at each look."""
+    connected: dict[Pair, bool]
     """Who reached whom while NetworkPolicies were enforced, in the middle of the job; empty where nobody is known to enforce them."""
     status: Object
+    beside: Future[Beside]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, operator: Release) -> Iterator[Done]:
-    with cluster.namespace("calm") as namespace:
+    with cluster.namespace("calm") as namespace, cluster.namespace("other") as elsewhere:
         cluster.apply(prompts(), namespace)
         cluster.apply(job("tiny"), namespace)
         watched = Watched(cluster, namespace, "tiny")
         phases: list[str] = []
         iterations: list[int] = []
         pods: set[str] = set()
-        connected: dict[tuple[str, str], bool] = {}
+        workers: list[tuple[int, Object]] = []
+        connected: dict[Pair, bool] = {}
+        beside: list[Future[Beside]] = []
 
         def look(status: Object) -> bool:
             phase, iteration = status.get("phase", ""), status.get("iteration", 0)
@@ -92,32 +117,83 @@ def undisturbed(cluster: Cluster, operator: Release) -> Iterator[Done]:
                 phases.append(phase)
             if iteration and iterations[-1:] != [iteration]:
                 iterations.append(iteration)
-            pods.update(names(watched.pods()))
-            if enforced and status.get("policyVersion", 0) >= 1 and not connected:
-                connected.update(_connections(cluster, namespace, watched))
+            found = watched.pods()
+            pods.update(names(found))
+            workers.extend((iteration, pod) for pod in found if _role(pod) == "worker")
+            if status.get("policyVersion", 0) >= 1:
+                if enforced and not connected:
+                    connected.update(_connections(cluster, namespace, watched))
+                if not beside:
+                    beside.append(thread.submit(_run_beside, cluster, elsewhere, enforced))
             return condition(status, "Succeeded") == "True"
 
-        with cluster.network_policies() as enforced:
+        # The other job's end is waited for too: both have run while policies were enforced.
+        with cluster.network_policies() as enforced, ThreadPoolExecutor(1) as thread:
             status = watched.until(look, 2700, "the tiny example")
-        yield Done(watched, namespace, phases, iterations, sorted(pods), connected, status)
+        yield Done(watched, namespace, phases, iterations, sorted(pods), workers, connected, status, beside[0])
 
 
-def _connections(cluster: Cluster, namespace: str, watched: Watched) -> dict[tuple[str, str], bool]:
-    """Who reaches whom in a job that runs; nothing if the worker's engine, which comes and goes, was not there for long enough."""
-    onlooker = Onlooker(cluster, namespace)
-    pods = {pod["metadata"]["labels"]["rljob.dev/role"]: pod for pod in watched.pods()}
-    name = {role: pod["metadata"]["name"] for role, pod in pods.items()} | {"onlooker": onlooker.name}
-    reward = cluster.get("service/tiny-reward", namespace=namespace)["spec"]
+def _run_beside(cluster: Cluster, namespace: str, enforced: bool) -> Beside:
+    """Runs another job of the name `tiny`, a short one. Its sandbox pod is deleted as soon as it has judged something."""
+    small = job("tiny", iterations=4)
+    small["spec"]["warmStart"]["steps"] = 40
+    small["spec"]["algorithm"]["promptsPerIteration"] = 8
+    small["spec"]["evaluation"]["data"]["limit"] = 16
+    # Nobody else's nodes are known to be ready for a sandbox.
+    if isinstance(cluster, LocalCluster):
+        cluster.apply([programs(), judged_by_programs(small, cluster)], namespace)
+    else:
+        cluster.apply([prompts(), small], namespace)
+    other = Watched(cluster, namespace, "tiny")
+    judged: dict[str, int] = {}
+    connected: dict[Pair, bool] = {}
+
+    def look(status: Object) -> bool:
+        ready = [pod for pod in other.pods() if condition(pod["status"], "Ready") == "True"]
+        if enforced and not connected and {_role(pod) for pod in ready} >= {"master", "worker", "reward", "sandbox"}:
+            pairs = (*SANDBOX_ALLOWED, *SANDBOX_FORBIDDEN)
+            connected.update(_reached(cluster, namespace, pairs, *_whereabouts(cluster, namespace, other)))
+        for pod in (pod for pod in ready if _role(pod) == "sandbox"):
+            first = not any(judged.values())
+            name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+            judged[uid] = max(judged.get(uid, 0), programs_judged(cluster, namespace, name))
+            if first and judged[uid]:
+                cluster.kubectl("delete", "pod", name, "-n", namespace, "--wait=false")
+        return condition(status, "Succeeded") == "True"
+
+    status = other.until(look, 2700, "the other job's end")
+    return Beside(other, judged, connected, status)
+
+
+def _role(pod: Object) -> str:
+    return str(pod["metadata"]["labels"]["rljob.dev/role"])
+
+
+def _whereabouts(cluster: Cluster, namespace: str, watched: Watched) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
+    """Names of a running job's pods and of one that is no job's, by role, and the addresses where they are asked."""
+    pods = {_role(pod): pod for pod in watched.pods()}
     place = {
         "master": (pods["master"]["status"]["podIP"], 8080),
-        "reward": (reward["clusterIP"], reward["ports"][0]["port"]),
         "worker": (pods["worker"]["status"]["podIP"], 8000),
         "API server": (cluster.get("service/kubernetes", namespace="default")["spec"]["clusterIP"], 443),
     }
+    for role in {"reward", "sandbox"} & pods.keys():
+        service = cluster.get(f"service/{watched.name}-{role}", namespace=namespace)["spec"]
+        place[role] = (service["clusterIP"], service["ports"][0]["port"])
+    return {role: pod["metadata"]["name"] for role, pod in pods.items()} | {"onlooker": Onlooker(cluster, namespace).name}, place
 
-    def reaches(one: str, other: str) -> bool:
-        return connects(cluster, namespace, name[one], *place[other])
 
+def _reached(
+    cluster: Cluster, namespace: str, pairs: Sequence[Pair], name: dict[str, str], place: dict[str, tuple[str, int]]
+) -> dict[Pair, bool]:
+    with ThreadPoolExecutor() as at_once:
+        found = at_once.map(lambda pair: connects(cluster, namespace, name[pair[0]], *place[pair[1]]), pairs)
+        return dict(zip(pairs, found, strict=True))
+
+
+def _connections(cluster: Cluster, namespace: str, watched: Watched) -> dict[Pair, bool]:
+    """Who reaches whom in a job that runs; nothing if the worker's engine, which comes and goes, was not there for long enough."""
+    name, place = _whereabouts(cluster, namespace, watched)
     # The worker's engine comes and goes within seconds: who may not reach it must have failed while the master got through.
     engine = [pair for pair in (*ALLOWED, *FORBIDDEN) if pair[1] == "worker"]
     with ThreadPoolExecutor() as at_once:
@@ -126,8 +202,7 @@ def _connections(cluster: Cluster, namespace: str, watched: Watched) -> dict[tup
     if not all(any(within(one, met["master", "worker"]) for one in met[pair]) for pair in engine if pair in FORBIDDEN):
         return {}
     connected = {pair: any(through for _, _, through in met[pair]) for pair in engine}
-    rest = [pair for pair in (*ALLOWED, *FORBIDDEN) if pair[1] != "worker"]
-    return connected | {pair: reaches(*pair) for pair in rest}
+    return connected | _reached(cluster, namespace, [pair for pair in (*ALLOWED, *FORBIDDEN) if pair not in engine], name, place)
 
 
 ALLOWED = (("master", "reward"), ("master", "worker"), ("worker", "master"), ("onlooker", "API server"))
@@ -137,9 +212,17 @@ FORBIDDEN = (
 )  # fmt: skip
 
 
+SANDBOX_ALLOWED = (("reward", "sandbox"),)
+SANDBOX_FORBIDDEN = (
+    *((one, "sandbox") for one in ("onlooker", "master", "worker")), *(("sandbox", other) for other in ("reward", "master", "API server")),
+)  # fmt: skip
+
+
 @pytest.mark.own_cluster
 def test_pods_reach_those_they_need_and_nobody_else_reaches_any(undisturbed: Done) -> None:
     assert undisturbed.connected == dict.fromkeys(ALLOWED, True) | dict.fromkeys(FORBIDDEN, False)
+    sandbox = undisturbed.beside.result().connected
+    assert sandbox == dict.fromkeys(SANDBOX_ALLOWED, True) | dict.fromkeys(SANDBOX_FORBIDDEN, False)
 
 
 def test_the_job_goes_through_real_iterations_and_succeeds(undisturbed: Done) -> None:
@@ -159,16 +242,49 @@ def test_the_reward_is_up(undisturbed: Done) -> None:
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2
 
 
-def test_megatron_and_vllm_shared_one_pod(undisturbed: Done) -> None:
-    assert "tiny-worker-0" in undisturbed.pods
-    assert not [name for name in undisturbed.pods if name.startswith("tiny-rollout")]
+def test_megatron_and_vllm_shared_one_pod_from_before_the_first_iteration_to_the_last(undisturbed: Done) -> None:
+    """Nobody else can have trained or generated: the job had no other pods."""
+    others = [name for name in undisturbed.pods if name not in ("tiny-master", "tiny-worker-0") and not name.startswith("tiny-reward-")]
+    assert others == []
+    assert len({pod["metadata"]["uid"] for _, pod in undisturbed.workers}) == 1
+    spec = undisturbed.workers[0][1]["spec"]
+    assert [each["name"] for each in spec["initContainers"] if each.get("restartPolicy") == "Always"] == ["megatron", "vllm"]
+    assert [each["name"] for each in spec["containers"]] == ["checkpoint-engine"]
+    together = [iteration for iteration, pod in undisturbed.workers if _running(pod) == {"megatron", "vllm", "checkpoint-engine"}]
+    assert min(together, default=None) == 0
+    assert max(together) > 1
+    assert all(each["restartCount"] == 0 for _, pod in undisturbed.workers for each in _containers(pod))
+
+
+def _containers(pod: Object) -> list[Object]:
+    return [*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ())]
+
+
+def _running(pod: Object) -> set[str]:
+    return {each["name"] for each in _containers(pod) if each.get("started") and "running" in each["state"]}
+
+
+@pytest.mark.own_cluster
+def test_a_sandbox_judges_programs_and_its_pods_loss_costs_nothing(undisturbed: Done) -> None:
+    beside = undisturbed.beside.result()
+    assert len(beside.judged) == 2, beside.judged
+    assert min(beside.judged.values()) > 0, beside.judged
+    assert (beside.status["iteration"], len(beside.status["rewards"])) == (4, 4)
+    # Half of what it has learned is wrong: neither all programs pass, nor none.
+    assert 0 < sum(beside.status["rewards"]) < 4
+    assert beside.status.get("lastFailure") is None
 
 
 def test_after_the_end_only_the_masters_pod_is_left(undisturbed: Done) -> None:
-    end = time.monotonic() + 120
-    while (left := names(undisturbed.job.pods())) != ["tiny-master"] and time.monotonic() < end:
+    assert _left(lambda: names(undisturbed.job.pods()), ["tiny-master"]) == ["tiny-master"]
+
+
+def _left(found: Callable[[], object], wanted: object, seconds: float = 120) -> object:
+    """What is there once it is what is wanted, or the time is over."""
+    end = time.monotonic() + seconds
+    while (left := found()) != wanted and time.monotonic() < end:
         time.sleep(1)
-    assert left == ["tiny-master"]
+    return left
 
 
 def test_the_model_on_the_volume_loads_with_transformers(undisturbed: Done, cluster: Cluster, tmp_path: Path) -> None:
@@ -195,22 +311,37 @@ def test_applying_the_same_file_again_changes_nothing_and_tells_nothing(undistur
         found = cluster.get(KINDS, "--selector=rljob.dev/job=tiny", namespace=undisturbed.namespace)["items"]
         return {f"{o['kind']}/{o['metadata']['name']}": o["metadata"]["resourceVersion"] for o in found}
 
-    before, told, seen = undisturbed.job.object["metadata"], events(), versions()
-    cluster.kubectl(
-        "apply",
-        "--server-side",
-        "--force-conflicts",
-        "--dry-run=server",
-        "-f",
-        "-",
-        "-n",
-        undisturbed.namespace,
-        stdin=json.dumps(job("tiny")),
-    )
+    before, told, seen = undisturbed.job.object, events(), versions()
+    again, where = ("--server-side", "--force-conflicts", "--filename=-"), ("--namespace", undisturbed.namespace)
+    # Ends with status 1 where there is a difference.
+    assert cluster.kubectl("diff", *again, *where, stdin=json.dumps(job("tiny"))) == ""
+    would_be = json.loads(cluster.kubectl("apply", *again, *where, "--dry-run=server", "--output=json", stdin=json.dumps(job("tiny"))))
+    assert (would_be["metadata"]["generation"], would_be["spec"]) == (before["metadata"]["generation"], before["spec"])
     cluster.apply(job("tiny"), undisturbed.namespace)
     time.sleep(5)
-    assert undisturbed.job.object["metadata"]["generation"] == before["generation"]
+    after = undisturbed.job.object
+    assert (after["metadata"]["generation"], after["spec"]) == (before["metadata"]["generation"], before["spec"])
     assert (events(), versions()) == (told, seen)
+
+
+def test_two_jobs_of_one_name_in_two_namespaces_do_not_see_each_other(cluster: Cluster, undisturbed: Done) -> None:
+    """Side by side, each ran by its own data to its own end. When one is deleted the other keeps status, objects, journal and model."""
+    first, other = undisturbed.job, undisturbed.beside.result()
+    (ended,) = [each["lastTransitionTime"] for each in first.status["conditions"] if each["type"] == "Succeeded"]
+    assert datetime.fromisoformat(other.status["startTime"]) < datetime.fromisoformat(ended), "they did not run at once"
+    assert (first.status["iteration"], other.status["iteration"]) == (12, 4)
+    assert _left(lambda: names(first.pods()), ["tiny-master"]) == ["tiny-master"]
+    kept, others = (Volume(cluster, each.namespace, "tiny-work") for each in (first, other.job))
+    before = first.object["status"], first.children(), kept.digests()
+    assert "./state/master.sqlite" in before[2]
+    model = {path: digest for path, digest in before[2].items() if path.startswith("./model/") and path.endswith(".safetensors")}
+    assert model, sorted(before[2])
+    found = others.digests()
+    assert all(path in found and found[path] != digest for path, digest in model.items())
+    others.let_go()
+    cluster.kubectl("delete", "rljob", "tiny", "-n", other.job.namespace)
+    assert _left(other.job.children, {}) == {}
+    assert (first.object["status"], first.children(), kept.digests()) == before
 
 
 def test_of_two_operators_one_acts(operators: Operators) -> None:
@@ -354,10 +485,7 @@ def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operator
         assert len(trial.killed) == TURNS
         _assert_each_iteration_once(Volume(cluster, namespace, "rough-work"), tmp_path, last)
         cluster.kubectl("delete", "rljob", "rough", "-n", namespace)
-        end = time.monotonic() + 180
-        while (left := rough.children()) and time.monotonic() < end:
-            time.sleep(1)
-        assert left == {}
+        assert _left(rough.children, {}, 180) == {}
 
 
 def _lose_rollout_pods(trial: Trial) -> None:
@@ -395,28 +523,6 @@ def _assert_each_iteration_once(volume: Volume, folder: Path, last: int) -> None
     epoch = len((ROOT / "examples/tiny/train.jsonl").read_text().splitlines())
     with database(folder) as db:
         assert_every_prompt_is_accounted_for(db, lines, per_iteration=PROMPTS, samples=SAMPLES, epoch=epoch)
-
-
-def test_two_jobs_of_one_name_in_two_namespaces_do_not_see_each_other(cluster: Cluster, operators: Operators, undisturbed: Done) -> None:
-    """The finished job keeps its status, its objects, its journal and its model while one of the same name runs to its end elsewhere."""
-    first = undisturbed.job
-    volume = Volume(cluster, undisturbed.namespace, "tiny-work")
-    before = first.object["status"], first.children(), volume.digests()
-    model = {path: digest for path, digest in before[2].items() if path.startswith("./model/") and path.endswith(".safetensors")}
-    assert model, sorted(before[2])
-    assert "./state/master.sqlite" in before[2]
-    small = job("tiny", iterations=1)
-    small["spec"]["warmStart"]["steps"] = 40
-    small["spec"]["algorithm"] |= {"promptsPerIteration": 24}
-    small["spec"]["evaluation"]["data"]["limit"] = 32
-    with cluster.namespace("other") as namespace:
-        cluster.apply([prompts(), small], namespace)
-        other = Watched(cluster, namespace, "tiny")
-        assert other.until(lambda s: condition(s, "Succeeded") == "True", 1200, "the other job's end")["iteration"] == 1
-        others = Volume(cluster, namespace, "tiny-work").digests()
-        assert all(path in others and others[path] != digest for path, digest in model.items())
-        cluster.kubectl("delete", "rljob", "tiny", "-n", namespace)
-        assert (first.object["status"], first.children(), volume.digests()) == before
 
 
 def _no_image(spec: Object) -> None:

@@ -352,6 +352,29 @@ def test_a_record_whose_programs_may_have_more_than_the_sandbox_gives_is_refused
         place.prepare(sandbox={"enabled": True, "memoryPerRun": "512Mi"})
 
 
+@pytest.mark.parametrize(
+    ("options", "sandbox", "message"),
+    [
+        (
+            {"memory_mb": 600},
+            {"enabled": True, "memoryPerRun": "512Mi"},
+            r"memory_mb .*\(600\) is more than sandbox.memoryPerRun \(512Mi\)",
+        ),
+        ({}, {"enabled": True, "memoryPerRun": "128Mi"}, r"memory_mb .*\(256\) is more than sandbox.memoryPerRun \(128Mi\)"),
+        ({}, {}, "the sandbox, which the job does not have; set spec.sandbox.enabled: true"),
+    ],
+)
+def test_a_sandbox_that_gives_less_than_before_is_refused_if_prepared_prompts_want_more(
+    place: Place, options: dict[str, int], sandbox: dict[str, Any], message: str
+) -> None:
+    code = {"verifier": "code", "reference": {"tests": [{"stdin": "", "expected": "1"}]}, "options": options}
+    place.write("train.jsonl", [*words(1), {"prompt": "a", "id": "sum", "demonstration": "b"} | code])
+    first = place.prepare(sandbox={"enabled": True})
+    with pytest.raises(ConfigurationError, match=f"^prompt 'sum' \\(line 2 of the prepared train.jsonl\\): .*{message}"):
+        place.prepare(sandbox=sandbox)
+    assert place.prepare(sandbox={"enabled": True}) == first
+
+
 def test_a_line_that_is_not_utf8_is_named(place: Place) -> None:
     (place.folders.source / "train.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
     with pytest.raises(ConfigurationError, match=r"train.jsonl line 2: not UTF-8"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import pytest_asyncio
 from tests.sandbox.forgeries import OTHERS
 from tests.sandbox.real import judged, real_service
-from tests.sandbox.sandbox import request
+from tests.sandbox.sandbox import processes_of_runs, request
+from tests.sandbox.test_threats_calls import CALLS, asked_for, assert_refused
 
 from rljob.sandbox import languages, requests
 from rljob.sandbox.inside import archive
@@ -18,7 +20,7 @@ from rljob.sandbox.languages import TABLE, Found, Toolchain
 from rljob.sandbox.pool import Pool, PoolSettings, Program
 from rljob.sandbox.service import Service
 from rljob.sandbox.slot import Job, Ran, SlotError
-from rljob.wire.sandbox import Limits
+from rljob.wire.sandbox import COMPILE_LIMITS, Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,14 +38,18 @@ ATTACKS = {
     "a full disk": ("runtime_error", "disk_limit", "memory_limit"),
     "killing everything": ("ok", "runtime_error"),
     "reaching out": ("ok",),
+    "a daemon": ("ok",),
+    "mapping a file that is not there": ("ok", "runtime_error", "disk_limit"),
 }
 """What may become of each."""
 ATTACKER = """
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -83,6 +89,27 @@ func main() {
 	case "killing everything":
 		for _, pid := range []int{-1, 1, os.Getppid(), 0} {
 			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	case "a daemon":
+		os.StartProcess("/usr/bin/setsid", []string{"setsid", "sleep", "60"}, &os.ProcAttr{})
+	case "mapping a file that is not there":
+		file, _ := os.Create("sparse")
+		kept := file.Truncate(1 << 30)
+		if mapped, err := syscall.Mmap(int(file.Fd()), 0, 1<<30, syscall.PROT_WRITE, syscall.MAP_SHARED); kept == nil && err == nil {
+			for at := 0; at < 1<<30; at += 4096 {
+				mapped[at] = 1
+			}
+			fmt.Println("ESCAPED")
+		}
+	case "calls":
+		var a [7]uintptr
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); a = [7]uintptr{} {
+			for place, word := range strings.Fields(lines.Text()) {
+				value, _ := strconv.ParseInt(word, 10, 64)
+				a[place] = uintptr(value)
+			}
+			r, _, err := syscall.Syscall6(a[0], a[1], a[2], a[3], a[4], a[5], a[6])
+			fmt.Println(int64(r), int(err))
 		}
 	case "reaching out":
 		for _, path := range strings.Fields("/etc/shadow /root/.ssh /home /sys /proc/1/mem /proc/1/environ /proc/sys /var/lib") {
@@ -143,6 +170,19 @@ async def test_what_a_build_leaves_does_not_reach_the_next_one(service: Service)
         os.pwrite(library, b"x", 0)
 
 
+@pytest.mark.parametrize("more", [-20, 3])
+async def test_a_build_that_has_less_disk_than_its_library_and_itself_take_is_told_so(service: Service, more: int) -> None:
+    """With more than its library it begins, and finds no space then."""
+    pool = service.pool
+    assert isinstance(pool, Pool)
+    disk_mb = (os.fstat(await pool._library(pool._found["go"])).st_size >> 20) + more
+    limits = COMPILE_LIMITS.model_copy(update={"disk_mb": disk_mb})
+    built = (await pool.build(request("go", SQUARE, compile_limits=limits))).compile
+    assert built is not None
+    told = rf"compile_limits.disk_mb, of the compiler: more than {disk_mb} MiB of files; \d+ MiB is the library of go, .*: raise disk_mb"
+    assert (built.status, re.fullmatch(told, built.reason) is not None) == ("disk_limit", True), built
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def attacker(service: Service) -> Program:
     assert isinstance(service.pool, Pool)
@@ -152,15 +192,23 @@ async def attacker(service: Service) -> Program:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_is_survived(service: Service, attacker: Program, attack: str) -> None:
-    result = await attacker.run(arguments=(attack,))
+    result = await attacker.run(arguments=(attack,), wall_seconds=0.5 if attack == "doing nothing" else 8)
     assert result.status in ATTACKS[attack], result
     assert result.run is not None
     assert "ESCAPED" not in result.run.stdout
+    assert isinstance(service.pool, Pool)
+    assert processes_of_runs(service.pool) == 0
     plain = request("python", "print(6 * 7)", wall_seconds=20)
     for after in await asyncio.gather(*(service.pool.run(plain) for _ in range(service.pool.slots))):
         assert after.run is not None
         assert after.run.stdout == "42\n"
     assert service.pool.slots_rebuilt == 0, "a slot was lost"
+
+
+async def test_forbidden_calls_are_refused(attacker: Program) -> None:
+    result = await attacker.run(asked_for(CALLS), ("calls",))
+    assert result.run is not None, result
+    assert_refused(CALLS, result.run.stdout)
 
 
 async def test_go_is_found_where_only_the_path_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.cluster.build import binary
-from tests.cluster.plugin import NewCluster
+from tests.cluster.cluster import LocalCluster
+from tests.cluster.handle import Cluster
 from tests.manifests.jobs import ROOT, find, tiny
 
 from rljob.api import RLJob
@@ -44,10 +44,8 @@ def of_the_sandbox(manifests: tuple[Manifest, ...]) -> list[Manifest]:
     return [find(manifests, kind, "tiny-sandbox") for kind in ("ServiceAccount", "Deployment", "Service")]
 
 
-def test_the_sandboxs_deployment_becomes_ready_and_isolates(new_cluster: NewCluster, tmp_path: Path) -> None:
-    # Before the cluster, whose kubelet asks once whether its runtimes can do it.
-    binary("runc")
-    cluster = new_cluster()
+def test_the_sandboxs_deployment_becomes_ready_and_isolates(cluster: Cluster, tmp_path: Path) -> None:
+    assert isinstance(cluster, LocalCluster)
     cluster.load_image(image(tmp_path / "sandbox.tar"))
     cluster.add_seccomp_profile("rljob/sandbox.json", PROFILE)
     with cluster.namespace("sandbox") as namespace:

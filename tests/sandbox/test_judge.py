@@ -155,6 +155,24 @@ async def test_a_submission_that_takes_its_time_in_every_test_is_not_waited_for(
 
 
 @pytest.mark.asyncio
+async def test_no_test_goes_on_for_longer_than_all_of_them_may() -> None:
+    """Or a program that sleeps would be answered after whoever asks has left."""
+    pool = TwinPool(in_turn(printed("1", wall_seconds=7.5), ended("wall_limit", "not done after 2.5 s")), slots=1)
+    result = await judged(pool, asked(ONE, TWO, limits={"wall_seconds": 300}, total_wall_seconds=10))
+    assert [run.limits.wall_seconds for run in pool.seen] == [10, 2.5]
+    assert (verdicts(result), result.reason) == (["passed", "wall_limit"], "test 1: not done when total_wall_seconds (10) were over")
+
+
+@pytest.mark.asyncio
+async def test_the_time_of_the_checker_is_part_of_that_of_all_tests() -> None:
+    """An output may be made to be long to check."""
+    pool = TwinPool(in_turn(printed("1", wall_seconds=1.0), printed('{"accept": true}', wall_seconds=9.5)), slots=1)
+    checker = {"kind": "program", "code": "check"}
+    result = await judged(pool, asked(ONE, TWO, checker=checker, total_wall_seconds=10, stop_at_first_failure=False))
+    assert verdicts(result) == ["passed", "wall_limit"]
+
+
+@pytest.mark.asyncio
 async def test_a_compiler_that_is_made_to_say_megabytes_is_cut_short() -> None:
     pool = TwinPool(compiles=lambda request: Output(status="compile_error", exit_code=1, stderr="error " * 1_000_000))
     result = await judged(pool, asked(ONE, language="cpp"))

@@ -2,19 +2,21 @@
 
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rljob.api.errors import ConfigurationError
-from rljob.sandbox import cgroups, protections, requests
+from rljob.api.errors import ConfigurationError, InfrastructureError
+from rljob.sandbox import cgroups, languages, protections, requests
 from rljob.sandbox.inside import archive, runner, seccomp, usage
 from rljob.sandbox.inside.runner import Ended
 from rljob.sandbox.languages import TABLE
 from rljob.sandbox.slot import Ran
-from rljob.wire.sandbox import Limits
+from rljob.wire.sandbox import Limits, RunRequest
 
 ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 X86_64 = 0xC000003E
@@ -181,6 +183,23 @@ def test_our_own_cgroup_says_how_many_were_killed_for_memory_also_where_none_can
     assert cgroups.killed_beside_us(tmp_path, "4:memory:/pod\n0::/pod\n") == 5
 
 
+def test_how_much_memory_is_left_is_what_the_machine_or_our_own_cgroup_still_gives(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 99999 kB\nMemAvailable:    2000 kB\n")
+
+    def room(membership: str) -> int:
+        return cgroups.room_beside_us(tmp_path, membership, meminfo)
+
+    assert room("0::/pod\n") == 2000 * 1024
+    files_of(tmp_path / "pod", memory_max="max", memory_current="1000", memory_stat="file 9\nactive_file 200\ninactive_file 100\n")
+    assert room("0::/pod\n") == 2000 * 1024
+    (tmp_path / "pod" / "memory.max").write_text("5000\n")
+    assert room("0::/pod\n") == 5000 - 1000 + 300
+    files_of(tmp_path / "memory", memory_limit_in_bytes="900", memory_usage_in_bytes="500")
+    files_of(tmp_path / "memory", memory_stat="active_file 7\ninactive_file 7\ntotal_active_file 50\ntotal_inactive_file 0\n")
+    assert room("4:memory:/elsewhere\n0::/pod\n") == 900 - 500 + 50
+
+
 def test_clocks_that_cannot_be_set_back_are_no_protection() -> None:
     """As here: this process is in the machine's own namespace of clocks."""
     assert not runner._start_clocks_at_zero()
@@ -250,6 +269,90 @@ def test_the_status_says_what_happened(fields: dict[str, object], status: str) -
     output = requests.output(Ran(ended, b"", b"", False, b"", False, False), Limits(cpu_seconds=2))
     assert output.status == status
     assert (output.reason == "") == (status == "ok")
+
+
+LIBRARY = 41 << 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "stderr", "library", "status", "reason"),
+    [
+        (
+            {"status": 99, "trouble": "Traceback\nOSError: [Errno 28] No space left on device"}, b"", LIBRARY, "disk_limit",
+            "compile_limits.disk_mb, of the compiler: more than 40 MiB of files; 41 MiB is the library of go, which every build gets: "
+            "raise disk_mb",
+        ),
+        (
+            {"status": 1}, b"mkdir /tmp/go-build1: no space left on device", LIBRARY, "disk_limit",
+            "compile_limits.disk_mb, of the compiler: more than 40 MiB of files; 41 MiB is the library of go, which every build gets: "
+            "raise disk_mb",
+        ),
+        (
+            {"status": -9, "killed": "memory"}, b"", LIBRARY, "memory_limit",
+            "compile_limits.memory_mb, of the compiler: more than 64 MiB of memory; 41 MiB is the library of go, which every build gets: "
+            "raise memory_mb",
+        ),
+        (
+            {"status": 1}, b"final link failed: No space left on device", 0, "disk_limit",
+            "compile_limits.disk_mb, of the compiler: more than 40 MiB of files",
+        ),
+        (
+            {"status": 99, "trouble": "Traceback\nOSError: [Errno 28] No space left on device"}, b"", 0, "disk_limit",
+            "compile_limits.disk_mb, of the compiler: its own files are more than 40 MiB of files",
+        ),
+        (
+            {"status": -9, "killed": "wall"}, b"", LIBRARY, "wall_limit",
+            "compile_limits.wall_seconds, of the compiler: not done after 6 s",
+        ),
+        ({"status": 1}, b"main.go:1: syntax error", LIBRARY, "compile_error", "the compiler ended with status 1"),
+    ],
+)  # fmt: skip
+def test_a_compiler_that_met_a_limit_says_which_and_what_every_build_takes_of_it(
+    fields: dict[str, object], stderr: bytes, library: int, status: str, reason: str
+) -> None:
+    ran = Ran(Ended(1, **fields), b"", stderr, False, b"", False, False)  # type: ignore[arg-type]
+    asked = RunRequest(language="go", code="", compile_limits=Limits(memory_mb=64, disk_mb=40))
+    (language,) = (row for row in TABLE if row.name == "go")
+    output = requests.compiled(ran, asked, language, library)
+    assert (output.status, output.reason) == (status, reason)
+
+
+def test_memory_for_which_nobody_asked_is_not_more_than_there_is() -> None:
+    little = Limits(memory_mb=128)
+    fitted = requests.fitted(RunRequest(language="c", code="", limits=Limits(cpu_seconds=9)), little)
+    assert (fitted.limits, fitted.compile_limits.memory_mb) == (Limits(cpu_seconds=9, memory_mb=128), 128)
+    asked = RunRequest(language="c", code="", limits=Limits(memory_mb=256), compile_limits=Limits(memory_mb=512))
+    assert requests.fitted(asked, little) == asked
+
+
+def toolchains(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Of all languages there is one, and this says its version."""
+    toolchain = languages.Toolchain({}, version=("/bin/sh", "-c", script))
+    monkeypatch.setattr(languages, "TABLE", (languages.Language("ada", "main.adb", lambda: toolchain),))
+    monkeypatch.setattr(languages, "_PATIENCE", 0.3)
+
+
+def test_a_toolchain_that_does_not_answer_is_not_left_out_but_keeps_the_service_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    toolchains(monkeypatch, "exec sleep 9")
+    with pytest.raises(InfrastructureError, match=r"`/bin/sh -c exec sleep 9` did not answer within 0.3 s: try again when"):
+        languages.found()
+
+
+def test_a_toolchain_that_is_broken_is_left_out_and_that_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    toolchains(monkeypatch, "echo no default toolchain >&2; exit 1")
+    assert languages.found() == {}
+    assert "does not work, and its language is left out: no default toolchain" in caplog.text
+
+
+def test_a_built_file_that_names_a_file_too_short_as_its_interpreter_is_wrong_and_no_failure_of_ours(tmp_path: Path) -> None:
+    """The kernel calls that an input/output error."""
+    (tmp_path / "short").write_text("x")
+    (tmp_path / "short").chmod(0o755)
+    (tmp_path / "main.c").write_text("int main(void) { return 0; }")
+    subprocess.run(["gcc", "-o", tmp_path / "main", tmp_path / "main.c", f"-Wl,-dynamic-linker,{tmp_path / 'short'}"], check=True)
+    execute = "import sys\nfrom rljob.sandbox.inside import child\nchild.WORK = sys.argv[1]\nsys.exit(child.execute([sys.argv[2]], {}))"
+    done = subprocess.run([sys.executable, "-c", execute, tmp_path, tmp_path / "main"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (126, f"{tmp_path / 'main'}: Input/output error\n")
 
 
 @pytest.mark.parametrize(("memory", "forks", "status"), [(True, False, "memory_limit"), (False, True, "process_limit")])

@@ -2,15 +2,22 @@
 
 import asyncio
 import fcntl
+import itertools
 import json
 import os
 import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from tests.sandbox.twins import until
 
+from rljob.sandbox import cgroups
+from rljob.sandbox import pool as pool_module
 from rljob.sandbox.cgroups import Cgroup
 from rljob.sandbox.inside.runner import Ended
+from rljob.sandbox.pool import Pool, PoolSettings
 from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, Stream
 
 _F_SETPIPE_SZ = 1031
@@ -95,3 +102,52 @@ def test_the_last_output_is_read_to_its_end_whatever_packets_it_comes_in() -> No
     stream.read_rest()
     assert stream.total == 256
     os.close(reading)
+
+
+@dataclass
+class Told:
+    """A slot that says who begins and ends in it; `held` ends when it may."""
+
+    said: list[str]
+    let: asyncio.Event
+    broken: bool = False
+    runs: int = 0
+
+    async def start(self) -> Mapping[str, bool]:
+        return {}
+
+    async def stop(self) -> None:
+        pass
+
+    async def run(self, job: Job) -> Ran:
+        name = job.stdin.decode()
+        self.said.append(f"{name} begins")
+        if name == "held":
+            await self.let.wait()
+        self.said.append(f"{name} ends")
+        return Ran(Ended(1, status=1 if name == "filling" else 0), b"", b"", False, b"", False, False)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("patience", "again"), [(60.0, ["filling begins", "filling ends"]), (0.01, [])])
+async def test_who_has_filled_the_machine_is_found_out_while_nothing_else_runs_and_not_waited_for_without_end(
+    patience: float, again: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told([], asyncio.Event())
+    looks = itertools.count()
+    monkeypatch.setattr(cgroups, "killed_beside_us", lambda: next(looks))
+    monkeypatch.setattr(pool_module, "_ALONE_SECONDS", patience)
+    pool = Pool(PoolSettings(slots=2))
+    for _ in range(pool.slots):
+        pool._idle.put_nowait(told)
+    held = asyncio.create_task(pool._ran(replace(JOB, stdin=b"held")))
+    filling = asyncio.create_task(pool._ran(replace(JOB, stdin=b"filling")))
+    await until(lambda: len(told.said) == 3)
+    if not again:
+        assert (await filling).machine_full
+    told.let.set()
+    await held
+    ran = await filling
+    assert told.said == ["held begins", "filling begins", "filling ends", "held ends", *again]
+    assert (ran.memory_killed, ran.machine_full) == (bool(again), not again)
+    assert pool._idle.qsize() == pool.slots

@@ -1,6 +1,7 @@
 """Threats: system calls that reach beyond a run. Each is made from Python and from C, and refused."""
 
 import errno
+from collections.abc import Mapping
 from typing import Final
 
 import pytest
@@ -67,6 +68,7 @@ CALLS: Final = {
     "changing the personality": (135, 0x0040000),
     "real-time scheduling": (144, 0, 1, 0),
     "deadline scheduling": (314, 0, 0, 0),
+    "keeping another process to one processor": (203, 1, 8, 0),
     "memory in an unnamed file": (319, 0, 0),
     "secret memory": (447, 0),
     "shared memory of System V": (29, 0, 4096, 0o1600),
@@ -118,6 +120,19 @@ number, *arguments = [ctypes.c_long(int(word, 0)) for word in sys.argv[1:]]
 result = libc.syscall(number, *arguments)
 print(result, ctypes.get_errno() if result < 0 else 0)
 """
+
+
+def asked_for(calls: Mapping[str, tuple[int, ...]]) -> str:
+    """What a program reads that makes many calls, one in a line: first one that is allowed (getpid)."""
+    return "".join(f"{' '.join(map(str, call))}\n" for call in ((39,), *calls.values()))
+
+
+def assert_refused(calls: Mapping[str, tuple[int, ...]], printed: str) -> None:
+    """What that program has printed, result and errno for each, says that none was made but the first."""
+    allowed, *lines = [tuple(map(int, line.split())) for line in printed.splitlines()]
+    assert allowed[0] > 1
+    made = [what for what, (value, number) in zip(calls, lines, strict=True) if value != -1 or number not in _REFUSED]
+    assert made == []
 
 
 @pytest.fixture(scope="module")

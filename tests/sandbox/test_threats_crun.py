@@ -120,6 +120,11 @@ ATTACKS: dict[str, tuple[RunRequest, tuple[str, ...], str]] = {
         ("runtime_error",),
         "",
     ),
+    "the processors of the first process": (
+        request("python", TO_THE_FIRST_PROCESS.format(call="os.sched_setaffinity(1, {min(os.sched_getaffinity(0))})")),
+        ("runtime_error",),
+        "",
+    ),
     "having the runner killed for memory": (
         request("c", SMALLER_THAN_THE_RUNNER, memory_mb=96, cpu_seconds=10, wall_seconds=20),
         ("ok",),
@@ -212,7 +217,7 @@ for name in ("environ", "mem", "maps", "fd", "cmdline", "root", "cwd", "exe", "s
 
 def test_attacks_in_containers_of_a_service_without_privileges_are_survived() -> None:
     attacks = {what: unprivileged.ATTACKS[what] for what in WITHOUT_PRIVILEGES} | {
-        "limits of the first process": ATTACKS["limits of the first process"][:2],
+        **{what: ATTACKS[what][:2] for what in ("limits of the first process", "the processors of the first process")},
         "a program that nobody may read": (request("c", UNREADABLE, memory_mb=64, cpu_seconds=5, wall_seconds=20), ("memory_limit",)),
     }
     text = "".join(f"{one.model_dump_json()}\n" for attack, _ in attacks.values() for one in (attack, unprivileged.PLAIN))

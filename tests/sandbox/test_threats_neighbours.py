@@ -477,14 +477,23 @@ def test_a_slot_is_kept_if_the_files_of_a_request_do_not_fit() -> None:
         assert fresh.pool.slots_rebuilt == 0
 
 
-@pytest.mark.parametrize(("killed", "status"), [(1, "sandbox_error"), (0, "runtime_error")])
-def test_a_run_that_ends_because_the_machine_has_no_memory_is_a_failure_of_ours(
-    killed: int, status: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("killed", "room", "status"),
+    [
+        ((0,), 1 << 40, "runtime_error"),  # nobody
+        ((1, 1, 1), 1 << 40, "runtime_error"),  # somebody beside it; tried again alone it ends by its own fault
+        ((1, 1, 2), 1 << 40, "memory_limit"),  # alone, too, where there was room for all that it may have
+        ((1, 1, 2), 0, "sandbox_error"),  # alone, but where there was none
+    ],
+)
+def test_a_run_that_fills_the_memory_of_the_machine_has_itself_to_blame_and_no_other_has(
+    killed: tuple[int, ...], room: int, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing counts its memory then, so the kernel only says that it has killed somebody."""
+    """Nothing counts its memory then, so the kernel only says how many it has killed so far, here whenever it is asked."""
     with Sandbox(slots=1, use_cgroups=False) as fresh:
-        there = cgroups.killed_beside_us()
-        monkeypatch.setattr(cgroups, "killed_beside_us", lambda: there + killed)
+        there, looks = cgroups.killed_beside_us(), iter(killed)
+        monkeypatch.setattr(cgroups, "killed_beside_us", lambda: there + next(looks, killed[-1]))
+        monkeypatch.setattr(cgroups, "room_beside_us", lambda: room)
         assert fresh.run("python", "import os; os.kill(os.getpid(), 9)").status == status
         assert fresh.run("python", "import os; os.kill(os.getpid(), 9)").status == "runtime_error", "nobody was killed since"
 

@@ -83,13 +83,16 @@ async def test_a_compiler_that_is_made_to_talk_is_wrong_and_never_a_failure_of_o
     assert (result.verdict, result.reward) == ("wrong", 0.0), result
 
 
-async def test_a_sandbox_with_little_memory_builds_programs_with_what_it_has() -> None:
-    pool = Pool(PoolSettings(slots=1, memory_mb=512))
+async def test_a_sandbox_with_little_memory_builds_and_checks_programs_with_what_it_has() -> None:
+    """Less than compilers and checkers get by default."""
+    pool = Pool(PoolSettings(slots=1, memory_mb=128))
+    code = "import json; print(json.dumps({'accept': '1.414' in json.loads(input())['output']}))"
+    checked = IN_C | {"checker": {"kind": "program", "code": code}}
     await pool.start()
     try:
         transport = httpx.ASGITransport(create_app(Service(pool, capacity=1)))
         async with httpx.AsyncClient(transport=transport, timeout=None) as http:
-            result = await score(http, '#include <stdio.h>\nint main(void) { puts("1.41421"); }', IN_C, "c")
+            result = await score(http, '#include <stdio.h>\nint main(void) { puts("1.41421"); }', checked, "c", memory_mb=128)
             assert (result.verdict, result.reward) == ("right", 1.0), result
     finally:
         await pool.stop()

@@ -1,6 +1,7 @@
 """A pool in memory: programs are Python functions that the test gives, and whoever asks can see what went in."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -44,8 +45,9 @@ class TwinProgram:
     compile: Output | None = None
     closed: bool = False
 
-    async def run(self, stdin: str) -> RunResult:
-        return await self.pool.run(self.request.model_copy(update={"stdin": stdin}))
+    async def run(self, stdin: str, *, wall_seconds: float = math.inf) -> RunResult:
+        limits = self.request.limits.model_copy(update={"wall_seconds": min(self.request.limits.wall_seconds, wall_seconds)})
+        return await self.pool.run(self.request.model_copy(update={"stdin": stdin, "limits": limits}))
 
     async def close(self) -> None:
         self.closed = True

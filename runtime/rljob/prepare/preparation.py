@@ -23,6 +23,7 @@ from rljob.prepare.preferences import add_value_head, check_pair_lengths, pair_r
 from rljob.prepare.prompts import (
     PromptTokenizer,
     check_lengths,
+    check_prepared,
     judged,
     only_shown,
     open_tokenizer,
@@ -62,6 +63,8 @@ def prepare(spec: RLJobSpec, folders: Folders, say: Say) -> Prepared:
         key, done = _data_key(spec, folders), folders.data / "prepared.json"
         if _marked(folders.model, _model_key(spec)) and _marked(folders.data, key) and done.exists():
             prepare_model(spec, folders, say)
+            if spec.generates:
+                check_prepared(spec, folders.data)
             say(f"data: already in {folders.data}")
             return Prepared.model_validate_json(done.read_text())
         done.unlink(missing_ok=True)

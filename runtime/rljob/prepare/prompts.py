@@ -1,6 +1,6 @@
 """Records become tokenized prompts: chat template, lengths checked, held-out questions kept out of training."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -159,13 +159,35 @@ def judged(located: Located, source: DataSource, spec: RLJobSpec) -> Located:
         raise ConfigurationError(f"{located.where}: no verifier {verifier!r}; {hint}")
     try:
         check(verifier, options, record.reference, frozenset(named(spec.reward.verifier, spec.reward.options)))
-        if "code" in uses(verifier, options) and not spec.needs_sandbox:
-            raise ValueError("programs run in the sandbox, which the job does not have; set spec.sandbox.enabled: true")
-        spec.check_programs(verifier, options)
+        _check_programs(spec, verifier, options)
         check_turns(verifier, options, (message.role for message in record.chat))
     except ValueError as error:
         raise ConfigurationError(f"{located.where}: verifier {verifier}: {error}") from None
     return replace(located, record=record.model_copy(update={"verifier": verifier, "options": options}))
+
+
+def check_prepared(spec: RLJobSpec, folder: Path) -> None:
+    """Whether the job's sandbox, which may have changed since, gives the programs of prompts that are prepared what these say.
+
+    Raises:
+        ConfigurationError: it does not, and would refuse every answer; the message names the prompt and its line.
+    """
+    for file in sorted(folder.glob("*.jsonl")):
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if '"verifier":"code"' not in line:  # alone or in a combination, as we have written it
+                    continue
+                record = PromptRecord.model_validate_json(line)
+                try:
+                    _check_programs(spec, record.verifier, record.options)
+                except ValueError as error:
+                    raise ConfigurationError(f"prompt {record.id!r} (line {number} of the prepared {file.name}): {error}") from None
+
+
+def _check_programs(spec: RLJobSpec, verifier: str, options: Mapping[str, Any]) -> None:
+    if "code" in uses(verifier, options) and not spec.needs_sandbox:
+        raise ValueError("programs run in the sandbox, which the job does not have; set spec.sandbox.enabled: true")
+    spec.check_programs(verifier, options)
 
 
 def check_lengths(records: Sequence[PromptRecord], context: int, max_tokens: int, context_name: str) -> int:

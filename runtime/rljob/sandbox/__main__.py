@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from rljob.api import ConfigurationError
-from rljob.api.errors import EXIT_CONFIGURATION
+from rljob.api.errors import EXIT_CONFIGURATION, RLJobError
 from rljob.sandbox.pool import Pool, PoolSettings
 from rljob.sandbox.server import serve
 from rljob.wire.environment import Environment
@@ -35,6 +35,6 @@ if __name__ == "__main__":
         os.execve(sys.executable, [sys.executable, "-m", "rljob.sandbox"], without_secrets(os.environ) | {_CLEAN: "1"})
     try:
         sys.exit(main(Environment.current()))
-    except (ConfigurationError, OSError) as error:
+    except (RLJobError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1)

@@ -151,6 +151,30 @@ def killed_beside_us(root: Path = ROOT, membership: str | None = None) -> int:
     return next((Cgroup(version, {"memory": f}).killed() for f in (base / path, base) if (f / name).exists()), 0)
 
 
+def room_beside_us(root: Path = ROOT, membership: str | None = None, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that may still be taken: of the machine, and of the cgroup that we are in where it shows its limit.
+
+    Arguments as of `delegated`.
+    """
+    room = int(_value(meminfo, "MemAvailable:").split()[0]) * 1024
+    own = dict(_memberships(membership if membership is not None else Path("/proc/self/cgroup").read_text()))
+    if "memory" in own:
+        base, most, now, cached = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_{}_file"
+    else:
+        base, most, now, cached = root, "memory.max", "memory.current", "{}_file"
+    path = own.get("memory", own.get("", "/")).lstrip("/")
+    for folder in (base / path, base):
+        if (folder / most).exists() and (limit := (folder / most).read_text().strip()) != "max":
+            files = sum(int(_value(folder / "memory.stat", cached.format(kind))) for kind in ("active", "inactive"))
+            return min(room, int(limit) - int((folder / now).read_text()) + files)
+    return room
+
+
+def _value(file: Path, key: str) -> str:
+    """What stands behind a word at the beginning of a line."""
+    return next(line.removeprefix(key).strip() for line in file.read_text().splitlines() if line.startswith(f"{key} "))
+
+
 def delegated(name: str, root: Path = ROOT, membership: str | None = None) -> Cgroups:
     """Cgroups below our own for the slots of a pool; NONE if the host does not let us make any.
 

@@ -1,5 +1,6 @@
 """What the service needs of whatever isolates. `rljob.sandbox.pool.Pool` is the real thing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -25,8 +26,8 @@ class Program(Protocol):
         """What the compiler said; `run` may be called only if there was none or its status is `ok`."""
         ...
 
-    async def run(self, stdin: str) -> RunResult:
-        """Run it once, isolated like any other run."""
+    async def run(self, stdin: str, *, wall_seconds: float = math.inf) -> RunResult:
+        """Run it once, isolated like any other run; for no longer than its limits and this one."""
         ...
 
     async def close(self) -> None:

@@ -7,7 +7,8 @@ difference. A status of ours (`sandbox_error`) makes the whole verdict one of ou
 import asyncio
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,6 +22,8 @@ from rljob.wire.sandbox import Case, Checker, JudgeRequest, JudgeResult, Output,
 Verdict = Literal["passed", "wrong_answer"] | Status
 _LONG = 1 << 16
 """Characters; longer outputs are compared in a thread, so that the service answers others meanwhile."""
+_BRIEFEST = 0.01
+"""Wall seconds of a test that another one beside it has left nothing."""
 _LONGEST_REASON = 300
 _REASONS = 100
 """Of so many tests at most the reason is sent back: programs write them, and whoever asks takes no answer of any length."""
@@ -48,8 +51,8 @@ class Turns(Protocol):
         """Run, in a slot."""
         ...
 
-    async def run_program(self, program: Program, request: RunRequest, stdin: str) -> RunResult:
-        """Run what was built of a request, in a slot."""
+    async def run_program(self, program: Program, request: RunRequest, stdin: str, wall_seconds: float) -> RunResult:
+        """Run what was built of a request, in a slot, for no longer than that."""
         ...
 
 
@@ -73,12 +76,14 @@ def check(request: JudgeRequest) -> RunRequest:
     return program_of(request)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Judge:
     """Judges one request."""
 
     turns: Turns
     request: JudgeRequest
+    taken: float = 0.0
+    """Wall seconds of all runs so far, those of the checker too."""
 
     async def judge(self) -> JudgeResult:
         """The verdict.
@@ -106,7 +111,7 @@ class Judge:
         begun, end = 0, len(self.request.tests)
         try:
             while begun < end or running:
-                if self._spent(done.values()):
+                if self._left() <= 0:
                     done |= {index: self._unrun() for index in range(begun, end)}
                     begun = end
                 for index in range(begun, min(end, begun + max(self.turns.free, 0 if running else 1))):
@@ -129,21 +134,24 @@ class Judge:
             await asyncio.gather(*running, return_exceptions=True)
         return [done[index] for index in range(end)]
 
-    def _spent(self, cases: Iterable[Case]) -> bool:
-        total = self.request.total_wall_seconds
-        return total is not None and sum(case.wall_seconds for case in cases) >= total
+    def _left(self) -> float:
+        """Wall seconds: whoever asks waits for so long and no longer, whatever one test may take by itself."""
+        return math.inf if self.request.total_wall_seconds is None else self.request.total_wall_seconds - self.taken
 
     def _unrun(self) -> Case:
         total = self.request.total_wall_seconds
         return Case(verdict="wall_limit", reason=f"not begun: the tests before it took all of total_wall_seconds ({total:g})")
 
     async def _case(self, program: Program, asked: RunRequest, index: int) -> Case:
-        test = self.request.tests[index]
-        result = await self.turns.run_program(program, asked, test.stdin if test.call is None else call_text(test.call))
-        verdict, reason = await self._judged(result, test, index)
+        test, left = self.request.tests[index], max(_BRIEFEST, self._left())
+        result = await self.turns.run_program(program, asked, test.stdin if test.call is None else call_text(test.call), left)
         run = result.run
+        self.taken += run.wall_seconds if run is not None else 0.0
+        verdict, reason = await self._judged(result, test, index)
         if run is None:
             return Case(verdict=verdict, reason=reason)
+        if verdict == "wall_limit" and left < self.request.limits.wall_seconds:
+            reason = f"not done when total_wall_seconds ({self.request.total_wall_seconds:g}) were over"
         return Case(verdict=verdict, wall_seconds=run.wall_seconds, cpu_seconds=run.cpu_seconds, memory_mb=run.memory_mb, reason=reason)
 
     async def _judged(self, result: RunResult, test: Test, index: int) -> tuple[Verdict, str]:
@@ -200,6 +208,7 @@ class Judge:
         stdin = json.dumps({"input": asked, "output": found, "expected": expected})
         assert self.request.checker.code is not None
         result = await self.turns.run(RunRequest(language="python", code=self.request.checker.code, stdin=stdin))
+        self.taken += result.run.wall_seconds if result.run is not None else 0.0
         return (_said(result.run.stdout) if result.status == "ok" and result.run is not None else None) or result
 
 

@@ -4,15 +4,19 @@ and its name in `Language` of `rljob.api.verifiers`.
 An entry whose toolchain this machine does not have is left out. `{memory}` in a command is the run's memory in MiB.
 """
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from rljob.api.errors import InfrastructureError
 from rljob.sandbox.inside.root import WORK
+
+_log = logging.getLogger(__name__)
 
 BUILD: Final = "build"
 """The folder of the working folder into which compilers write; all of it is the artefact."""
@@ -66,25 +70,37 @@ class Found:
 
 
 def found() -> dict[str, Found]:
-    """All languages of the table that this machine can run, by name."""
+    """All languages of the table that this machine can run, by name. A toolchain that is broken is left out, and that is said.
+
+    Raises:
+        InfrastructureError: one does not answer. Without it every program in its language would be refused, because the machine was busy.
+    """
     result = {}
     for language in TABLE:
         toolchain = language.find()
-        if toolchain is not None and (version := _version(toolchain)) is not None:
+        version = _first_line(toolchain.version, {"PATH": _PATH, "HOME": "/nowhere"}) if toolchain is not None else None
+        if toolchain is not None and version is not None:
             result[language.name] = Found(language, toolchain, version)
     return result
 
 
-def _version(toolchain: Toolchain) -> str | None:
+def _first_line(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str | None:
+    """Of what a toolchain says, in this environment or ours; None if it is broken."""
     try:
-        done = subprocess.run(
-            toolchain.version, capture_output=True, text=True, timeout=20, check=True, env={"PATH": _PATH, "HOME": "/nowhere"}
-        )
-    except (OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=True, env=environment)
+    except subprocess.TimeoutExpired as error:
+        raise InfrastructureError(
+            f"`{' '.join(command)}` did not answer within {_PATIENCE:g} s: try again when the machine is less busy, or remove it"
+        ) from error
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or "").strip().partition("\n")[0]
+        _log.warning("`%s` does not work, and its language is left out: %s", " ".join(command), said or error)
         return None
     return (done.stdout or done.stderr).partition("\n")[0].strip()
 
 
+_PATIENCE = 120.0
+"""Seconds for a toolchain to say what it is; less than one on an idle machine."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -128,11 +144,9 @@ def _rust() -> Toolchain | None:
     rustc = _which("rustc") or shutil.which("rustc", path=os.path.expanduser("~/.cargo/bin"))
     if rustc is None or _which("cc") is None:
         return None
-    try:
-        done = subprocess.run((rustc, "--print", "sysroot"), capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
+    home = _first_line((rustc, "--print", "sysroot"))
+    if home is None:
         return None
-    home = done.stdout.strip()
     return Toolchain({"rustc": f"{home}/bin/rustc"}, (home,), (f"{home}/bin/rustc", "--version"))
 
 

@@ -13,10 +13,11 @@ made anew before it is used again.
 import asyncio
 import itertools
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +42,8 @@ PRELOADED: Final = (
 _names = itertools.count(1)
 _AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
 """Between attempts to make a slot anew; the last one for ever."""
+_ALONE_SECONDS = 60.0
+"""That the runs beside one have to end before it is tried alone."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,16 @@ class Program:
         """None if the language has no compiler; `run` does nothing unless its status is `ok`."""
         self._pool, self._request, self._artefact = pool, request, artefact
 
-    async def run(self, stdin: str = "", arguments: tuple[str, ...] = (), fetch: tuple[str, ...] = ()) -> RunResult:
-        """Run it within the limits of the request it was built from. Cancelling kills the run."""
+    async def run(
+        self, stdin: str = "", arguments: tuple[str, ...] = (), fetch: tuple[str, ...] = (), *, wall_seconds: float = math.inf
+    ) -> RunResult:
+        """Run it within the limits of the request it was built from, and this one if it is less. Cancelling kills the run."""
         if self.compile is not None and self.compile.status != "ok":
             return RunResult(status=self.compile.status, compile=self.compile, reason=self.compile.reason)
-        inputs = requests.Inputs(stdin, arguments, fetch)
-        return await self._pool.execute(self._request, inputs, self.compile, self._artefact)
+        limits, request = self._request.limits, self._request
+        if wall_seconds < limits.wall_seconds:
+            request = request.model_copy(update={"limits": limits.model_copy(update={"wall_seconds": wall_seconds})})
+        return await self._pool.execute(request, requests.Inputs(stdin, arguments, fetch), self.compile, self._artefact)
 
     async def close(self) -> None:
         """Forget what was built; repeated: nothing."""
@@ -122,6 +129,7 @@ class Pool:
         """Descriptors, by language."""
         self._killed_beside_us = cgroups.killed_beside_us()
         """For memory, when somebody looked last."""
+        self._one_alone = asyncio.Lock()
         self._stopped = False
 
     async def start(self) -> None:
@@ -175,20 +183,14 @@ class Pool:
         entry = self._found[request.language]
         if not entry.language.build:
             return Program(self, request, None, None)
-        limits = request.compile_limits
         try:
             library = await self._library(entry) if entry.language.library else None
             ran = await self._ran(requests.build_job(request, entry, library, counted=self._counted()))
-            lacks = requests.lacking(entry.language, ran.fetched)
+            output = requests.compiled(ran, request, entry.language, os.fstat(library).st_size if library is not None else 0)
         except (SlotError, ArchiveError) as error:
             _log.warning("%s", error)
             return Program(self, request, Output(status="sandbox_error", reason=str(error)), None)
-        output = requests.output(ran, limits)
-        self._count(ran, output)
-        if output.status == "runtime_error":
-            output = output.model_copy(update={"status": "compile_error", "reason": f"the compiler ended with status {output.exit_code}"})
-        elif output.status == "ok" and lacks:
-            output = output.model_copy(update={"status": "compile_error", "reason": lacks})
+        self._count(output)
         return Program(self, request, output, ran.fetched or None)
 
     async def execute(self, request: RunRequest, inputs: requests.Inputs, compiled: Output | None, artefact: bytes | None) -> RunResult:
@@ -201,7 +203,7 @@ class Pool:
             _log.warning("%s", error)
             return RunResult(status="sandbox_error", compile=compiled, reason=str(error))
         output = requests.output(ran, request.limits)
-        self._count(ran, output)
+        self._count(output)
         if output.status == "sandbox_error":
             return RunResult(status="sandbox_error", compile=compiled, reason=output.reason)
         return RunResult(status=output.status, run=output, compile=compiled, files=files, reason=output.reason)
@@ -211,15 +213,34 @@ class Pool:
         while True:
             try:
                 async with self._slot() as slot:
-                    killed_before = self._killed_beside_us
-                    ran = await slot.run(job)
+                    ran = await self._run(slot, job)
             except SlotGoneError as error:
                 _log.warning("%s", error)
                 continue
-            if ran.ended.status and not ran.ended.killed and not self._counted():
-                self._killed_beside_us = cgroups.killed_beside_us()
-                ran.machine_full = self._killed_beside_us > killed_before
-            return ran
+            return await self._ran_alone(job, ran) if ran.machine_full else ran
+
+    async def _run(self, slot: Slot, job: Job) -> Ran:
+        killed_before = self._killed_beside_us
+        ran = await slot.run(job)
+        if ran.ended.status and not ran.ended.killed and not self._counted():
+            self._killed_beside_us = cgroups.killed_beside_us()
+            ran.machine_full = self._killed_beside_us > killed_before
+        return ran
+
+    async def _ran_alone(self, job: Job, before: Ran) -> Ran:
+        """Once more while nothing runs beside it, so that it is known whose fault it is; `before` if others do not come to an end.
+
+        A program that fills the memory of the machine, faster than anybody looks, would else be a failure of ours each time it is tried.
+        """
+        try:
+            async with self._alone() as slot:
+                self._killed_beside_us, room = cgroups.killed_beside_us(), cgroups.room_beside_us()
+                ran = await self._run(slot, job)
+        except TimeoutError:
+            return before
+        if ran.machine_full and room >= job.memory:
+            ran.machine_full, ran.memory_killed = False, True
+        return ran
 
     async def _library(self, entry: Found) -> int:
         """What builds of a language find made, made when the first one asks; whoever asked may leave, the others need it too."""
@@ -254,9 +275,17 @@ class Pool:
     def _counted(self) -> bool:
         return "memory" in self._parents.parents
 
-    def _count(self, ran: Ran, output: Output) -> None:
-        if output.status not in ("ok", "runtime_error"):
+    def _count(self, output: Output) -> None:
+        if output.status not in ("ok", "runtime_error", "compile_error"):
             self.kills[output.status] += 1
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[Slot]:
+        """A slot while all others are idle. TimeoutError if it takes too long until they are."""
+        async with self._one_alone, AsyncExitStack() as stack:
+            async with asyncio.timeout(_ALONE_SECONDS):
+                slots = [await stack.enter_async_context(self._slot()) for _ in range(self.slots)]
+            yield slots[0]
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[Slot]:

@@ -35,6 +35,15 @@ _KILLED: Final[Mapping[str, Status]] = {
     "output": "output_limit",
     "processes": "process_limit",
 }
+_FIELDS: Final[Mapping[Status, str]] = {
+    "wall_limit": "wall_seconds",
+    "time_limit": "cpu_seconds",
+    "memory_limit": "memory_mb",
+    "output_limit": "output_kb",
+    "process_limit": "processes",
+    "disk_limit": "disk_mb",
+}
+"""Of Limits: which of them a run has met."""
 
 
 def check(request: RunRequest, known: Mapping[str, Found], ceiling: Limits) -> None:
@@ -63,11 +72,13 @@ def check(request: RunRequest, known: Mapping[str, Found], ceiling: Limits) -> N
 
 
 def fitted(request: RunRequest, ceiling: Limits) -> RunRequest:
-    """The request; a compiler's memory, if nobody asked for another, is not more than there is."""
-    if request.compile_limits != COMPILE_LIMITS:
-        return request
-    memory = min(COMPILE_LIMITS.memory_mb, ceiling.memory_mb)
-    return request.model_copy(update={"compile_limits": COMPILE_LIMITS.model_copy(update={"memory_mb": memory})})
+    """The request; memory for which nobody asked, of a program (a checker, say) or its compiler, is not more than there is."""
+    asked = {"limits": "memory_mb" in request.limits.model_fields_set, "compile_limits": request.compile_limits != COMPILE_LIMITS}
+    update = {}
+    for name in (name for name, own in asked.items() if not own):
+        limits: Limits = getattr(request, name)
+        update[name] = limits.model_copy(update={"memory_mb": min(limits.memory_mb, ceiling.memory_mb)})
+    return request.model_copy(update=update)
 
 
 def _check_names(language: Language, names: Collection[str]) -> None:
@@ -186,6 +197,27 @@ def lacking(language: Language, built: bytes) -> str:
     if not program.startswith(f"{BUILD}/") or (program, True) in ((name, executable) for name, executable, _ in unpack(built)):
         return ""
     return f"the compiler made no program {program}: the code is a library, perhaps"
+
+
+def compiled(ran: Ran, request: RunRequest, language: Language, library: int) -> Output:
+    """The answer about a compiler. `library`: bytes of what every build in this language begins with.
+
+    ArchiveError if what it built is no archive.
+    """
+    limits = request.compile_limits
+    said = output(ran, limits)
+    status, reason = said.status, said.reason
+    if status == "ok" and (lacks := lacking(language, ran.fetched)):
+        status, reason = "compile_error", lacks
+    elif status == "runtime_error" and "no space left on device" in said.stderr.casefold():
+        status, reason = "disk_limit", _reasons(limits)["disk_limit"]
+    elif status == "runtime_error":
+        status, reason = "compile_error", f"the compiler ended with status {said.exit_code}"
+    if (field := _FIELDS.get(status)) is not None:
+        reason = f"compile_limits.{field}, of the compiler: {_reasons(limits)[status] if library else reason}"
+        if library and field in ("disk_mb", "memory_mb"):
+            reason += f"; {math.ceil(library / MIB)} MiB is the library of {language.name}, which every build gets: raise {field}"
+    return said.model_copy(update={"status": status, "reason": reason})
 
 
 def output(ran: Ran, limits: Limits) -> Output:

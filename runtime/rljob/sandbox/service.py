@@ -148,9 +148,9 @@ class Turn:
         """Run once."""
         return await self._counted(request, lambda: self.service.pool.run(request))
 
-    async def run_program(self, program: Program, request: RunRequest, stdin: str) -> RunResult:
-        """Run what was built of `request`."""
-        return await self._counted(request, lambda: program.run(stdin))
+    async def run_program(self, program: Program, request: RunRequest, stdin: str, wall_seconds: float) -> RunResult:
+        """Run what was built of `request`, for no longer than that."""
+        return await self._counted(request, lambda: program.run(stdin, wall_seconds=wall_seconds))
 
     async def build(self, request: RunRequest) -> Program:
         """Compile. A failure of ours is tried again and then left in the program's `compile`."""

@@ -162,8 +162,9 @@ class JudgeRequest(Message):
     tests: tuple[Test, ...]
     stop_at_first_failure: bool = True
     total_wall_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Of all tests together, waiting in the queue not counted; tests that have not begun by then count as `wall_limit`. Keep it below the
-    time for which you wait for the answer, or a program that sleeps turns into a failure of yours."""
+    """Of all tests together with their checker programs, waiting in the queue not counted; a test that runs when it is over is ended, and it
+    and those that follow count as `wall_limit`. Keep it below the time for which you wait for the answer, or a program that sleeps turns into
+    a failure of yours."""
     checker: Checker = Checker()
     limits: Limits = Limits()
     compile_limits: Limits = COMPILE_LIMITS

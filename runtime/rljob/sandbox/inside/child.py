@@ -29,8 +29,8 @@ _SIGNALS = 128
 _REHEARSALS = 40
 _PROC = "subset=pid,hidepid=ptraceable"
 _NOT_EXECUTABLE = 126
-_SCARCE = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO}
-"""Of the machine, whatever the program."""
+_SCARCE = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
+"""Of the machine, whatever the program. EIO is not: a program gets it by naming as its interpreter a file that is too short for one."""
 
 
 @dataclass(frozen=True)

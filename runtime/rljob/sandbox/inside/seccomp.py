@@ -2,9 +2,9 @@
 
 Refused calls fail with EPERM; those newer than what C libraries take for granted fail with ENOSYS, so that libraries fall back. Sockets
 are refused whole, except pairs of unix sockets. What is not here on purpose: everything that reaches beyond the run (namespaces, mounts,
-tracing, other processes' memory and limits, priorities, keyrings, the clock), and memory that neither a process nor the file system is
-charged for (memfd, System V, message queues, inotify, asynchronous I/O, and the bigger buffers for sockets that setsockopt gives). The
-kernel's own bugs behind allowed calls are not covered.
+tracing, other processes' memory, limits and processors, priorities, keyrings, the clock), and memory that neither a process nor the file
+system is charged for (memfd, System V, message queues, inotify, asynchronous I/O, and the bigger buffers for sockets that setsockopt
+gives). The kernel's own bugs behind allowed calls are not covered.
 """
 
 import platform
@@ -40,7 +40,7 @@ ALLOWED: Final = {
     "sched_getparam": 143, "sched_getscheduler": 145, "sched_get_priority_max": 146, "sched_get_priority_min": 147,
     "sched_rr_get_interval": 148, "mlock": 149, "munlock": 150, "mlockall": 151, "munlockall": 152, "arch_prctl": 158, "setrlimit": 160,
     "gettid": 186, "readahead": 187, "getxattr": 191, "lgetxattr": 192, "fgetxattr": 193, "listxattr": 194, "llistxattr": 195,
-    "flistxattr": 196, "tkill": 200, "time": 201, "futex": 202, "sched_setaffinity": 203, "sched_getaffinity": 204, "epoll_create": 213,
+    "flistxattr": 196, "tkill": 200, "time": 201, "futex": 202, "sched_getaffinity": 204, "epoll_create": 213,
     "getdents64": 217, "set_tid_address": 218, "restart_syscall": 219, "fadvise64": 221, "timer_create": 222, "timer_settime": 223,
     "timer_gettime": 224, "timer_getoverrun": 225, "timer_delete": 226, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230,
     "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "tgkill": 234, "utimes": 235, "waitid": 247, "openat": 257, "mkdirat": 258,
@@ -75,7 +75,9 @@ CONDITIONAL: Final = {
     "recvfrom": Condition(45, 3, (0,), 1),
     "sendmsg": Condition(46, 2, (0,), 1),
     "recvmsg": Condition(47, 2, (0,), 1),
-    "prlimit64": Condition(302, 0, (0,)),  # its own: the runner may be the same user
+    # Its own: the runner may be the same user.
+    "prlimit64": Condition(302, 0, (0,)),
+    "sched_setaffinity": Condition(203, 0, (0,)),
     "mknod": Condition(133, 1, (0o010000,), 0o170000),  # FIFOs
     "mknodat": Condition(259, 2, (0o010000,), 0o170000),
     # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX
