@@ -272,17 +272,20 @@ def test_a_manifest_without_parts_is_pulled_in_whole_tensors(tmp_path: Path) -> 
     assert whole(arena, manifest)
 
 
-def test_a_version_that_is_registered_anew_in_other_pieces_is_pulled_in_those(tmp_path: Path) -> None:
-    """As a trainer does that comes up with a newer release while a pod asks for what the one before has registered."""
+@pytest.mark.parametrize("more", [True, False])
+def test_a_version_that_is_registered_anew_in_other_pieces_is_pulled_in_those(more: bool, tmp_path: Path) -> None:
+    """As a trainer does that comes up with another release while a pod asks for what the one before has registered, or whose ranks are
+    spread over other nodes. What a pod has of fewer pieces looks as if it had nothing more to get."""
     source, arena, master = tmp_path / "worker" / "w", tmp_path / "rollout" / "w", Master()
     manifest = made(source, 3, tensors=2, mib=3)
-    older = manifest.model_copy(update={"tensors": tuple(t.model_copy(update={"parts": ()}) for t in manifest.tensors)})
-    assert len(pieces(older)) < len(pieces(manifest))
+    few = manifest.model_copy(update={"tensors": tuple(t.model_copy(update={"parts": ()}) for t in manifest.tensors)})
+    assert len(pieces(few)) < len(pieces(manifest))
+    before, after = (few, manifest) if more else (manifest, few)
     with serving(source) as url:
-        asyncio.run(master.want(older, url))
-        master.on_report = lambda report: master.manifests.update({3: manifest})
+        asyncio.run(master.want(before, url))
+        master.on_report = lambda report: master.manifests.update({3: after})
         assert pulled(master, arena, manifest) is None
-        assert pulled(master, arena, manifest) == manifest
+        assert pulled(master, arena, manifest) == after
     assert whole(arena, manifest)
 
 

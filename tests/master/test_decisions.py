@@ -297,15 +297,21 @@ class TestDispatch:
         assert choose([load], 4, None, 9.9) is None
         assert choose([load], 4, None, 10.0) == "a"
 
-    def test_an_engine_that_queues_gets_nothing_until_that_is_over(self) -> None:
+    def test_an_engine_that_is_short_of_cache_gets_nothing_until_that_is_over(self) -> None:
         queues = Load("a", 20, running=8, waiting=12, cache_usage=0.94)
         assert choose([queues, Load("b", 63, running=60, cache_usage=0.9)], 64, "a", 0.0) == "b"
         assert choose([queues], 64, "a", 0.0) is None
         assert choose([replace(queues, running=0)], 64, None, 0.0) is None
         assert choose([replace(queues, in_flight=8)], 64, None, 0.0) == "a", "those that waited have their place"
         assert choose([replace(queues, in_flight=0, running=0)], 64, None, 0.0) == "a", "nobody looks at one that has nothing to do"
-        assert choose([Load("a", 70, running=64, waiting=6)], 64, None, 0.0) is None
-        assert choose([Load("a", 64, running=64, waiting=6)], 64, None, 0.0) == "a", "so that it never runs dry until the next look"
+        assert choose([replace(queues, cache_usage=0.5)], 64, None, 0.0) == "a", "there is cache: they wait for something else"
+
+    def test_an_engine_that_reads_its_first_prompts_or_has_a_few_in_reserve_is_not_full(self) -> None:
+        reads = Load("a", 20, running=2, waiting=18, cache_usage=0.03)
+        assert choose([reads, Load("b", 21, running=21, cache_usage=0.03)], 64, None, 0.0) == "a"
+        full = Load("a", 79, running=64, waiting=15, cache_usage=0.9)
+        assert choose([full], 64, None, 0.0) == "a", "so that it never runs dry until the next look"
+        assert choose([replace(full, in_flight=80, waiting=16)], 64, None, 0.0) is None
 
     def test_an_engine_whose_cache_is_fuller_than_its_sequences_is_as_full_as_its_cache(self) -> None:
         full = Load("a", 20, running=20, cache_usage=0.96)

@@ -8,7 +8,7 @@ from rljob.api import InfrastructureError
 from rljob.master.exchange import OFTEN, SILENCE, Exchange
 from rljob.master.nodes import Nodes
 from rljob.wire.node import NodeReport
-from rljob.wire.pieces import HEARTBEAT, HeldWeights, PullReport, members, pieces
+from rljob.wire.pieces import HEARTBEAT, HeldWeights, PullReport, cut_of, members, pieces
 from rljob.wire.weights import Canary, Manifest, Shard, TensorEntry
 
 MiB = 1 << 20
@@ -93,10 +93,24 @@ def test_a_version_that_was_registered_anew_is_cut_anew() -> None:
     """On other nodes, say, so that other pieces are on one node together."""
     master = Master()
     master.leases(report("rollout-0", have="ff"))
-    tensors = tuple(tensor(f"t{i}", 4096 + i * MiB, MiB) for i in range(4))
-    assert master.exchange.plan(manifest(*tensors), report("rollout-0", have="0")).leases
+    anew = manifest(*(tensor(f"t{i}", 4096 + i * MiB, MiB) for i in range(4)))
+    assert master.exchange.plan(anew, report("rollout-0", have="0")).leases
     with pytest.raises(InfrastructureError, match="it has 4"):
-        master.exchange.plan(manifest(*tensors), report("rollout-1", have="ff"))
+        master.exchange.plan(anew, report("rollout-1", have="ff"))
+
+
+def test_what_a_node_has_of_a_version_that_is_cut_in_another_way_is_neither_taken_up_nor_given() -> None:
+    """As many pieces, and others: it is told to begin again, with the manifest that there is."""
+    sizes = (2, 1, 1, 1, 1, 1, 1)
+    anew = manifest(*(tensor(f"t{i}", 4096 + sum(sizes[:i]) * MiB, size * MiB) for i, size in enumerate(sizes)))
+    before = manifest(*(tensor(f"t{i}", 4096 + sum(sizes[::-1][:i]) * MiB, size * MiB) for i, size in enumerate(sizes[::-1])))
+    assert len(pieces(before)) == len(pieces(anew))
+    master = Master()
+    old, new = cut_of(pieces(before)), cut_of(pieces(anew))
+    assert master.exchange.plan(before, report("rollout-0", have="0f", cut=old)).leases
+    assert not master.exchange.plan(anew, report("rollout-0", have="0f", cut=old)).wanted
+    plan = master.exchange.plan(anew, report("rollout-1", cut=new))
+    assert {lease.source for lease in plan.leases} == {WORKER}
 
 
 def test_a_node_that_was_started_again_takes_the_place_of_the_one_before() -> None:

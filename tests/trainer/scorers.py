@@ -16,7 +16,7 @@ def as_scorer(model: Path, folder: Path) -> Path:
     """A reward model in `folder` made of a language model, as `prepare` leaves it: the row of weights in a file of its own."""
     config = json.loads((model / "config.json").read_text())
     config |= {
-        "architectures": ["LlamaForSequenceClassification"],
+        "architectures": [name.replace("CausalLM", "SequenceClassification") for name in config["architectures"]],
         "id2label": {"0": "score"},
         "label2id": {"score": 0},
         "pad_token_id": PAD,

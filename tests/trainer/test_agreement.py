@@ -103,10 +103,10 @@ def test_experts_trained_by_two_processes_are_served_as_what_they_are(
     tmp_path: Path,
     free_port: Callable[[], int],
 ) -> None:
-    """The way of every version: two ranks with half of the experts each train and write the arena, an engine of two ranks with half of
-    every expert each loads it and is attested."""
-    folder = make_model("qwen3_moe", hidden_size=128, head_dim=32, moe_intermediate_size=64, max_position_embeddings=1024)
-    sizes = {"precision": "fp32", "expertParallel": 2, "optimizer": {"learningRate": 1e-3}}
+    """The way of every version: two ranks with half of the experts, of attention and of the shared expert each train and write the arena,
+    an engine of two ranks with half of every expert each loads it and is attested."""
+    folder = make_model("qwen2_moe", hidden_size=128, head_dim=32, moe_intermediate_size=64, max_position_embeddings=1024)
+    sizes = {"precision": "fp32", "tensorParallel": 2, "expertParallel": 2, "optimizer": {"learningRate": 1e-3}}
     job = spec(trainer=sizes, accelerator={"perNode": 2})
     engine = {"accelerator": {"perNode": 2}, "rollout": {"tensorParallel": 2, "maxTokens": 64, "engine": {"maxSequences": 2}}}
     url = zygote.start(folder, JOB.model_copy(update={"spec": spec(**engine)}))[1]

@@ -18,8 +18,10 @@ ALONE = Size(1, 1, 1)
 SIZES = [Size(1, 1, 2, 2), Size(2, 1, 1, 1), Size(2, 1, 2, 4), Size(1, 2, 2, 2)]
 """Experts over data parallel ranks, on both tensor parallel ranks, over all of them, and beside a pipeline. Each goes on from the
 checkpoint that the one before has written."""
-FAMILIES = {"qwen2_moe": False, "qwen3_moe": True}
-"""With a shared expert and without; whether the output layer is the embedding."""
+FAMILIES = {"qwen2_moe": False, "mixtral": True}
+"""With biases and a shared expert and without; whether the output layer is the embedding. `bf16` is a Qwen3, which several nodes share in
+fp32 in test_nodes.py."""
+CASES = [*FAMILIES, "bf16"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., P
     made = tmp_path_factory.mktemp("experts")
     models = {family: str(make_model(family, tied)) for family, tied in FAMILIES.items()}
     cases = [Case(family, model, spec("fp32")) for family, model in models.items()]
-    cases.append(Case("bf16", models["qwen3_moe"], spec("bf16"), again=True))
+    cases.append(Case("bf16", str(make_model("qwen3_moe")), spec("bf16"), again=True))
     try_all(made, (ALONE, *SIZES), cases, {"rl": [batch(version=v, seed=v) for v in (1, 2)]})
     return made
 
@@ -46,7 +48,7 @@ def furthest(a: list[float], b: list[float]) -> float:
     return float(np.abs(np.array(a) - np.array(b)).max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_export_is_the_same_to_the_last_bit(size: Size, family: str, folder: Path) -> None:
     expected, found = weights(folder, ALONE, family, 0), weights(folder, size, family, 0)
@@ -56,12 +58,13 @@ def test_the_export_is_the_same_to_the_last_bit(size: Size, family: str, folder:
     assert all(here.checksums[f"0.{dtype}"] == alone.checksums[f"0.{dtype}"] for dtype in ("float32", "bfloat16"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_logprobs_agree(size: Size, family: str, folder: Path) -> None:
     alone, here = seen(folder, ALONE, family), seen(folder, size, family)
-    assert furthest(here.logprobs, alone.logprobs) < 1e-5
-    assert furthest(here.canaries[0], alone.canaries[0]) < 1e-5
+    if family != "bf16":  # where rounding may choose another expert
+        assert furthest(here.logprobs, alone.logprobs) < 1e-5
+    assert furthest(here.canaries[0], alone.canaries[0]) < 1e-5, "the canary is computed in fp32 whatever training is"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,9 +88,9 @@ def test_the_same_task_twice_makes_the_same_bits(size: Size, folder: Path) -> No
 
 
 def test_a_rank_holds_its_experts_and_no_others(folder: Path) -> None:
-    (whole,) = seen(folder, ALONE, "qwen3_moe").held
+    (whole,) = seen(folder, ALONE, "bf16").held
     experts = 2 * 4 * 3 * 64 * 40  # layers × experts × matrices
     for size, share in ((Size(1, 1, 2, 2), 1 / 2), (Size(2, 1, 2, 4), 1 / 4)):
-        held = seen(folder, size, "qwen3_moe").held
+        held = seen(folder, size, "bf16").held
         rest = (whole - experts) / size.tensor
         assert max(held) < 1.2 * (rest + experts * share)

@@ -44,14 +44,14 @@ def first(other: Mapping[str, Any]) -> First:
 def sizes(place: Any) -> dict[str, int]:
     """What a rank says of its pieces."""
     found: dict[str, int] = {}
-    for piece in pieces(architecture(tied=False, bias=True), place):
+    for piece in pieces(architecture(False, "qwen2"), place):
         parts = [len(range(*part.indices(size))) for part, size in zip(piece.region, piece.shape, strict=True)]
         found[piece.name] = torch.Size(parts).numel()
     return found
 
 
 def replica(place: Any) -> Any:
-    a = architecture(tied=False, bias=True)
+    a = architecture(False, "qwen2")
     return SimpleNamespace(architecture=a, pieces=tuple(pieces(a, place)))
 
 

@@ -50,6 +50,14 @@ def test_without_regulariser_the_reference_changes_only_the_report() -> None:
     assert [float(near.kl), float(far.kl)] == [0.0, 4.0]
 
 
+def test_no_gradient_flows_into_the_reference_or_out_of_the_report() -> None:
+    logprobs = torch.tensor([-3.0, -4.0], requires_grad=True)
+    found = mirror_descent(logprobs, torch.tensor([0.5, -0.5]), 2 * logprobs, 0.5)
+    (gradient,) = torch.autograd.grad(found.total, logprobs)
+    assert gradient.tolist() == [-0.5 + 0.5 * 3.0, 0.5 + 0.5 * 4.0], "-advantage + tau · log-ratio"
+    assert not found.kl.requires_grad
+
+
 def test_supervised_loss_is_the_negative_log_likelihood_of_whole_demonstrations() -> None:
     assert negative_log_likelihood(torch.tensor([-3.0, -4.0]), torch.zeros(2), torch.zeros(2)).total == 7.0
 

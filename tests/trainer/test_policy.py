@@ -1,5 +1,7 @@
 """Megatron's model computes what transformers' does."""
 
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +13,20 @@ import torch
 from safetensors.torch import load_file
 
 from rljob.api import RLJobSpec
+from rljob.checkpoint_engine.act import mean_gap
 from rljob.trainer.hf_map import Piece
 from rljob.trainer.packing import answers_of, bins, needed, row
 from rljob.wire.batch import Batch
 
+WEIGHTS_PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "mixtral"]
 TIED = [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False), *((name, name == "qwen3_moe") for name in FAMILIES[3:])]
 
 
-def transformers_model(folder: Path) -> Any:
+def transformers_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 def of_files(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -69,6 +73,51 @@ def test_an_export_builds_no_graph_beside_the_canary(
     weights.export(made, megatron, weights.Arena(), tmp_path / "arena", 0, torch.float32, "worker-0")
     assert len(views) >= len(made.pieces)
     assert {view.grad_fn for view in views} == {None}
+
+
+@pytest.mark.parametrize(("family", "tied"), TIED)
+def test_in_bf16_attestation_sees_gross_faults_and_the_checksum_an_update(
+    family: str, tied: bool, make_model: Callable[..., Path], replica: Any, spec: Callable[..., RLJobSpec], megatron: Any, tmp_path: Path
+) -> None:
+    """transformers stands for the engine: it computes in bf16 with what was exported in bf16. What docs/weights.md says of the bound."""
+    from rljob.trainer import weights
+
+    folder, arena = make_model(family, tied), weights.Arena()
+    made = replica(folder, spec())
+    manifest = weights.export(made, megatron, arena, tmp_path / "arena", 0, torch.bfloat16, "worker-0")
+    assert manifest is not None
+    canary = manifest.canary
+    shutil.copy(tmp_path / "arena", folder / "model.safetensors")
+    model = transformers_model(folder, torch.bfloat16)
+    layers, embedding = model.model.layers, model.get_input_embeddings().weight
+
+    @torch.no_grad()
+    def gap() -> float:
+        ids = torch.tensor([canary.tokens])
+        found = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        return mean_gap(found.tolist(), canary.logprobs)
+
+    assert 0 < gap() < 0.02 < canary.tolerance / 10, "rounding alone"
+    layers.insert(0, layers.pop(1))
+    assert gap() > canary.tolerance, "two layers have changed places"
+    layers.insert(0, layers.pop(1))
+    with torch.no_grad():
+        embedding.copy_(embedding.roll(1, 0))
+    assert gap() > canary.tolerance, "the embedding is a row off"
+    with torch.no_grad():  # as far as Adam goes in a step of 1e-3
+        for master in made.masters().values():
+            master.add_(torch.randn_like(master).sign(), alpha=1e-3)
+    after = weights.export(made, megatron, arena, tmp_path / "arena", 1, torch.bfloat16, "worker-0")
+    assert after is not None
+    assert 0 < mean_gap(canary.logprobs, after.canary.logprobs) < canary.tolerance, "an update is less than rounding may be"
+    assert after.checksum != manifest.checksum
+
+
+def test_the_bounds_of_attestation_are_those_in_the_docs() -> None:
+    from rljob.trainer.weights import TOLERANCE
+
+    rows = re.findall(r"^\| (float32|bfloat16) \| ([\d.]+) \|", WEIGHTS_PAGE.read_text(), re.MULTILINE)
+    assert {getattr(torch, dtype): float(bound) for dtype, bound in rows} == TOLERANCE
 
 
 @pytest.mark.parametrize(("family", "tied"), TIED)

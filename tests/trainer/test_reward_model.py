@@ -11,6 +11,7 @@ import torch
 from tests.trainer.scorers import as_scorer, pair_batch
 
 from rljob.api import ConfigurationError, RLJobSpec
+from rljob.api.algorithm import RewardModelSpec
 from rljob.trainer.objectives.bradley_terry import bradley_terry
 from rljob.trainer.place import Place
 from rljob.wire.batch import Batch, Group
@@ -122,6 +123,7 @@ def test_micro_batches_never_part_a_pair(ranks: int) -> None:
     assert len(filled) % ranks == 0
     assert all(len(part.answers) == 2 for b in filled for part in b)
     assert sorted(part.answers[0].index for b in filled for part in b) == [0, 2, 4, 6, 8, 10, 12]
+    assert all(sum(part.size for part in b) <= 40 for b in filled if len(b) > 1)
     alone = whole_bins(parts[:1], 1, ranks)
     assert [len(b) for b in alone] == [1] + [0] * (ranks - 1), "one pair, however long; the other ranks get copies that do not count"
 
@@ -137,6 +139,26 @@ def test_data_parallel_ranks_share_the_pairs_and_copies_count_nowhere(ranks: int
     counted = [int(i) for of_rank in shared for row in of_rank if row.counted for i in row.indices]
     assert sorted(counted) == list(range(2 * pairs))
     assert all(row.advantages.any() == row.counted for of_rank in shared for row in of_rank)
+
+
+def test_a_pair_is_right_if_the_chosen_answer_has_the_higher_score_and_a_copy_counts_nowhere() -> None:
+    from rljob.trainer.preferences import Tally
+
+    tally, scores = Tally(), torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0, 4.0])
+    tally.objective(scores, torch.tensor([1.0, -1.0] * 3), scores)
+    tally.objective(scores, torch.zeros(6), scores)
+    assert (tally.pairs, tally.right, tally.margin) == (3, 1, -2.0)
+
+
+def test_the_learning_rate_warms_up_over_iterations() -> None:
+    from rljob.trainer.preferences import pairs_of, plan_steps
+
+    settings = RewardModelSpec(steps_per_iteration=2, batch_size=2, learning_rate=1.0, warmup_steps=3)
+    rank = cast(Any, SimpleNamespace(place=Place((range(1),)), data_size=1, together=1))
+    tasks = [TrainTask(version=i, kind="preference", steps=2, iteration=i) for i in (1, 2, 3)]
+    steps = [plan_steps(rank, settings, one, pairs_of(pair_batch(pairs=4)), 64) for one in tasks]
+    assert [[step.learning_rate for step in of_task] for of_task in steps] == [[0.25, 0.5], [0.75, 1.0], [1.0, 1.0]]
+    assert [step.samples for step in steps[0]] == [2, 2]
 
 
 def test_the_result_does_not_depend_on_how_pairs_are_packed(scorer: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:

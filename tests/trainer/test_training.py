@@ -1,6 +1,7 @@
 """Training steps, offload, checkpoints: what must be exact is exact."""
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -83,7 +84,9 @@ def two_steps_of_plain_torch(
     model: Any, data: Batch, dealt: list[list[int]], tau: float, logprobs: Callable[..., torch.Tensor]
 ) -> tuple[list[float], float]:
     """The paper's equation 3 by autograd, one optimizer step after the other; losses, and the last step's mean of (log-ratio)^2 / 2."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    vectors, matrices = ([p for p in model.parameters() if (p.ndim > 1) == several] for several in (False, True))
+    groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "weight_decay": 1.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.8, 0.95))
     advantages = torch.tensor([s.advantage for g in data.groups for s in g.samples])
     start, losses, kl = logprobs(model, data).detach(), [], 0.0
     for members in dealt:
@@ -107,7 +110,8 @@ def test_two_regularised_steps_are_those_of_plain_torch(
     from rljob.trainer.packing import answers_of, rl_steps
 
     data, tau = with_flat_parts(batch(groups=6)), 1.0
-    job = spec(algorithm={"tau": tau, "stepsPerIteration": 2})
+    adam = {"learningRate": 1e-3, "beta1": 0.8, "beta2": 0.95, "weightDecay": 1.0}
+    job = spec(algorithm={"tau": tau, "stepsPerIteration": 2}, trainer={"precision": "fp32", "microBatchTokens": 64, "optimizer": adam})
     made = replica(llama, job)
     metrics = run(made, job, data, steps=2)
     dealt = [[a.index for part in step for a in part.answers] for step in rl_steps(answers_of(data), 2, (job.seed, data.version))]
@@ -237,6 +241,79 @@ def test_what_an_older_version_wrote_is_trained_on_and_says_nothing_of_the_gap(
     assert 0 < run(replica(llama, spec(**steps)), spec(**steps), stale, steps=3).kl < 1e3
 
 
+def test_the_gap_is_the_distance_to_the_engine_before_the_first_step(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], reference_logprobs: Callable[..., torch.Tensor]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from rljob.trainer.packing import answers_of, rl_steps
+
+    data = with_changed(batch(groups=4), loss_mask=lambda s: s.loss_mask * (np.arange(len(s.tokens)) == 0))
+    job = spec(algorithm={"stepsPerIteration": 2, "promptsPerIteration": 4})
+    first = [a.index for part in rl_steps(answers_of(data), 2, (job.seed, data.version))[0] for a in part.answers]
+    with torch.no_grad():
+        ours = reference_logprobs(AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32), data)
+    engines = torch.tensor([float(s.logprobs[0]) for g in data.groups for s in g.samples])
+    gap = float((ours - engines).abs()[first].mean())
+    assert run(replica(llama, job), job, data, steps=2).logprob_gap == pytest.approx(gap, rel=1e-4)
+
+
+def test_the_engine_stands_in_for_samples_that_no_forward_pass_has_seen(megatron: Any, batch: Callable[..., Batch]) -> None:
+    from rljob.trainer.packing import answers_of, row
+    from rljob.trainer.training import Reference
+
+    packed = row(answers_of(batch(groups=1, answers=2)))
+    assert Reference({1: -3.0}).of(packed, torch.zeros(2), torch.tensor([-5.0, -7.0])).tolist() == [-5.0, -3.0]
+
+
+def test_a_copy_that_keeps_ranks_in_step_adds_nothing(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    from rljob.trainer.objectives.sft import negative_log_likelihood
+    from rljob.trainer.training import Reference, plan_steps, run_step
+
+    job = spec(trainer={"precision": "fp32", "microBatchTokens": 1024})
+    found = []
+    for copies in (0, 1):
+        made = replica(llama, job)
+        (step,) = plan_steps(made, job, task(), batch())
+        (row,) = step.rows
+        whole = dataclasses.replace(step, rows=[row] + [dataclasses.replace(row, counted=False)] * copies)
+        found.append((*run_step(made, whole, negative_log_likelihood, Reference(), first=True, report=lambda _: None), state(made)))
+    (alone, norm, after), (*both, after_both) = found
+    assert both == [alone, norm]
+    assert same(after, after_both)
+
+
+def test_moments_of_an_earlier_training_are_in_no_step(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    fresh, used = (replica(llama, spec()) for _ in range(2))
+    for master in used.masters().values():
+        used.optimizer.state(master)["exp_avg"].fill_(1.0)
+    for made in (fresh, used):
+        run(made, spec(), batch())
+    assert same(state(fresh), state(used))
+
+
+def test_the_learning_rate_of_demonstrations_warms_up_and_none_is_looked_at_before_its_step(
+    llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch]
+) -> None:
+    from rljob.trainer.training import plan_steps, train
+
+    job, made, told = spec(warmStart=SFT, algorithm={"tau": 1.0}), replica(llama, spec()), list[tuple[int, int]]()
+    steps = plan_steps(made, job, task(steps=3, kind="sft"), batch())
+    assert [step.learning_rate for step in steps] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
+    train(made, job, task(steps=3, kind="sft"), batch(), lambda done, total: told.append((done, total)))
+    total = sum(len(step.rows) for step in steps)
+    assert told == [(done, total) for done in range(1, total + 1)]
+    slow = replica(llama, spec())
+    before = {name: master.detach().clone() for name, master in slow.masters().items()}
+    train(slow, job, task(kind="sft"), batch(), lambda done, total: None)
+    moved = max(float((master - before[name]).abs().max()) for name, master in slow.masters().items())
+    assert moved == pytest.approx(1e-3 / 3, rel=0.01), "Adam's first step moves a weight by the learning rate"
+
+
 def test_supervised_training_learns_demonstrations(llama: Path, replica: Any, spec: Callable[..., RLJobSpec]) -> None:
     job = spec(warmStart=SFT)
     tokens, none = np.array([5, 6, 7, 8], np.int32), np.zeros(4, np.float32)
@@ -270,6 +347,14 @@ def test_training_that_diverges_ends_with_the_field_to_change(
         next(iter(made.masters().values())).fill_(torch.inf)
     with pytest.raises(ConfigurationError, match=rf"^spec\.{field}: training of version 3 has diverged in optimizer step 1 of 2 .*\bnan\b"):
         run(made, job, batch(version=3), steps=2, kind=kind)
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.inf, 1.0), (1.0, math.nan)])
+def test_a_loss_or_a_gradient_that_is_not_finite_is_enough(loss: float, norm: float, megatron: Any) -> None:
+    from rljob.trainer.training import Totals, check
+
+    with pytest.raises(ConfigurationError, match="has diverged in optimizer step 1 of 1"):
+        check(task(), 0, Totals(loss), norm)
 
 
 def test_every_micro_batch_is_told_also_those_before_the_first_step(

@@ -21,7 +21,7 @@ from rljob.api import ConfigurationError, InfrastructureError
 from rljob.checkpoint_engine.hold import held
 from rljob.checkpoint_engine.outcome import ArenaHeld
 from rljob.checkpoint_engine.space import reserve
-from rljob.wire.pieces import Piece, pieces
+from rljob.wire.pieces import Piece, cut_of, pieces
 from rljob.wire.weights import Manifest
 
 METADATA = b'{"__metadata__":'
@@ -92,6 +92,7 @@ class Draft:
         self.path, self.manifest = path, manifest
         self.descriptor = descriptor
         self.pieces: tuple[Piece, ...] = pieces(manifest)
+        self.cut = cut_of(self.pieces)
         self._start = self.pieces[0].offset
         self._map = mmap.mmap(descriptor, self.pieces[-1].offset + self.pieces[-1].bytes)
         self.have = 0

@@ -165,8 +165,7 @@ class Puller:
         shown = -math.inf
         while pull.draft.missing:
             plan = await self._ask(pull, tuple(running.values()))
-            # Or it was registered anew meanwhile and is cut in another way: begin again with that manifest and what is here.
-            if not plan.wanted or any(mask_of(lease.pieces) >> len(pull.draft.pieces) for lease in plan.leases):
+            if not plan.wanted:
                 await asyncio.sleep(HEARTBEAT)  # what is wanted instead is about to be heard
                 return False
             for lease in plan.leases:
@@ -198,6 +197,7 @@ class Puller:
                 node=self._node,
                 url=self._url,
                 checksum=pull.draft.manifest.checksum,
+                cut=pull.draft.cut,
                 have=text_of(pull.draft.have),
                 fetching=running,
                 refused=tuple(pull.refused),

@@ -8,7 +8,7 @@ from rljob.master.decisions.fanout import Lease, Limits, Peer, Peers, grant
 from rljob.master.nodes import Nodes
 from rljob.master.timing import Clock
 from rljob.wire.node import NodeReport
-from rljob.wire.pieces import HEARTBEAT, HeldWeights, PullLease, PullPlan, PullReport, mask_of, pieces, text_of
+from rljob.wire.pieces import HEARTBEAT, HeldWeights, PullLease, PullPlan, PullReport, cut_of, mask_of, pieces, text_of
 from rljob.wire.weights import Manifest
 
 SILENCE = 10.0
@@ -30,6 +30,8 @@ class Exchange:
     def __init__(self, nodes: Nodes, clock: Clock, limits: Limits | None = None) -> None:
         self._nodes, self._clock, self._limits = nodes, clock, limits or Limits()
         self._manifest: Manifest | None = None
+        self._cut = ""
+        """The pieces of it (`cut_of`)."""
         self._peers = Peers(0, self._limits)
         """By address of the weight server: those that pull that version, and those that have it."""
         self._pulls: dict[str, tuple[str, float]] = {}
@@ -54,8 +56,11 @@ class Exchange:
         if not wanted or report.checksum != manifest.checksum:
             return PullPlan(wanted=False)
         if self._manifest is not manifest and self._manifest != manifest:
-            self._peers, self._pulls, self._looked = Peers(len(pieces(manifest)), self._limits), {}, None
+            found = pieces(manifest)
+            self._peers, self._pulls, self._looked, self._cut = Peers(len(found), self._limits), {}, None, cut_of(found)
         self._manifest = manifest
+        if report.cut not in ("", self._cut):
+            return PullPlan(wanted=False)  # it was registered anew meanwhile: begin again with that manifest and what is there
         me, now = self._take_up(report), self._clock()
         if self._looked is None or now - self._looked >= LOOK:
             self._look(manifest, now)

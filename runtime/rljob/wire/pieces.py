@@ -7,6 +7,8 @@ Master and nodes derive the same pieces from the same manifest, and name a set o
 `POST {master}/v1/weights/{version}/pull` takes a PullReport and answers with a PullPlan.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rljob.api import InfrastructureError
@@ -71,6 +73,12 @@ def pieces(manifest: Manifest) -> tuple[Piece, ...]:
             found.append(Piece(open_[0].offset, size, tuple(open_), part.node))
             open_ = []
     return tuple(found)
+
+
+def cut_of(found: Sequence[Piece]) -> str:
+    """Which pieces a version is cut in: a set of pieces means something only to who has cut it in the same way. One version may be cut in
+    several, if it is registered anew by ranks on other nodes, or by a trainer of another release."""
+    return hashlib.blake2b(" ".join(str(piece.offset) for piece in found).encode(), digest_size=8).hexdigest()
 
 
 def part_bytes(total: int) -> int:
@@ -154,6 +162,8 @@ class PullReport(Message):
     url: str
     """Its own weight server, from which others can have what it has."""
     checksum: str
+    cut: str = ""
+    """`cut_of` the pieces that are meant; empty in reports of nodes that are older."""
     have: str
     """Pieces that are here and checked."""
     fetching: tuple[PullLease, ...] = ()

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 QUEUE_AHEAD = 1.25
 """Requests in flight per engine, as a multiple of the sequences it runs at a time: a few waiting ones keep it full while answers travel."""
+CACHE_SHORT = 0.5
+"""Share of its KV cache in use above which an engine that has a free sequence and lets requests wait has no cache for them. Below that they
+wait to be read, which may be over before the next look at its figures."""
 LEAD = 4
 """An engine that has a request's prefix in its cache may be fuller than the emptiest one by one part in so many."""
 SLOW = 4.0
@@ -37,9 +40,10 @@ class Load:
 
 
 def room(load: Load, max_sequences: int, now: float) -> int:
-    """How many more requests the engine can take: none while some wait there, for a sequence or for KV cache."""
-    queues = load.waiting and load.running < load.in_flight
-    return 0 if queues or now < load.usable_at else max(0, int(max_sequences * QUEUE_AHEAD) - load.in_flight)
+    """How many more requests the engine can take: none while some wait there for KV cache. Those that wait for a sequence are few
+    (`QUEUE_AHEAD`), and keep it full."""
+    short = load.waiting and load.running < min(load.in_flight, max_sequences) and load.cache_usage > CACHE_SHORT
+    return 0 if short or now < load.usable_at else max(0, int(max_sequences * QUEUE_AHEAD) - load.in_flight)
 
 
 def fullness(load: Load, max_sequences: int) -> float:
