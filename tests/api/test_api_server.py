@@ -221,9 +221,9 @@ def test_names_of_jobs_are_taken_alike(judge: Judge, name: str) -> None:
             {("model", "source"): {"scratch": {}}},
             "model.source.scratch starts from random weights, which earn no reward: set spec.warmStart",
         ),
-        ({("model", "source", "url"): "https://x/y"}, "spec.model.source needs exactly one of path, hub, package, url, scratch"),
+        ({("model", "source", "url"): "https://x/y"}, "needs exactly one of path, hub, package, url, scratch"),
         ({("data", "train"): {}}, "a data source needs exactly one of path, hub, reasoningGym"),
-        ({("files",): {}}, "spec.files needs exactly one of claim, configMap"),
+        ({("files",): {}}, "needs exactly one of claim, configMap"),
         (
             {("model", "source"): {"scratch": {"heads": 3}}, ("warmStart",): {}},
             "hiddenSize (128) must be a multiple of heads (3), and heads a multiple of kvHeads (2)",

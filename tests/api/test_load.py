@@ -57,6 +57,7 @@ def problems(extra: str, text: str = GOOD) -> list[str]:
         ),
         ("  rollout: {temperature: 3}\n", "line 10: spec.rollout.temperature: is 3; it must be at most 2"),
         ("  data: {}\n", "line 10: spec.data: stands twice, first in line 8; remove one of the two"),
+        ("  files: {}\n", "line 10: spec.files: needs exactly one of claim, configMap; none is set"),
         (
             "  rollout: {tensorParallel: 4}\n",
             "line 5: spec: rollout.tensorParallel (4) is more than accelerator.perNode (1); lower it or raise perNode",
@@ -65,6 +66,10 @@ def problems(extra: str, text: str = GOOD) -> list[str]:
 )
 def test_a_wrong_field_is_named_with_its_line_its_value_and_the_remedy(extra: str, problem: str) -> None:
     assert problems(extra) == [problem]
+
+
+def test_of_what_can_be_but_one_thing_that_one_is_said() -> None:
+    assert problems("", GOOD.replace("RLJob", "RlJob")) == ["line 2: kind: is 'RlJob'; it must be RLJob"]
 
 
 @pytest.mark.parametrize(

@@ -324,6 +324,22 @@ ROLLOUT_CASES = {
         world(trainer=trainer(), engine=engine(), known=knows(attested=("e", 3, truth(3)))),
         [RESTART, Gate("trainer"), Onload(), Export(3, truth(3)), Offload(), *ENGINE_UP],
     ),
+    "the agent has lost its memory, and the master did not know the version before": (
+        world(trainer=trainer(), arena=3, known=Known(unknown_to_master=2)),
+        [Recall(3), *ENGINE_UP],
+    ),
+    "the agent has lost its memory, and the arena was refused": (
+        world(trainer=trainer(), arena=3, known=Known(arena_refused=True)),
+        [Gate("trainer"), Onload(), Export(3, truth(3)), Register(3), Offload(), *ENGINE_UP],
+    ),
+    "the version before is registered": (
+        world(trainer=trainer(), arena=3, known=replace(knows(), registered=(2, truth(2)))),
+        [Register(3), *ENGINE_UP],
+    ),
+    "the engine holds other weights of this number": (
+        world(trainer=trainer(), engine=EngineSeen("running", "e", state=EngineState(3, "other", False)), arena=3, known=knows()),
+        [Gate("engine"), LoadEngine(3), Attest(3)],
+    ),
     "the arena was refused": (
         world(trainer=trainer(), arena=3, known=knows(arena_refused=True)),
         [Gate("trainer"), Onload(), Export(3, truth(3)), Offload(), *ENGINE_UP],

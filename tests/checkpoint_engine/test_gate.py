@@ -90,15 +90,35 @@ def test_main_memory_is_what_the_kernel_has_available() -> None:
     assert 0 < reading.free <= memory.total() == psutil.virtual_memory().total
 
 
-@pytest.mark.parametrize(("used", "free"), [(GiB - 4096, 4096), (GiB, 0)])
-def test_main_memory_ends_at_the_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: int, free: int) -> None:
+def in_container(folder: Path, limit: str, used: int, stat: str = "inactive_file 0") -> int:
+    """What is free in a container with these files of its cgroup."""
+
     async def held(owner: Owner) -> int:
         return 0
 
-    for name, text in {"max": f"{GiB}\n", "current": f"{used}\n", "stat": "inactive_file 0\n"}.items():
-        (tmp_path / f"memory.{name}").write_text(text)
-    monkeypatch.setattr(gate, "_CGROUP", tmp_path)
-    assert asyncio.run(CpuMemory(held).read("engine")).free == free
+    for name, text in {"max": f"{limit}\n", "current": f"{used}\n", "stat": f"anon 1\n{stat}\n"}.items():
+        (folder / f"memory.{name}").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "_CGROUP", folder)
+        return asyncio.run(CpuMemory(held).read("engine")).free
+
+
+@pytest.mark.parametrize(
+    ("used", "stat", "free"),
+    [
+        (GiB - 4096, "inactive_file 0", 4096),
+        (GiB, "inactive_file 0", 0),
+        (GiB, "inactive_file 4096", 4096),  # pages of files that the kernel takes back
+        (GiB - 4096, "file 4096", 4096),
+    ],
+)
+def test_main_memory_ends_at_the_containers_limit(tmp_path: Path, used: int, stat: str, free: int) -> None:
+    assert in_container(tmp_path, str(GiB), used, stat) == free
+
+
+@pytest.mark.parametrize("limit", ["max", str(1 << 60)])
+def test_without_a_limit_or_with_one_beyond_it_main_memory_is_the_machines(tmp_path: Path, limit: str) -> None:
+    assert 0 < in_container(tmp_path, limit, GiB) <= psutil.virtual_memory().total
 
 
 def test_device_memory_counts_from_the_idle_card_and_the_fullest_device() -> None:
@@ -106,6 +126,7 @@ def test_device_memory_counts_from_the_idle_card_and_the_fullest_device() -> Non
     memory = NvmlMemory(nvml)
     reading = asyncio.run(memory.read("trainer"))
     assert reading == Reading(80 * GiB - IDLE_CARD - 2 * GiB, 2 * GiB)
+    assert memory.total() == 80 * GiB, "of each, as what is read"
     nvml.used = [0, 2 * GiB]
     assert asyncio.run(memory.read("trainer")).rest == 2 * GiB - IDLE_CARD
     nvml.used = [0, 0]

@@ -6,13 +6,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 import yaml
 
-from rljob.api.status import HeldOutStatus, JobStatus, NodeStatus
+from rljob.api.status import HeldOutStatus, JobStatus, LastFailure, NodeStatus
 from rljob.local.folder import JobFolder
 from rljob.local.inspect import read_logs
 
@@ -69,6 +70,11 @@ def test_help_shows_examples() -> None:
     assert "rljob run rljob.yaml --set spec.iterations=3" in done.stdout
     for command in ("validate", "crd", "explain", "plan", "run", "status", "logs", "stop"):
         assert command in done.stdout
+    assert "..." not in done.stdout.partition("Commands:")[2].partition("Examples:")[0], "what a command does is said whole"
+
+
+def test_the_version_is_said() -> None:
+    assert re.fullmatch(r"rljob \d+\.\d+\.\d+\n", rljob("--version").stdout)
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*/rljob.yaml")), ids=lambda p: p.parent.name)
@@ -88,9 +94,10 @@ def test_a_wrong_job_gives_one_error_and_status_two(job_file: Path) -> None:
 def test_a_job_file_that_cannot_be_read_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xad")
     (tmp_path / "closed.yaml").touch(0)
+    (tmp_path / "rljob.yaml").touch()
     as_anybody = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
     for name, said in (
-        (".", "is a folder; give the path of an RLJob in YAML"),
+        (".", f"is a folder; give the path of an RLJob in YAML, such as {tmp_path}/rljob.yaml"),
         ("binary.yaml", "is not UTF-8 (byte 0); give an RLJob in YAML, saved as UTF-8"),
         ("closed.yaml", "cannot be read (Permission denied); change its owner or mode"),
     ):
@@ -148,6 +155,7 @@ def test_a_field_without_effect_is_said_before_anything_starts(job_file: Path) -
 def test_what_a_cluster_would_refuse_is_a_note_for_a_job_that_runs_here(job_file: Path) -> None:
     done = rljob("validate", job_file)
     assert (done.returncode, done.stderr) == (0, "")
+    assert f"\nnote: on this machine: spec.data.train.path is 'train.jsonl', but {job_file.parent}/train.jsonl does not ex" in done.stdout
     assert "\nnote: in a cluster: spec.data.train.path: train.jsonl is relative" in done.stdout
     job_file.write_text(JOB + "  files: {claim: my-files}\n")
     assert "note:" not in rljob("validate", job_file).stdout
@@ -186,6 +194,7 @@ def test_the_plan_for_people_fits_a_narrow_terminal(job_file: Path) -> None:
 def test_the_plan_says_what_has_no_effect_here(job_file: Path) -> None:
     out = rljob("plan", job_file, "--set", "spec.reward.replicas=2").stdout
     assert "note: spec.reward.replicas is 2, but `rljob run` starts one" in out
+    assert "note: on this machine: spec.data.train.path is 'train.jsonl', but " in out
     assert json.loads(rljob("plan", job_file, "--set", "spec.reward.replicas=2", "-o", "json").stdout)["here"] != []
 
 
@@ -230,6 +239,7 @@ def test_crd_and_explain_print() -> None:
     assert "labels  <map[string]string>\n      Labels.\n" in rljob("explain", "metadata").stdout
     assert rljob("explain", "metadata.name").stdout.startswith("metadata.name  <string>\n    Name of the job: ")
     assert rljob("explain", "spec.rolout").stderr == "error: spec has no field 'rolout'; did you mean spec.rollout?\n"
+    assert rljob("explain", "maxTokens").stderr == "error: RLJob has no field 'maxTokens'; did you mean spec.rollout.maxTokens?\n"
 
 
 def test_a_missing_data_file_is_found_before_anything_starts(job_file: Path, tmp_path: Path) -> None:
@@ -317,6 +327,13 @@ def test_status_says_once_what_the_switch_policy_came_to(folder: Path) -> None:
     (folder / "status.json").write_text(status.model_dump_json(by_alias=True))
     shown = [line.split(maxsplit=1) for line in rljob("status", folder).stdout.splitlines() if line.startswith("switch")]
     assert shown == [["switch", "restart: auto restarts on CPU"]]
+
+
+def test_status_says_when_the_last_failure_was(folder: Path) -> None:
+    failure = LastFailure(stage="train", pod="worker-0", reason="Died", message="lost", at=datetime.now(UTC) - timedelta(days=2, hours=12))
+    status = JobStatus(phase="Rollout", iteration=3, iterations=8, policy_version=2, last_failure=failure)
+    (folder / "status.json").write_text(status.model_dump_json(by_alias=True))
+    assert "worker-0, train, Died, 2 days ago: lost" in rljob("status", folder).stdout
 
 
 def test_status_of_a_long_job_fits_a_screen(folder: Path) -> None:

@@ -14,7 +14,7 @@ from rljob.api.crd import job_schema
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.controller.client import ApiError, Applied
 from rljob.controller.kinds import Ref
-from rljob.controller.trim import iso
+from rljob.controller.trim import iso, unix
 from rljob.manifests import Manifest, Settings
 from rljob.manifests.settings import Images
 from rljob.manifests.types import ANNOTATION_HASH
@@ -280,6 +280,7 @@ def test_a_finished_job_keeps_the_masters_pod_and_its_state() -> None:
 def test_exit_status_two_or_three_ends_the_job_with_the_containers_last_words(code: int, reason: str) -> None:
     async def story(world: World) -> None:
         await started(world)
+        begun = clock()
         world.container_ended("x-master", "prepare", code, "INFO reading\nerror: spec.data.train.path: /data/train.jsonl is empty")
         await until(lambda: world.holds("Failed"))
         await until(lambda: not world.pods())
@@ -289,6 +290,7 @@ def test_exit_status_two_or_three_ends_the_job_with_the_containers_last_words(co
         assert world.holds("Stalled")
         assert world.status()["lastFailure"]["pod"] == "x-master"
         assert world.status()["lastFailure"]["stage"] == "prepare"
+        assert begun - 1 < unix(world.status()["lastFailure"]["at"]) <= clock()
         assert world.events().count("Failed") == 1
         # A changed spec is a new try.
         world.spec(data={"train": {"path": "/data/other.jsonl"}})
@@ -310,6 +312,11 @@ def test_backoff_limit_counts_restarts_without_progress() -> None:
         world.container_ended("x-worker-0", "megatron", 1, "error: lost a rank", restarts=4)
         await until(lambda: "lost a rank" in world.status().get("lastFailure", {}).get("message", ""))
         assert not world.holds("Failed")
+        await asyncio.sleep(20)
+        ended = unix(world.status()["lastFailure"]["at"])
+        assert clock() - 60 < ended <= clock()
+        await asyncio.sleep(100)
+        assert unix(world.status()["lastFailure"]["at"]) == ended, "however often it is looked at"
         world.container_ended("x-worker-0", "megatron", 1, "error: lost a rank", restarts=5)
         await until(lambda: world.holds("Failed"))
         assert world.condition("Failed")["reason"] == "BackoffLimitExceeded"
@@ -324,6 +331,7 @@ def test_a_deadline_ends_the_job() -> None:
         await started(world, activeDeadlineSeconds=100)
         await until(lambda: world.holds("Failed"))
         assert world.condition("Failed")["reason"] == "DeadlineExceeded"
+        assert world.status()["lastFailure"]["at"] == world.status()["completionTime"]
 
     living(story)
 

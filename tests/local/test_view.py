@@ -1,8 +1,10 @@
 """What a person sees."""
 
 import io
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -13,10 +15,12 @@ from rljob.cli.output import console
 from rljob.local.display import LiveDisplay, PlainDisplay
 from rljob.local.folder import JobFolder
 from rljob.local.run import _summarize
-from rljob.local.view import Result, changes, clock, live, span, sparkline, summary
+from rljob.local.view import Result, changes, clock, last_failure, live, span, sparkline, summary
 from rljob.local.watch import PhaseTimes, Watcher
 
 STATUS = JobStatus(phase="Rollout", iteration=3, iterations=8, policy_version=2, rewards=[0.1, 0.3], timings={"rollout": 8.0, "train": 4.0})
+
+NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
 
 def shown(status: JobStatus | None, note: str = "") -> str:
@@ -77,6 +81,28 @@ def test_lines_that_stay_are_iterations_evaluations_and_failures() -> None:
         "worker-0 failed at train: the trainer died; it is started again",
     ]
     assert changes(after, after) == []
+    failure = after.last_failure
+    assert failure is not None
+    again = after.model_copy(update={"last_failure": failure.model_copy(update={"at": NOW})})
+    assert changes(after, again) == [], "a failure that comes back by the minute is one line"
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (timedelta(seconds=-2), ", 0 seconds ago"),
+        (timedelta(seconds=1.9), ", 1 second ago"),
+        (timedelta(minutes=3, seconds=59), ", 3 minutes ago"),
+        (timedelta(hours=1), ", 1 hour ago"),
+        (timedelta(days=2, hours=23), ", 2 days ago"),
+        (None, ""),
+    ],
+)
+def test_the_last_failure_says_when_it_was_unless_an_older_release_wrote_it_down(before: timedelta | None, words: str) -> None:
+    written = {"stage": "train", "pod": "worker-0", "reason": "Died", "message": "out of memory"}
+    if before is not None:
+        written["at"] = (NOW - before).isoformat()
+    assert last_failure(LastFailure.model_validate(written), NOW) == f"worker-0, train, Died{words}: out of memory"
 
 
 def test_an_iterations_line_always_says_what_judging_added() -> None:

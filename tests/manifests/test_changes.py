@@ -1,14 +1,17 @@
 """What a change of the spec reaches: the objects whose hash changes are the ones that the operator touches."""
 
 import ast
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.manifests.jobs import ROOT, nvidia, objects, tiny
 
 from rljob.api import RLJob
+from rljob.api.load import all_fields
 from rljob.manifests import Settings
-from rljob.manifests.jobfile import LEFT_OUT, job_files
+from rljob.manifests.jobfile import LATER, LEFT_OUT, at, job_files
 from rljob.manifests.settings import Images
 from rljob.manifests.types import ANNOTATION_HASH, Manifest
 
@@ -123,6 +126,35 @@ def test_no_process_reads_a_field_that_its_file_leaves_out(audience: str) -> Non
     chains = set().union(*(attributes(ROOT / "runtime" / "rljob" / package) for package in AUDIENCES[audience]))
     read = {path for path in LEFT_OUT[audience] if (snake(path) if "." in path else f"spec.{snake(path)}") in chains}
     assert read == set(), "take them out of rljob.manifests.jobfile.LEFT_OUT"
+
+
+FIRST = frozenset((Path(__file__).parent / "first-fields.txt").read_text().split())
+"""Every field of the spec as it was when job files first had readers of another release."""
+
+
+def paths(value: object, above: str = "spec") -> Iterator[str]:
+    """Paths of all fields in a part of a job file."""
+    for name, below in value.items() if isinstance(value, dict) else ():
+        yield f"{above}.{name}"
+        yield from paths(below, f"{above}.{name}")
+
+
+def test_what_a_release_adds_to_the_spec_changes_no_file_of_a_job_that_does_not_ask_for_it() -> None:
+    """Else a new operator would make its pods anew, and images of before would refuse their file."""
+    spec = tiny().model_dump(mode="json", by_alias=True)["spec"]
+    assert {path: at(spec, path) for path in LATER} == LATER, "a default has changed: take the field out of rljob.manifests.jobfile.LATER"
+    kept = [tuple(f"spec.{path}" for path in (*left_out, *LATER)) for left_out in LEFT_OUT.values()]
+    fields = {path for _, path in all_fields(RLJob) if path.startswith("spec.")}
+    new = {path for path in fields - FIRST if not all(path.startswith(left_out) for left_out in kept)}
+    assert new == set(), "put them into rljob.manifests.jobfile.LATER, with their default"
+    for _, text in job_files(tiny()).values():
+        assert set(paths(json.loads(text)["spec"])) <= FIRST
+
+
+def test_a_field_that_came_later_reaches_its_readers_as_it_is_asked_for() -> None:
+    files = job_files(tiny("spec.sandbox.memoryPerRun=2Gi"))
+    read = {audience: RLJob.model_validate_json(text).spec.sandbox.memory_per_run for audience, (_, text) in files.items()}
+    assert read == {"master": "2Gi", "node": "1Gi", "reward": "2Gi"}, "nodes read nothing of the sandbox"
 
 
 def test_whoever_reads_options_of_reward_knows_what_the_sandbox_gives_a_program() -> None:

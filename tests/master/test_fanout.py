@@ -168,6 +168,39 @@ def test_a_source_that_serves_as_many_as_it_may_is_left_alone() -> None:
     assert granted(8, peers, "late", Limits())[0].source == "worker"
 
 
+def test_of_what_others_want_too_half_the_streams_wait_for_whole_copies() -> None:
+    peers = {"worker": Peer((1 << 64) - 1), "a": Peer(), "b": Peer()}
+    a, b = (granted(64, peers, name, Limits()) for name in "ab")
+    assert [lease.source for lease in (*a, *b)] == ["worker"] * 4
+    assert not union(lease.pieces for lease in a) & union(lease.pieces for lease in b), "they begin apart"
+
+
+def test_a_node_that_a_source_serves_already_may_have_more_streams_from_it() -> None:
+    peers = {"worker": Peer(0b1111), "a": Peer(leases=(Lease("worker", 0b0001),)), "b": Peer()}
+    assert [lease.source for lease in granted(4, peers, "a", Limits(fan_out=1))] == ["worker"]
+    assert granted(4, peers, "b", Limits(fan_out=1)) == ()
+
+
+def test_what_only_a_whole_copy_has_comes_first_and_then_what_others_have() -> None:
+    peers = {"worker": Peer(0b1111), "a": Peer(0b0001), "b": Peer()}
+    assert granted(4, peers, "b", Limits(streams=1))[0].source == "worker"
+    peers["b"] = Peer(0b1110)
+    assert granted(4, peers, "b", Limits(streams=1))[0].source == "a"
+
+
+def test_who_serves_fewer_is_asked_first() -> None:
+    busy = {f"n{i}": Peer(leases=(Lease("first", 1 << i),)) for i in range(2)}
+    peers = {"first": Peer(0b1111), "second": Peer(0b1111), "late": Peer(), **busy}
+    assert granted(4, peers, "late", Limits())[0].source == "second"
+
+
+def test_what_nobody_fetches_is_taken_before_what_somebody_does() -> None:
+    """Also where a node that has it is refused."""
+    for name in "cdefgh":
+        peers = {"worker": Peer(0b11), "a": Peer(leases=(Lease("worker", 0b01),)), "b": Peer(0b10), name: Peer(refuses=frozenset("b"))}
+        assert granted(2, peers, name, Limits(streams=1)) == (Lease("worker", 0b10),)
+
+
 NAMES = ("worker", "a", "b", "c")
 PEERS = st.builds(
     Peer,

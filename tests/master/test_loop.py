@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import sqlite3
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -12,8 +13,11 @@ from tests.master.twins import EOS, FakeReward, World, inputs, job
 from tests.master.virtual import run, until
 
 from rljob.api import ConfigurationError, JobFailed
+from rljob.api.status import LastFailure
 from rljob.master.checkpoints import export_model
 from rljob.master.scoring import HttpRewardService
+from rljob.master.status import job_status
+from rljob.master.watch import Watch
 from rljob.wire.base import Failure
 from rljob.wire.checkpoints import checkpoint_versions
 from rljob.wire.reward import ScoreRequest, ScoreResponse
@@ -68,6 +72,24 @@ def test_the_outputs_tell_what_happened(tmp_path: Path) -> None:
     assert (model / "model.safetensors").read_text() == world.checksums[3]
     assert checkpoint_versions(world.folders.checkpoints) == (3,)
     assert "<svg" in (tmp_path / "output" / "report.html").read_text()
+
+
+def test_while_a_version_is_trained_the_speed_is_that_of_its_own_rollout(tmp_path: Path) -> None:
+    world, seen = World(tmp_path, job(), inputs()), dict[int, float]()
+
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            life = tasks.create_task(world.master())
+            while not life.done():
+                await asyncio.sleep(0.5)
+                if world.parts is not None and not life.done() and world.parts.activity.phase == "Training":
+                    status = job_status(world.parts)
+                    seen.setdefault(status.iteration, status.tokens_per_second)
+
+    run(scenario())
+    speeds = {line["iteration"]: line["tokens_per_second"] for line in world.metrics()}
+    assert len(set(speeds.values())) == 3
+    assert seen == speeds
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_holds_nothing_up(tmp_path: Path) -> None:
@@ -389,12 +411,27 @@ class TestFailures:
         world = self.failing(tmp_path, configuration=False)
         with pytest.raises(JobFailed, match=r"4 failures in a row .*backoffLimit is 3"):
             run(world.master())
-        assert world.status()["lastFailure"] == {
+        failure = LastFailure.model_validate(world.status()["lastFailure"])
+        assert failure.model_dump(exclude={"at"}) == {
             "stage": "start-engine",
             "pod": "worker-0",
             "reason": "EngineExited",
             "message": "out of memory",
         }
+        assert failure.at is not None
+
+    def test_the_last_failure_keeps_its_time_until_there_is_another(self) -> None:
+        times = [datetime(2026, 11, 30, 12, minute, tzinfo=UTC) for minute in (0, 5)]
+
+        async def story() -> None:
+            watch = Watch(6, iter(times).__next__)
+            for when in times:
+                watch.failed("worker-0", "train", "Died", "out of memory")
+                watch.progressed()
+                assert watch.last is not None
+                assert watch.last.at == when
+
+        run(story())
 
 
 class TestResume:

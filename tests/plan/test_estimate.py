@@ -105,23 +105,31 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(text)) + text.encode()
 
 
-def test_a_gguf_header_with_arrays_is_walked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "key_length", "head_size"), [(3, None, 32), (2, 48, 48)])
+def test_a_gguf_header_with_arrays_is_walked(version: int, key_length: int | None, head_size: int) -> None:
+    layers = _text("qwen2.block_count") + struct.pack("<II", 4, 2)
     keys = [
         ("general.architecture", struct.pack("<I", 8) + _text("qwen2")),
         ("tokenizer.ggml.tokens", struct.pack("<IIQ", 9, 8, 2) + _text("a") + _text("bc")),
         ("tokenizer.ggml.scores", struct.pack("<IIQ", 9, 6, 3) + b"\0" * 12),
         ("qwen2.embedding_length", struct.pack("<II", 4, 64)),
-        ("qwen2.block_count", struct.pack("<II", 4, 2)),
         ("qwen2.feed_forward_length", struct.pack("<II", 4, 128)),
         ("qwen2.attention.head_count", struct.pack("<II", 4, 2)),
     ]
+    if key_length is not None:
+        keys.append(("qwen2.attention.key_length", struct.pack("<II", 4, key_length)))
     tensors = [("token_embd.weight", (64, 100)), ("output_norm.weight", (64,))]
-    data = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    data = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys) + 1) + layers
     data += b"".join(_text(name) + value for name, value in keys)
     for name, sizes in tensors:
         data += _text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, 0, 0)
     shape = of_gguf(io.BytesIO(data))
-    assert (shape.family, shape.parameters, shape.vocabulary, shape.kv_heads, shape.head_size) == ("qwen2", 6464, 100, 2, 32)
+    assert (shape.family, shape.parameters, shape.vocabulary, shape.kv_heads, shape.head_size) == (
+        *("qwen2", 6464, 100, 2),
+        head_size,
+    )
+    with pytest.raises(ValueError, match="a size is missing or no positive number"):
+        of_gguf(io.BytesIO(data.replace(layers, layers[:-4] + bytes(4))))
 
 
 _HEAD = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)

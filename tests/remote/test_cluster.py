@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def _write_events(place: Place) -> None:
 
 
 def _steady(line: str) -> bool:
-    return not any(word in line for word in (" ago ", "team-a", "EVENT"))
+    return not any(word in line for word in (" ago", "team-a", "EVENT"))
 
 
 def test_status_is_one_screen_and_the_same_by_both_names(place: Place) -> None:
@@ -116,6 +117,8 @@ def test_status_is_one_screen_and_the_same_by_both_names(place: Place) -> None:
     # All but ages, and the namespace in the advice, is as on the golden screen.
     assert [line for line in golden if _steady(line) and line not in lines] == []
     assert any("Back-off pulling image" in line and "(× 7)" in line for line in lines)
+    (failure,) = [line for line in lines if line.startswith("last failure")]
+    assert re.search(r"  worker-0, train, ProcessDied, \d+ \w+ ago: the trainer was killed; it goes on from version 5$", failure)
     assert not any("of another job" in line for line in lines)
     same = place.run("rljob", "status", "sums", "-n", place.namespace)
     assert [line for line in same.stdout.splitlines()[1:] if _steady(line)] == [

@@ -44,6 +44,7 @@ STATUS: Json = {
     "timings": {"rollout": 81.0, "train": 42.0, "switch": 9.1},
     "lastFailure": {
         "stage": "train", "pod": "worker-0", "reason": "ProcessDied", "message": "the trainer was killed; it goes on from version 5",
+        "at": ago(190),
     },
     "rollout": {"replicas": 2, "readyReplicas": 1, "selector": "rljob.dev/job=sums,rljob.dev/role=rollout"},
     "conditions": [

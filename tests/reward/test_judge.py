@@ -66,6 +66,7 @@ class Script:
         ([LOST, LOST], "failed", ["x", "x"]),
         ([_died(0), _died(0), RIGHT], "wrong", ["x", "x", "\\boxed{1}"]),
         ([_died(signal.SIGKILL), _died(signal.SIGKILL)], "failed", ["x", "x"]),
+        ([_died(signal.SIGTERM), _died(signal.SIGTERM)], "failed", ["x", "x"]),
         ([_died(signal.SIGSEGV), _died(signal.SIGSEGV), RIGHT], "wrong", ["x", "x", "\\boxed{1}"]),
     ],
 )
@@ -137,7 +138,8 @@ async def test_a_record_that_cannot_be_judged_says_why(item: ScoreItem, reason: 
 async def test_a_cut_off_or_endless_answer_is_wrong_unseen() -> None:
     judge = standard_judge(Script([]), 1.0)
     assert (await judge.score(_item(finished=False))).reason == "the answer was cut off"
-    assert (await judge.score(_item(answer="1" * 2_000_000))).verdict == "wrong"
+    endless = await judge.score(_item(answer="1" * 2_000_000))
+    assert (endless.verdict, endless.reason) == ("wrong", "the answer is too long")
 
 
 @pytest.mark.parametrize(

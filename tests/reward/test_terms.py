@@ -84,6 +84,21 @@ async def named_choices(answer: str) -> str:
         ("Answer: B\nA. Penguins cannot fly.", "B"),
         ("So it should be C? No, the answer should be B.", "B"),
         ("<answer>\nB\n</answer>", "B"),
+        ("The answer is B; A and C are wrong", "B"),
+        ("The answer is B; A, C and D are wrong.", "B"),
+        ("The answer is (B); (A) and (C) are wrong.", "B"),
+        ("The answer is **B**, **A** and **C** are wrong.", "B"),
+        ("The answer is B, and A is wrong.", "B"),
+        ("The answer is B; and A, C or D cannot be right.", "B"),
+        ("The answer is B - A and C confuse mass and weight.", "B"),
+        ("The answer is B (A and C are both wrong).", "B"),
+        ("The answer is B: A and C are not correct.", "B"),
+        ("The answer is B; options A and C are wrong.", "B"),
+        ("The answer is B, not A or C.", "B"),
+        ("The answer is B; neither A nor C fits.", "B"),
+        ("A and C are wrong; the answer is B", "B"),
+        ("I choose option B; A and C are too long.", "B"),
+        ("Answer: B\nA and C are too long", "B"),
     ],
 )
 async def test_a_choice_is_found_in_the_words_of_a_model_that_explains_itself(answer: str, choice: str) -> None:
@@ -100,6 +115,15 @@ async def test_a_choice_is_found_in_the_words_of_a_model_that_explains_itself(an
         "Answer: A B C D",
         "Answer: A\nB\nC",
         "Answer: A; B",
+        "The answer is A; B and C",
+        "The answer is A and C are wrong",
+        "The answer is A, B, and C",
+        "The answer is A; B and C are correct as well",
+        "The answer is A; B and C are also right.",
+        "The answer is A, B is right.",
+        "The answer is A, and B is also correct.",
+        "The answer is A, B too",
+        "The answer is A, B, C or D are possible",
         "Answer: (A), (B)",
         "Answer: A (or B)",
         "Answer: A... or B",
@@ -216,8 +240,9 @@ async def test_a_term_that_fails_fails_the_whole() -> None:
     assert result.reason.startswith("verifier code: `reference`")
 
 
-async def test_a_reward_beyond_one_is_a_failure() -> None:
-    found = Verifier("generous", VERIFIERS["exact"].options, lambda item, options: Judgement(True, "", 1.5))
+@pytest.mark.parametrize("reward", [1.5, -0.5])
+async def test_a_reward_beyond_one_or_below_zero_is_a_failure(reward: float) -> None:
+    found = Verifier("generous", VERIFIERS["exact"].options, lambda item, options: Judgement(True, "", reward))
     result = await Judge(Nobody(), 1.0, {"generous": found}).score(item("generous", "a"))
     assert (result.verdict, result.reward) == ("failed", None)
 

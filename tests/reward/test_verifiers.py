@@ -1,6 +1,7 @@
 """What each verifier calls right. Verifiers that need no process of their own are asked directly."""
 
 import time
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -111,7 +112,67 @@ def test_a_number_is_read_as_it_is_written_in_latex_and_print(answer: str, refer
 
 
 @pytest.mark.parametrize(
-    "reference", ["5 m^2", "9.8 m/s^2", "2024-05-01", "3:30", "12 000", "1,00,000", "5 apples", "2, 3", "2 - 3", "H2", "\\sqrt{3}", "10^6"]
+    ("answer", "number"),
+    [
+        ("1,234", "1234"),
+        ("1,234,567.5", "1234567.5"),
+        ("1.234", "1.234"),
+        ("12.000", "12"),
+        ("Das sind 1.234,56 Euro.", "1234.56"),
+        ("1.234.567", "1234567"),
+        ("1.234.567,8", "1234567.8"),
+        ("12,5", "12.5"),
+        ("0,125", "0.125"),
+        ("1234,567", "1234.567"),
+        ("1,5e3", "1500"),
+        ("3,5 \\times 10^2", "350"),
+        ("\\boxed{12{,}5}", "12.5"),
+        ("12 000", "12000"),
+        ("1 234 567", "1234567"),
+        ("12 000,5", "12000.5"),
+        ("12 000.5", "12000.5"),
+        ("I have 3 500 and no more.", "3500"),
+        ("-12 000", "-12000"),
+        ("12\u00a0000", "12000"),
+        ("12\u202f000", "12000"),
+        ("12\u2009000", "12000"),
+        ("12~000", "12000"),
+        ("12'000", "12000"),
+        ("12’000.5", "12000.5"),
+        ("1 234 1/2", "1234.5"),
+        ("1,234 1/2", "1234.5"),
+        ("1/1,000", "0.001"),
+        ("2\\frac{100}{400}", "2.25"),
+        # A list, a year, what stands on another line: numbers of their own.
+        ("12 000 13", "13"),
+        ("12 0000", "0"),
+        ("In 1990 300", "300"),
+        ("12\n000", "0"),
+        ("1,2,3", "3"),
+        ("12,34,567", "567"),
+        ("1.5,2.25", "2.25"),
+        ("3, 500", "500"),
+        # Nobody can tell, so nothing is paid.
+        ("1 234/5", None),
+        ("12 000/7", None),
+        ("on 12.05.2024", None),
+        ("10.0.0.1", None),
+    ],
+)
+def test_separators_are_read_by_one_rule_and_never_as_the_end_of_a_number(answer: str, number: str | None) -> None:
+    """Whatever an answer may be mistaken for: of all these references it earns the reward for one at most."""
+    others = ["0", "000", "5", "13", "56", "125", "234", "500", "567", "2024", "0.2024", "0.567", "1", "7", "246.8", "12", "1.2", "47.8"]
+    others += ["12000", "1234", "1234.5", "1000", "2.5", "2.3", "0.1", "2"]
+    paid = {reference for reference in [*others, number] if reference is not None and _right("numeric", answer, reference)}
+    assert {Fraction(reference) for reference in paid} == ({Fraction(number)} if number is not None else set())
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *("5 m^2", "9.8 m/s^2", "2024-05-01", "3:30", "1,00,000", "5 apples", "2, 3", "2 - 3", "H2", "\\sqrt{3}", "10^6"),
+        *("2,5", "0,125", "1,2,3", "5 10 200", "12.05.2024", "1 234/5"),
+    ],
 )
 def test_a_reference_that_only_holds_a_number_is_refused(reference: str) -> None:
     with pytest.raises(ValueError, match="must be a number or end with one"):
@@ -128,6 +189,8 @@ def test_a_reference_that_only_holds_a_number_is_refused(reference: str) -> None
         ("50%", "50"),
         ("$18", "18"),
         ("18.", "18"),
+        ("#### 12 000", "12000"),
+        ("1.234,56", "1234.56"),
     ],
 )
 def test_a_reference_is_read_as_data_sets_write_it(reference: str, number: str) -> None:
@@ -207,8 +270,12 @@ def test_the_last_box_counts(text: str, content: str | None) -> None:
         "\\frac{" * 150_000 + "=-" * 50_000,
         "!" * 500_000 + "我" * 300_000,
         "\0\ud83d\udc00" * 1000,
+        "1 111" * 200_000,
+        "1,111,111 1111 " * 60_000,
+        "1.111" * 200_000,
+        "the answer is " + "A, " * 300_000,
     ],
-    ids=range(17),
+    ids=range(21),
 )
 @pytest.mark.parametrize("verifier", ["exact", "numeric", "instruction", "choice"])
 def test_verifiers_without_a_process_of_their_own_are_fast_whatever_the_answer(verifier: str, answer: str) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from rljob.api.base import INT32, digits
 from rljob.api.crd import job_schema, structural
 from rljob.api.errors import ConfigurationError
+from rljob.api.job import RLJob
+from rljob.api.load import all_fields
 from rljob.api.metadata import Metadata
 from rljob.api.verifiers import OPTIONS
 
@@ -25,8 +27,9 @@ def field_schema(path: str) -> dict[str, Any]:
     for name in path.removeprefix("rljob.").split("."):
         fields = here.get("properties") or here.get("items", {}).get("properties", {})
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            hint = f"; did you mean {'.'.join([*walked, near[0]])}?" if near else f"; it has {', '.join(fields)}" if fields else ""
+            near = [".".join([*walked, known]) for known in difflib.get_close_matches(name, fields, 1)]
+            near = near or [where for known, where in all_fields(RLJob) if known == name]
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(fields)}" if fields else ""
             raise ConfigurationError(f"{'.'.join(walked) or 'RLJob'} has no field {name!r}{hint}")
         here = fields[name]
         walked.append(name)

@@ -31,7 +31,7 @@ class RLJobSpec(Part):
     """What to train, on what, and how."""
 
     model: ModelSpec
-    """The policy."""
+    """The model to train: the policy."""
     data: DataSpec
     """The prompts to train on."""
     iterations: Positive = 100
@@ -47,19 +47,19 @@ class RLJobSpec(Part):
     algorithm: AlgorithmSpec = AlgorithmSpec()
     """Objective and sampling."""
     trainer: TrainerSpec = TrainerSpec()
-    """Megatron-core."""
+    """Training with Megatron-core."""
     rollout: RolloutSpec = RolloutSpec()
     """Generation with vLLM."""
     switch: SwitchSpec = SwitchSpec()
-    """The hand-over between the two."""
+    """The hand-over between trainer and rollout engine."""
     accelerator: AcceleratorSpec = AcceleratorSpec()
-    """What both run on."""
+    """What trainer and rollout engine run on."""
     reward: RewardSpec = RewardSpec()
-    """The reward service."""
+    """How answers are judged."""
     sandbox: SandboxSpec = SandboxSpec()
     """The code sandbox."""
     checkpoint: CheckpointSpec = CheckpointSpec()
-    """Checkpoints."""
+    """Which checkpoints are kept, and where."""
     suspend: bool = False
     """Stop the job's pods and keep its state; set back to false to go on."""
     backoff_limit: Natural = 6

@@ -36,7 +36,8 @@ def load(file: Path, overrides: Iterable[str] = ()) -> RLJob:
     except UnicodeDecodeError as error:
         raise InvalidFile(name, [Problem("", f"is not UTF-8 (byte {error.start}); give an RLJob in YAML, saved as UTF-8")]) from error
     except IsADirectoryError:
-        raise InvalidFile(name, [Problem("", "is a folder; give the path of an RLJob in YAML")]) from None
+        such = f", such as {file / 'rljob.yaml'}" if (file / "rljob.yaml").is_file() else ""
+        raise InvalidFile(name, [Problem("", f"is a folder; give the path of an RLJob in YAML{such}")]) from None
     except OSError as error:
         raise InvalidFile(name, [Problem("", f"cannot be read ({error.strerror}); change its owner or mode")]) from error
     return parse(text, name, overrides)
@@ -122,10 +123,12 @@ def _message(error: ErrorDetails, path: Path_, root: type[BaseModel]) -> str:
     if kind == "missing":
         return "is missing" + _described(path, root)
     if kind == "value_error":
-        return str(context["error"])
+        return str(context["error"]).removeprefix(f"{dotted(path)} ")
     if kind == "literal_error":
         choices = [c.strip("'\"") for c in re.split(r", | or ", str(context["expected"]))]
         near = difflib.get_close_matches(str(value), choices, 1, 0.7)
+        if len(choices) == 1:
+            return f"is {said}; it must be {choices[0]}"
         return f"is {said}; it is one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
     for comparison, words, bound in (
         ("greater_than_equal", "at least", "ge"),
@@ -202,13 +205,13 @@ def _described(path: Path_, root: type[BaseModel]) -> str:
     return f" ({field.description.splitlines()[0].rstrip('.')})" if field and field.description else ""
 
 
-def _all_fields(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, str]]:
+def all_fields(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, str]]:
     """(name, path) of every field below a model."""
     for field in model.model_fields.values():
         path = f"{at}.{field.alias}" if at else str(field.alias)
         yield str(field.alias), path
         for below in models_in(field.annotation):
-            yield from _all_fields(below, path)
+            yield from all_fields(below, path)
 
 
 def _unknown(path: Path_, root: type[BaseModel]) -> str:
@@ -220,7 +223,7 @@ def _unknown(path: Path_, root: type[BaseModel]) -> str:
     plain, word = {known.lower(): known for known in beside}, re.sub("[-_]", "", name).lower()
     longer = sorted((known for known in plain if known.startswith(word)), key=len)
     near = [plain[known] for known in longer[:1] or difflib.get_close_matches(word, plain, 1, 0.7)]
-    elsewhere = [where for known, where in _all_fields(root) if known == name and (root is not RLJob or where.startswith("spec."))]
+    elsewhere = [where for known, where in all_fields(root) if known == name and (root is not RLJob or where.startswith("spec."))]
     # Below this place if there are any: another topic's field of that name would do something else.
     for depth in range(len(above), -1, -1):
         if nearest := [where for where in elsewhere if where.split(".")[:depth] == above[:depth]]:

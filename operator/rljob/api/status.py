@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from rljob.api.base import Part
 
@@ -61,6 +61,8 @@ class LastFailure(Part):
     """One CamelCase word."""
     message: str
     """One line: what, and what to do."""
+    at: AwareDatetime | None = None
+    """When; not known of one that an older release has written down."""
 
 
 class JobStatus(Part):
@@ -86,7 +88,7 @@ class JobStatus(Part):
     progress: ProgressStatus | None = None
     """Progress of the phase."""
     tokens_per_second: float = 0.0
-    """Generation speed of the running or last rollout."""
+    """Generation speed of the running rollout or evaluation, else of the last rollout; while a version is trained, that of `iteration`."""
     engines: int = 0
     """Routable engines."""
     nodes: list[NodeStatus] = Field(default_factory=list)

@@ -185,7 +185,7 @@ def status_command(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Say how far a job is, what its pods do, what failed last and what to do next."""
+    """Say how far a job is, and what to do next. It is one screen; without NAME, one line for each job."""
     status(Where(namespace, context, kubeconfig), name, output, everywhere)
 
 

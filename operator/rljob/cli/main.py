@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +25,7 @@ from rljob.cli.output import Output, console
 from rljob.cli.render import rendered
 from rljob.cli.show_plan import document, show
 from rljob.local import inspect, scale
-from rljob.local.preflight import without_effect
+from rljob.local.preflight import missing_files, not_there, without_effect
 from rljob.local.run import Request, run, this_machine
 from rljob.plan import count_held_out, count_prompts, count_scorers, estimate, misfits, plan, prompt_length, read_shape
 
@@ -53,6 +54,20 @@ File = Annotated[Path, typer.Argument(help="An RLJob in YAML; - is standard inpu
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as spec.iterations=3.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"rljob {version('rljob')}")
+        raise typer.Exit
+
+
+@app.callback()
+@cluster.app.callback()
+def options(
+    shown: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """What stands before a command."""
+
+
 @app.command("validate")
 def validate_command(
     files: Annotated[list[Path], typer.Argument(help="RLJobs in YAML; - is standard input.", show_default=False, readable=False)],
@@ -67,7 +82,7 @@ def validate_command(
             print(f"error: {error}", file=sys.stderr)
         else:
             print(f"{file}: {job.metadata.name} is valid")
-            for note in (*inert(job.spec), *_in_a_cluster(job)):
+            for note in (*inert(job.spec), *_on_this_machine(job, file.absolute().parent), *_in_a_cluster(job)):
                 print(f"note: {note}")
             for line in _against_model(job, file.absolute().parent):
                 print(f"warning: {file}: {line}", file=sys.stderr)
@@ -81,6 +96,11 @@ def _against_model(job: RLJob, folder: Path) -> Sequence[str]:
         return misfits(job, read_shape(job, folder))
     except ConfigurationError as error:
         return [str(error)]
+
+
+def _on_this_machine(job: RLJob, folder: Path) -> Sequence[str]:
+    """Files that are not here, of a job that does not say that they are in a cluster."""
+    return [f"on this machine: {not_there(file)}" for file in missing_files(job, folder)] if job.spec.files is None else ()
 
 
 def _in_a_cluster(job: RLJob) -> Sequence[str]:
@@ -128,8 +148,8 @@ def plan_command(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Show what a job would run, with its memory and time, without starting anything: a file, or with -n, --context or --kubeconfig a job
-    of a cluster by its name."""
+    """Show what a job would run, and what it needs. Nothing is started; memory and time are estimates. A job is a file, or with -n,
+    --context or --kubeconfig the name of one in a cluster."""
     if (where := Where(namespace, context, kubeconfig)).given:
         return _show_plan(_of_cluster(where, file, set_), None, output, env)
     _show_plan(load(Path(file), set_ or ()), Path(file).absolute().parent, output, env)
@@ -144,8 +164,8 @@ def kubectl_plan_command(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Show what a job would run, with its memory and time, without starting anything: a file (with a dot or a slash in its name), or a
-    job of the cluster (without)."""
+    """Show what a job would run, and what it needs. Nothing is started; memory and time are estimates. A job is a file (with a dot or a
+    slash in its name), or one of the cluster (without)."""
     if "/" in file or "." in file or Path(file) == STANDARD_INPUT:
         return _show_plan(load(Path(file), set_ or ()), Path(file).absolute().parent, output, env)
     _show_plan(_of_cluster(Where(namespace, context, kubeconfig), file, set_), None, output, env)
@@ -171,7 +191,7 @@ def _show_plan(job: RLJob, folder: Path | None, output: Output, env: bool) -> No
         case Output.table:
             out = console()
             show(out, job, planned, sizes, env)
-            for note in local:
+            for note in (*local, *(_on_this_machine(job, folder) if folder else ())):
                 out.print(f"note: {note}", style="dim", soft_wrap=True)
         case Output.yaml:
             print(yaml.safe_dump(document(planned, sizes, local), sort_keys=False, allow_unicode=True, width=140), end="")
@@ -226,7 +246,7 @@ def status_command(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Say how far a job is: a run of this machine by its folder, a job of a cluster by its name."""
+    """Say how far a job is. A run of this machine goes by its folder, a job of a cluster by its name."""
     if (where := Where(namespace, context, kubeconfig)).given:
         return cluster.status(where, str(folder), output)
     job = inspect.open_folder(folder)
@@ -255,7 +275,7 @@ def logs_command(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print what a job's containers wrote: a run of this machine by its folder, a job of a cluster by its name."""
+    """Print what a job's containers wrote. A run of this machine goes by its folder, a job of a cluster by its name."""
     if (where := Where(namespace, context, kubeconfig)).given:
         return cluster.logs_of(where, str(folder), which, container, follow, tail, previous)
     if container or previous or tail is not None:
@@ -305,7 +325,7 @@ def scale_command(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Set the number of rollout-only replicas of a job that runs: on this machine, or in a cluster."""
+    """Set how many rollout-only replicas a job has. It goes on meanwhile, on this machine or in a cluster."""
     if (where := Where(namespace, context, kubeconfig)).given:
         return cluster.scale(where, str(folder), replicas)
     job = scale.folder_of(folder)

@@ -1,7 +1,7 @@
 """The whole of what the operator decides for one job: the world in, actions, status and notices out. Pure, and without memory."""
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -12,7 +12,7 @@ from rljob.controller.conditions import Notice, conditions, names
 from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, pause, steps
 from rljob.controller.kinds import RUNNING
 from rljob.controller.trim import iso, unix
-from rljob.controller.verdict import NEWER, Verdict, ends, in_order, judge, queued, settling, trouble_of
+from rljob.controller.verdict import NEWER, Failure, Verdict, ends, in_order, judge, queued, settling, trouble_of
 from rljob.controller.world import Child, DeploymentState, Desired, Observed, Trouble
 
 Status = dict[str, Any]
@@ -139,8 +139,7 @@ def _status(desired: Desired, seen: Observed, verdict: Verdict, trouble: Trouble
     status: Status = dict(seen.status)
     status |= (reported := _reported(seen))
     if verdict.failure is not None:
-        failure = verdict.failure
-        status["lastFailure"] = {"stage": failure.stage, "pod": failure.pod, "reason": failure.reason, "message": failure.message}
+        status["lastFailure"] = _last_failure(verdict.failure)
     else:
         status |= _pod_failure(desired, seen)
     if verdict.fate == "runs" and queued(seen):
@@ -239,7 +238,11 @@ def _pod_failure(desired: Desired, seen: Observed) -> Status:
     if last is None or last[2].finished <= float((seen.report or seen.status).get("updated") or 0.0):
         return {}
     child, _, end = last
-    return {"lastFailure": {"stage": end.container, "pod": child.name, "reason": f"Exit{end.code}", "message": end.message}}
+    return {"lastFailure": _last_failure(Failure(end.container, child.name, f"Exit{end.code}", end.message, end.finished))}
+
+
+def _last_failure(failure: Failure) -> Status:
+    return asdict(failure) | {"at": iso(failure.at)}
 
 
 def _phase(desired: Desired, seen: Observed, verdict: Verdict, status: Mapping[str, Any]) -> str:

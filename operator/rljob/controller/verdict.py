@@ -16,12 +16,13 @@ Fate = Literal["runs", "suspended", "succeeded", "failed", "refused", "foreign"]
 
 @dataclass(frozen=True)
 class Failure:
-    """Where a job failed."""
+    """Where a job failed, and when."""
 
     stage: str
     pod: str
     reason: str
     message: str
+    at: float
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _failed(desired: Desired, seen: Observed, now: float) -> Verdict | None:
     for child, pod, end in ends(desired, seen):
         if end.code in (EXIT_CONFIGURATION, EXIT_FAILED) and end.finished >= begun:
             reason = "Configuration" if end.code == EXIT_CONFIGURATION else "JobFailed"
-            failure = Failure(end.container, child.name, reason, end.message)
+            failure = Failure(end.container, child.name, reason, end.message, end.finished)
             return Verdict("failed", reason, f"{pod.role} pod {child.name}, container {end.container}: {end.message}", failure)
     limit = desired.terms.backoff_limit
     where, count = worst(seen)
@@ -139,14 +140,13 @@ def _failed(desired: Desired, seen: Observed, now: float) -> Verdict | None:
         last = max((e for _, _, e in ends(desired, seen)), key=lambda e: e.finished, default=None)
         message = f"{where} was restarted {count} times without progress between (spec.backoffLimit is {limit})"
         message += f"; it last said: {last.message}" if last else ""
-        pod_name = where.partition("/")[0]
-        return Verdict(
-            "failed", "BackoffLimitExceeded", message, Failure(where.rpartition("/")[2], pod_name, "BackoffLimitExceeded", message)
-        )
+        pod_name, at = where.partition("/")[0], last.finished if last else now
+        failure = Failure(where.rpartition("/")[2], pod_name, "BackoffLimitExceeded", message, at)
+        return Verdict("failed", "BackoffLimitExceeded", message, failure)
     deadline = desired.terms.deadline
     if deadline is not None and started and now - started >= deadline and not queued(seen):
         message = f"the job has run for {now - started:.0f} s, spec.activeDeadlineSeconds is {deadline}; raise it to go on"
-        return Verdict("failed", "DeadlineExceeded", message, Failure("job", "", "DeadlineExceeded", message))
+        return Verdict("failed", "DeadlineExceeded", message, Failure("job", "", "DeadlineExceeded", message, now))
     return None
 
 

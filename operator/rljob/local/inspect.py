@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rljob.api import ConfigurationError, InfrastructureError
@@ -42,10 +43,10 @@ def describe(folder: JobFolder, now: float) -> list[tuple[str, str]]:
     if status is None:
         unread = f"unknown: {folder.status_file} is damaged or of another version; a run writes it anew"
         return [*rows, ("phase", unread if folder.status_file.exists() else "nothing done yet")]
-    return rows + _of_status(status, running)
+    return rows + _of_status(status, running, datetime.fromtimestamp(now, UTC))
 
 
-def _of_status(status: JobStatus, running: bool) -> list[tuple[str, str]]:
+def _of_status(status: JobStatus, running: bool, now: datetime) -> list[tuple[str, str]]:
     ended = status.phase in ("Succeeded", "Failed")
     phase = status.phase if running or ended else f"{status.phase}, when it was stopped"
     rows = [
@@ -65,7 +66,7 @@ def _of_status(status: JobStatus, running: bool) -> list[tuple[str, str]]:
     if status.timings:
         rows.append(("last iteration", ", ".join(f"{name} {view.span(seconds)}" for name, seconds in status.timings.items())))
     if (failure := status.last_failure) is not None:
-        rows.append(("last failure", f"{failure.pod}, {failure.stage}: {failure.message}"))
+        rows.append(("last failure", view.last_failure(failure, now)))
     return rows
 
 

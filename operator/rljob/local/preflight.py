@@ -28,6 +28,10 @@ REMEDIES = {
 """Of packages that are missing, by field."""
 
 
+MissingFile = tuple[str, str, str, str]
+"""Field, value as written, path that does not exist, where the value starts or what is near it."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What was found on this machine."""
@@ -40,8 +44,7 @@ class Facts:
     """Bytes of memory."""
     libraries_missing: tuple[str, ...] = ()
     commands_missing: tuple[str, ...] = ()
-    files_missing: tuple[tuple[str, str, str, str], ...] = ()
-    """(field, value as written, path that does not exist, where the value starts or what is near it)."""
+    files_missing: tuple[MissingFile, ...] = ()
     packages_missing: tuple[tuple[str, str], ...] = ()
     """(field, package)."""
     devices: int = 0
@@ -63,22 +66,34 @@ def held(folder: Path) -> int:
     return found
 
 
-def gather(job: RLJob, folder: Path, source: Path) -> Facts:
-    """Look at the machine."""
-    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+def missing_files(job: RLJob, source: Path) -> tuple[MissingFile, ...]:
+    """Files that a job names and that are not here; `source` is the job file's folder."""
     start = "it starts at the job file's folder"
     files = [(f"{field}.path", data.path, source / data.path, start) for field, data in prompt_sets(job) if data.path is not None]
     model = job.spec.model.source
-    packages = []
-    if model.package is not None and find_package(model.package.name) is None:
-        packages.append(("spec.model.source.package.name", model.package.name))
-    elif model.package is not None and (found := locate(model, source)) is not None:
+    installed = model.package is not None and find_package(model.package.name) is not None
+    if model.package is not None and installed and (found := locate(model, source)) is not None:
         beside = [path.name for path in found.parent.glob("*")]
         near = get_close_matches(found.name, beside, n=1)
         hint = f"did you mean {near[0]}?" if near else "it starts at the package's folder"
         files.append(("spec.model.source.package.file", model.package.file, found, hint))
     if model.path is not None:
         files.append(("spec.model.source.path", model.path, source / model.path, start))
+    return tuple((field, said, str(path), hint) for field, said, path, hint in files if not path.exists())
+
+
+def not_there(file: MissingFile) -> str:
+    """What to say of a missing file."""
+    field, said, path, hint = file
+    return f"{field} is {said!r}, but {path} does not exist; correct the path ({hint})"
+
+
+def gather(job: RLJob, folder: Path, source: Path) -> Facts:
+    """Look at the machine."""
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    model, packages = job.spec.model.source, []
+    if model.package is not None and find_package(model.package.name) is None:
+        packages.append(("spec.model.source.package.name", model.package.name))
     if job.spec.rollout.weights.transport == "mooncake" and importlib.util.find_spec("mooncake") is None:
         packages.append(("spec.rollout.weights.transport", "mooncake"))
     return Facts(
@@ -87,7 +102,7 @@ def gather(job: RLJob, folder: Path, source: Path) -> Facts:
         memory_total=pages * page,
         libraries_missing=tuple(name for name in LIBRARIES if not _loads(name)),
         commands_missing=() if shutil.which("lscpu") else ("lscpu",),
-        files_missing=tuple((field, said, str(path), hint) for field, said, path, hint in files if not path.exists()),
+        files_missing=missing_files(job, source),
         packages_missing=tuple(packages),
         devices=len(devices_here(os.environ)),
     )
@@ -116,8 +131,7 @@ def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
         found.append("vLLM needs the command lscpu; install with: apt-get install util-linux")
     for field, package in facts.packages_missing:
         found.append(f"{field} is {package!r}, which is not installed; {REMEDIES.get(field, 'install the package that provides it')}")
-    for field, said, path, hint in facts.files_missing:
-        found.append(f"{field} is {said!r}, but {path} does not exist; correct the path ({hint})")
+    found += map(not_there, facts.files_missing)
     if facts.disk_free < sizes.disk + 100 * MiB:
         fewer = "lower spec.checkpoint.keep" + (", raise spec.checkpoint.keepEvery" if job.spec.checkpoint.keep_every else "")
         found.append(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -9,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rljob.api.status import HeldOutStatus, JobStatus, NodeStatus
+from rljob.api.status import HeldOutStatus, JobStatus, LastFailure, NodeStatus
 
 _BARS = "▁▂▃▄▅▆▇█"
 _PHASES = {
@@ -46,6 +47,20 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
+def ago(when: datetime, now: datetime) -> str:
+    """`20 seconds ago`, `3 minutes ago`, `5 hours ago`, `2 days ago`; rounded down."""
+    seconds = max(0, int((now - when).total_seconds()))
+    size, unit = next(((s, u) for s, u in ((86400, "day"), (3600, "hour"), (60, "minute")) if seconds >= s), (1, "second"))
+    count = seconds // size
+    return f"{count} {unit}{'' if count == 1 else 's'} ago"
+
+
+def last_failure(failure: LastFailure, now: datetime) -> str:
+    """What failed where, when (if that is known) and why."""
+    when = f", {ago(failure.at, now)}" if failure.at is not None else ""
+    return f"{failure.pod}, {failure.stage}, {failure.reason}{when}: {failure.message}"
+
+
 def percent(share: float) -> str:
     """`61.3 %`."""
     return f"{100 * share:.1f} %"
@@ -62,11 +77,16 @@ def changes(before: JobStatus | None, after: JobStatus) -> list[str]:
         if held_out.iteration not in evaluated:
             lines.append(_held_out_line(held_out))
     failure = after.last_failure
-    if failure is not None and (before is None or before.last_failure != failure):
+    if failure is not None and (before is None or not _same(before.last_failure, failure)):
         lines.append(f"{failure.pod} failed at {failure.stage}: {failure.message}")
     if not after.rewards and (before is None or before.phase != after.phase) and after.phase in ("WarmStart", "Evaluating", "Rollout"):
         lines.append(f"{_PHASES[after.phase]} began")
     return lines
+
+
+def _same(before: LastFailure | None, after: LastFailure) -> bool:
+    """Whether a failure says what the one before has said: one that comes back by the minute is one line."""
+    return before is not None and before.model_copy(update={"at": after.at}) == after
 
 
 def _iteration_line(status: JobStatus, index: int) -> str:

@@ -42,6 +42,12 @@ LEFT_OUT: Mapping[str, tuple[str, ...]] = {
 }
 """Fields below `spec`, at most two levels deep, that a file leaves out. `node` is for worker and rollout pods."""
 
+LATER: Mapping[str, Any] = {"sandbox.memoryPerRun": "1Gi"}
+"""Fields that came later, at most two levels deep, each with the value that stands for what was done before there was such a field. At that
+value no file has them: a new operator then leaves the pods of running jobs alone, and images of before, which refuse a field that they do
+not know, can read their file. The value is the field's default. A field whose default changes has to leave this list, because a reader of
+another release would fill in its own; for the same reason all other fields stand in the files, whatever their value."""
+
 AUDIENCE = {"master": "master", "worker": "node", "rollout": "node", "reward": "reward"}
 """Role to file."""
 
@@ -49,7 +55,8 @@ AUDIENCE = {"master": "master", "worker": "node", "rollout": "node", "reward": "
 def job_files(job: RLJob) -> dict[str, File]:
     """Audience to its file: a complete RLJob, a line for each topic of the spec."""
     spec = job.model_dump(mode="json", by_alias=True)["spec"]
-    return {audience: _file(job, audience, _without(spec, paths)) for audience, paths in LEFT_OUT.items()}
+    as_before = tuple(path for path, value in LATER.items() if at(spec, path) == value)
+    return {audience: _file(job, audience, _without(spec, (*paths, *as_before))) for audience, paths in LEFT_OUT.items()}
 
 
 def _file(job: RLJob, audience: str, spec: Mapping[str, Any]) -> File:
@@ -63,6 +70,13 @@ def _file(job: RLJob, audience: str, spec: Mapping[str, Any]) -> File:
 def digest(text: str) -> str:
     """SHA-256, hex."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def at(spec: Mapping[str, Any], path: str) -> Any:
+    """Value of a field; None also where nothing stands above it."""
+    topic, _, field = path.partition(".")
+    value = spec[topic]
+    return value[field] if field and value is not None else value
 
 
 def _without(spec: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rljob.api.status import HeldOutStatus, NodeStatus, ProgressStatus
-from rljob.local.view import clock, percent, span, sparkline
+from rljob.local.view import clock, last_failure, percent, span, sparkline
 from rljob.remote.advice import advice
 from rljob.remote.observe import Condition, Event, PodState, Snapshot
 
@@ -23,7 +23,7 @@ def screen(seen: Snapshot, now: datetime, note: str = "") -> RenderableType:
     """Everything that a person wants to know. `note`: one more line at the end, such as that the cluster does not answer."""
     parts: list[RenderableType] = [_head(seen), _figures(seen)]
     # Before the rest, because a low terminal cuts the end off.
-    if words := _pressing(seen):
+    if words := _pressing(seen, now):
         parts += [words]
     if seen.pods:
         parts += [Text(), _pods(seen)]
@@ -142,14 +142,14 @@ def _events(events: Sequence[Event], now: datetime) -> Table:
     return table
 
 
-def _pressing(seen: Snapshot) -> RenderableType | None:
+def _pressing(seen: Snapshot, now: datetime) -> RenderableType | None:
     """The last failure, and what to do."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", min_width=14)
     grid.add_column()
     failure = seen.status.last_failure
     if failure is not None:
-        grid.add_row("last failure", Text(f"{failure.pod}, {failure.stage}, {failure.reason}: {failure.message}", style=_BAD))
+        grid.add_row("last failure", Text(last_failure(failure, now), style=_BAD))
     for label, line in zip(("next", *[""] * 9), advice(seen), strict=False):
         grid.add_row(label, Text(line, style="bold"))
     for field in seen.unreadable:

@@ -46,8 +46,10 @@ def _speed(parts: Parts, now: float) -> float:
     activity = parts.activity
     if activity.phase in ("Rollout", "Evaluating") and now > activity.begun:
         return (parts.pool.tokens() - activity.tokens) / (now - activity.begun)
-    records = parts.state.history.iterations()
-    return float(records[-1]["tokens_per_second"]) if records else 0.0
+    # A batch is of a rollout that is over, and of an iteration that has no record yet.
+    batch, records = parts.state.versions.pending(), parts.state.history.iterations()
+    last = batch.record if batch is not None and batch.task.kind == "rl" else records[-1] if records else {}
+    return float(last.get("tokens_per_second", 0.0))
 
 
 def _node(report: NodeReport, parts: Parts, now: float) -> NodeStatus:

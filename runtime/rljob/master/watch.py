@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import NoReturn
 
 from rljob.api import RLJobError
@@ -13,11 +16,16 @@ from rljob.wire.node import NodeReport
 log = logging.getLogger(__name__)
 
 
+def _wall_time() -> datetime:
+    """For others, who go by the machine's clock; to the second, as times in Kubernetes."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 class Watch:
     """The job's health."""
 
-    def __init__(self, backoff_limit: int) -> None:
-        self._limit = backoff_limit
+    def __init__(self, backoff_limit: int, clock: Callable[[], datetime] = _wall_time) -> None:
+        self._limit, self._clock = backoff_limit, clock
         self._health = health.Health()
         self._ended: asyncio.Future[RLJobError] = asyncio.get_running_loop().create_future()
 
@@ -55,6 +63,7 @@ class Watch:
     def _now(self, new: health.Health) -> None:
         if new.last is not None and new.last is not self._health.last:
             log.warning("%s on %s failed: %s (%s)", new.last.stage, new.last.pod, new.last.message, new.last.reason)
+            new = replace(new, last=new.last.model_copy(update={"at": self._clock()}))
         self._health = new
         error = health.end_of(new, self._limit)
         if error is not None and not self._ended.done():

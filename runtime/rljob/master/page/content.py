@@ -116,7 +116,8 @@ def summary(status: JobStatus, records: Sequence[Record], warm_start: str) -> st
         rows.append(("Time in iterations", _duration(sum(r["seconds"]["total"] for r in records))))
     if status.last_failure is not None:
         failure = status.last_failure
-        rows.append(("Last failure", escape(f"{failure.stage} on {failure.pod}: {failure.message}")))
+        when = f" <small>({failure.at:%Y-%m-%d %H:%M:%S} UTC)</small>" if failure.at is not None else ""
+        rows.append(("Last failure", escape(f"{failure.stage} on {failure.pod}: {failure.message}") + when))
     return "<table>" + "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows) + "</table>"
 
 

@@ -15,7 +15,14 @@ _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*(?=\{)")
 _OPENING = r"[\s:=*_$(\[{\\\"'`]{0,16}"
 _LETTER = r"(?:(?!I\s+[a-z])[A-Z]|[a-z](?=\)|\W*\Z))(?!-?\w|[+#])"
 """A small letter may be a word, unless a bracket or the end follows; `I` is one before a small letter; `C++` and `A-flat` are none."""
-_MORE = rf"(?P<more>\W{{0,16}}\b(?:or|and)\b{_OPENING}{_LETTER}|[^\w.]{{1,16}}{_LETTER}(?![).:*]{{0,4}}\s+(?!or\b|and\b)[A-Za-z]{{2}}))?+"
+_LETTERS = rf"{_LETTER}(?:[^\w.]{{1,8}}(?:(?:or|and)[^\w.]{{1,8}})?{_LETTER}){{0,8}}"
+_CHOSEN_TOO = r"(?:or|and|too|also)\b|(?:is|are)\s+(?:(?:also|both|all|equally)\s+)?(?:right|correct|true|possible)\b"
+_EXPLAINED = rf"{_LETTERS}[).:*]{{0,4}}\s+(?!(?i:{_CHOSEN_TOO}))[A-Za-z]{{2}}"
+"""One letter or several of which something is said, such as `A and C are wrong`, but not that they are right as well."""
+_MORE = (
+    rf"(?P<more>(?!\s*[,;]\s*and\s+{_EXPLAINED})"
+    rf"(?:\W{{0,16}}\b(?:or|and)\b{_OPENING}{_LETTER}|[^\w.]{{1,16}}(?!{_EXPLAINED}){_LETTER}))?+"
+)
 """Another letter, behind nothing but signs, `or` or `and`. `B, C is wrong` explains, and so do `B. C …` and a line `C: wrong`."""
 _NAMED = rf"{_OPENING}(?P<letter>{_LETTER}){_MORE}"
 _KIND = r"(?:(?:the\s+)?(?:option|choice|letter)\b)?"
