@@ -1,8 +1,9 @@
 """What examples promise, by running them whole: `python benchmarks/examples.py [--example smollm2 …] [--seed 0 1] [--json]`.
 
-Each run is `rljob run` on a new folder, set-up done: held-out accuracy before and after, the family of prompts that gained least, seconds until
-the first held-out figure is on screen, and until the end. Of `smollm2`, the main example, at least 15 points are promised on every seed, no family
-down by more than 5, the first figure within 2 minutes and the whole within 10, on two idle cores. `--json` prints the worst of all runs.
+Each run is `rljob run` on a new folder, set-up done: held-out accuracy before and after, the family of prompts that gained least, seconds
+until the first held-out figure is on screen, and until the end. Of `smollm2`, the main example, at least 15 points are promised on every
+seed, no family down by more than 5, the first figure within 2 minutes and the whole within 10, on two idle cores. `--json` prints the worst
+of all runs.
 """
 
 import argparse

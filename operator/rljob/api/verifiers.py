@@ -149,7 +149,7 @@ class CodeOptions(Options):
     wall_seconds: Annotated[float, Field(gt=0, le=300)] = 6.0
     """Time of one test."""
     total_seconds: Annotated[float, Field(gt=0, le=200)] = 40.0
-    """Time of all tests together, checker programs included; a test that runs when it is over is ended, and those that follow are not passed."""
+    """Time of all tests together, checker programs included; the test that runs then is ended, and those that follow are not passed."""
     memory_mb: Annotated[int, Field(ge=16)] = 256
     """Memory of one test, MiB; at most `spec.sandbox.memoryPerRun`."""
 

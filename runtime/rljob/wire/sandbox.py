@@ -162,9 +162,9 @@ class JudgeRequest(Message):
     tests: tuple[Test, ...]
     stop_at_first_failure: bool = True
     total_wall_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Of all tests together with their checker programs, waiting in the queue not counted; a test that runs when it is over is ended, and it
-    and those that follow count as `wall_limit`. Keep it below the time for which you wait for the answer, or a program that sleeps turns into
-    a failure of yours."""
+    """Of all tests together with their checker programs, waiting in the queue not counted. The test that runs then is ended; it and those
+    that follow count as `wall_limit`. Keep it below the time for which you wait for the answer, or a program that sleeps becomes a failure
+    of yours."""
     checker: Checker = Checker()
     limits: Limits = Limits()
     compile_limits: Limits = COMPILE_LIMITS
