@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Event
 
 SOURCES = Path(__file__).parent / "go"
 KUBERNETES = "v1.36.3"
@@ -146,18 +148,34 @@ def built(module: Module) -> bool:
     return _folder(module).exists()
 
 
-def build(module: Module) -> Path:
+@contextmanager
+def alone(lock: Path, over: Event) -> Iterator[None]:
+    """Holds a lock, or raises `BuildError` once it is `over`: who waits in a thread hears of no signal, and would begin after it."""
+    with lock.open("w") as file:
+        while not over.is_set():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                over.wait(0.2)
+            else:
+                yield
+                return
+    raise BuildError(f"given up before its turn came ({lock.stem})")
+
+
+def build(module: Module, over: Event | None = None) -> Path:
     """The folder with a module's programs;
 
-    builds them if they are not there. Safe when two processes want it at once. Raises `BuildError`.
+    builds them if they are not there. Safe when two processes want it at once. Raises `BuildError`; begins nothing once it is `over`.
     """
     folder = _folder(module)
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(folder.parent / f"{folder.name}.lock", over or Event()):
         if not folder.exists():
+            for left in folder.parent.glob(f"{folder.name}.*/"):  # by a session that was killed
+                shutil.rmtree(left, ignore_errors=True)
             made = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
             try:
                 _compile(module, made)
@@ -170,16 +188,19 @@ def build(module: Module) -> Path:
 
 def build_all(say: Callable[[str], None], among: Collection[str] | None = None) -> None:
     """Builds what is missing of all (but runc) or of the modules named, telling `say` before each. Raises `BuildError`."""
-    wanted = missing(among)
+    wanted, over = missing(among), Event()
 
     def work(position: int, module: Module) -> None:
         say(f"building {module.name} from source ({position} of {len(wanted)}; all together take a quarter of an hour, once)")
-        build(module)
+        build(module, over)
 
     # Two at a time: while one links, or waits for what others have compiled, the other has the processors.
     with ThreadPoolExecutor(2) as at_once:
-        for _ in at_once.map(work, range(1, len(wanted) + 1), wanted):
-            pass
+        try:
+            for _ in at_once.map(work, range(1, len(wanted) + 1), wanted):
+                pass
+        finally:
+            over.set()
 
 
 def binary(name: str) -> Path:

@@ -1,6 +1,7 @@
 """The cluster's fixtures for pytest; `tests/conftest.py` gives them to every test. README.md beside this file is their manual."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -96,7 +97,10 @@ def _build_images(config: pytest.Config, names: set[str]) -> None:
     if names:
         _say(f"images: {', '.join(sorted(names))}; all together take a quarter of an hour, once")
         command = ["sh", "scripts/images.sh", "--only", ",".join(sorted(names))]
-        config.stash[_IMAGES] = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        # A session of its own, so that what it has started ends with it.
+        config.stash[_IMAGES] = subprocess.Popen(
+            command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
 
 
 @pytest.hookimpl(tryfirst=True, wrapper=True)
@@ -111,8 +115,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Whoever goes before the images are there does not wait for them."""
     building = config.stash.get(_IMAGES, None)
-    if building is not None:
-        building.terminate()
+    if building is not None and building.poll() is None:
+        os.killpg(building.pid, signal.SIGTERM)
         building.wait()
 
 

@@ -7,10 +7,11 @@ import shutil
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
-from tests.cluster import network, provisioner, requirements, state
+from tests.cluster import build, network, provisioner, requirements, state
 from tests.cluster.box import ClusterError, Identity
 from tests.cluster.build import MODULES, BuildError, binary, content_hash, flags
 from tests.cluster.existing import in_use
@@ -41,6 +42,25 @@ def test_every_module_says_where_it_comes_from() -> None:
 def test_an_unknown_program_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BuildError, match=r"no program 'kubectll'; there are .*kubectl"):
         binary("kubectll")
+
+
+def test_when_one_program_cannot_be_built_none_is_begun_any_more_nor_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a person interrupts: whoever waits for what another session builds hears of it, and does not go on in its place."""
+
+    def refuse(module: build.Module, folder: Path) -> None:
+        raise BuildError(f"{module.name} has no source")
+
+    monkeypatch.setattr(build, "_folder", lambda module: tmp_path / module.name)
+    monkeypatch.setattr(build, "_compile", refuse)
+    first, second = (module.name for module in MODULES[:2])
+    (tmp_path / f"{first}.killed").mkdir()
+    with build.alone(tmp_path / f"{second}.lock", Event()), pytest.raises(BuildError, match=f"{first} has no source"):
+        build.build_all(lambda text: None, {first, second})
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [], "nothing stays, also of a session that was killed"
+    over = Event()
+    over.set()
+    with pytest.raises(BuildError, match="given up before its turn came"):
+        build.build(MODULES[0], over)
 
 
 def test_a_network_in_use_is_left_alone_and_a_default_route_is_not_in_use() -> None:

@@ -119,8 +119,8 @@ class TestObjects:
         assert removed(seen, Verdict("suspended")) == ["x-master", "x-worker-0"]
 
 
-def restarted(count: int, **more: Any) -> Observed:
-    return world(pod(restarts=(("megatron", count),)), **more)
+def restarted(count: int, exits: tuple[Exit, ...] = (), **more: Any) -> Observed:
+    return world(pod(restarts=(("megatron", count),), exits=exits), **more)
 
 
 class TestBackoff:
@@ -213,6 +213,12 @@ class TestVerdict:
     def test_the_last_restart_that_is_allowed_is(self) -> None:
         assert verdict(restarted(6), backoff_limit=6).fate == "runs"
         assert verdict(restarted(7), backoff_limit=6).reason == "BackoffLimitExceeded"
+
+    @pytest.mark.parametrize(("finished", "at"), [(NOW - 50, NOW - 50), (0.0, NOW)])
+    def test_a_job_failed_when_its_last_container_ended_if_that_is_known(self, finished: float, at: float) -> None:
+        failure = verdict(restarted(7, exits=(Exit("megatron", 137, "lost", finished),)), backoff_limit=6).failure
+        assert failure is not None
+        assert failure.at == at
 
     def test_time_runs_out_to_the_second_and_not_in_a_queue(self) -> None:
         started = {"startTime": iso(NOW - 600)}
@@ -363,10 +369,18 @@ def test_a_patch_says_what_is_new_and_what_is_gone_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("new", "kind"),
-    [({}, "none"), ({"tokensPerSecond": 2.0}, "small talk"), ({"iteration": 2}, "news"), ({"iteration": 2, "updated": 9.0}, "news")],
+    [
+        ({}, "none"),
+        ({"tokensPerSecond": 2.0}, "small talk"),
+        ({"iteration": 2}, "news"),
+        ({"iteration": 2, "updated": 9.0}, "news"),
+        ({"lastFailure": {"message": "lost", "at": "12:05"}}, "small talk"),  # it has come back
+        ({"lastFailure": {"message": "no memory", "at": "12:05"}}, "news"),
+        ({"lastFailure": None}, "news"),
+    ],
 )
 def test_news_is_written_at_once_and_small_talk_is_not(new: dict[str, Any], kind: str) -> None:
-    old = {"iteration": 1, "tokensPerSecond": 1.0}
+    old = {"iteration": 1, "tokensPerSecond": 1.0, "lastFailure": {"message": "lost", "at": "12:00"}}
     assert difference(old, old | new) == kind
 
 

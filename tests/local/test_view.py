@@ -105,6 +105,11 @@ def test_the_last_failure_says_when_it_was_unless_an_older_release_wrote_it_down
     assert last_failure(LastFailure.model_validate(written), NOW) == f"worker-0, train, Died{words}: out of memory"
 
 
+def test_a_failure_of_the_whole_job_was_in_no_pod() -> None:
+    failure = LastFailure(stage="job", pod="", reason="DeadlineExceeded", message="it has run for 60 s", at=NOW)
+    assert last_failure(failure, NOW) == "job, DeadlineExceeded, 0 seconds ago: it has run for 60 s"
+
+
 def test_an_iterations_line_always_says_what_judging_added() -> None:
     phases = {"rollout": 20.1, "train": 9.8, "start-engine": 2.1, "load-engine": 0.9, "checkpoint": 0.5, "gate": 0.1}
     for added, words in ((0.0, "judging +0.0 s"), (0.6, "judging +0.6 s"), (42.0, "judging +42 s")):

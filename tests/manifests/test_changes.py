@@ -10,7 +10,7 @@ from tests.manifests.jobs import ROOT, nvidia, objects, tiny
 
 from rljob.api import RLJob
 from rljob.api.load import all_fields
-from rljob.manifests import Settings
+from rljob.manifests import Settings, jobfile
 from rljob.manifests.jobfile import LATER, LEFT_OUT, at, job_files
 from rljob.manifests.settings import Images
 from rljob.manifests.types import ANNOTATION_HASH, Manifest
@@ -143,12 +143,18 @@ def test_what_a_release_adds_to_the_spec_changes_no_file_of_a_job_that_does_not_
     """Else a new operator would make its pods anew, and images of before would refuse their file."""
     spec = tiny().model_dump(mode="json", by_alias=True)["spec"]
     assert {path: at(spec, path) for path in LATER} == LATER, "a default has changed: take the field out of rljob.manifests.jobfile.LATER"
-    kept = [tuple(f"spec.{path}" for path in (*left_out, *LATER)) for left_out in LEFT_OUT.values()]
+    kept = [tuple(f"spec.{path}." for path in (*left_out, *LATER)) for left_out in LEFT_OUT.values()]
     fields = {path for _, path in all_fields(RLJob) if path.startswith("spec.")}
-    new = {path for path in fields - FIRST if not all(path.startswith(left_out) for left_out in kept)}
+    new = {path for path in fields - FIRST if not all(f"{path}.".startswith(left_out) for left_out in kept)}
     assert new == set(), "put them into rljob.manifests.jobfile.LATER, with their default"
     for _, text in job_files(tiny()).values():
         assert set(paths(json.loads(text)["spec"])) <= FIRST
+
+
+def test_a_field_of_a_topic_that_a_job_does_not_have_is_left_out_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = job_files(tiny())
+    monkeypatch.setattr(jobfile, "LATER", {**LATER, "rewardModel.later": None})
+    assert job_files(tiny()) == files
 
 
 def test_a_field_that_came_later_reaches_its_readers_as_it_is_asked_for() -> None:

@@ -15,6 +15,7 @@ from rljob.api.algorithm import EvaluationSpec, LengthPenalty, Repetition, WarmS
 from rljob.api.platform import CheckpointSpec
 from rljob.api.sources import DataSource
 from rljob.master.decisions import health
+from rljob.master.decisions.ahead import runs_ahead
 from rljob.master.decisions.assemble import rl_batch, warm_start_batch
 from rljob.master.decisions.dispatch import Load, choose, relieved, slow, smoothed
 from rljob.master.decisions.evaluation import HeldOutAnswer, accuracy, due
@@ -30,7 +31,7 @@ from rljob.master.decisions.stage import Durable, Evaluate, Finish, Rollout, Sta
 from rljob.master.decisions.stage import WarmStart as WarmStartStage
 from rljob.master.trajectory import PromptGroup, Segment, Trajectory, Verdict, Weights, added
 from rljob.wire.base import Failure
-from rljob.wire.node import NodeReport
+from rljob.wire.node import NodeReport, TrainTask
 
 W0, W1, W2 = (Weights(v, f"sum{v}") for v in range(3))
 NO_REPETITION = Repetition(enabled=False)
@@ -146,6 +147,23 @@ class TestPartialRollout:
         assert length == limits.answer
         assert carried < 10 * length
 
+    def test_an_answer_that_loops_and_then_ends_has_looped(self) -> None:
+        """A policy that learns to end its loops pays for them."""
+        limits = Limits(answer=9, growth=None, repetition=Repetition(window=3, times=3))
+        assert grown(Trajectory(0), segment(W0, *[1] * 9), True, limits).finish == "repeat"
+        assert grown(Trajectory(0), segment(W0, *range(9)), True, limits).finish == "stop"
+        assert grown(Trajectory(0), segment(W0, *range(9)), False, limits).finish == "length"
+
+    def test_loops_are_let_go_where_the_job_does_not_look_for_them(self) -> None:
+        limits = Limits(answer=200, growth=None, repetition=Repetition(enabled=False, window=3, times=3))
+        answer = grown(Trajectory(0), segment(W0, *[1] * 100), False, limits)
+        assert (answer.finish, answer.length) == (None, 100)
+
+    def test_a_finished_answer_waits_for_no_version(self) -> None:
+        limits = Limits(answer=4, growth=2, repetition=NO_REPETITION)
+        assert parked(Trajectory(0, (segment(W0, 1, 2),)), 0, limits)
+        assert not parked(Trajectory(0, (segment(W0, 1, 2),), "stop"), 0, limits)
+
     def test_pieces_of_one_policy_join_into_one_segment(self) -> None:
         answer = Trajectory(0).extended(segment(W0, 1)).extended(segment(W0, 2)).extended(segment(W1, 3))
         assert [s.tokens.tolist() for s in answer.segments] == [[1, 2], [3]]
@@ -197,6 +215,12 @@ class TestBatch:
         first, second = (rl_batch(order, 1, 1, job().spec)[0].encode() for order in (groups, groups[::-1]))
         assert first == second
 
+    def test_the_groups_of_every_batch_have_an_order_of_their_own(self) -> None:
+        groups = [self.group(i, judged(0, 2, False), judged(1, 2, True)) for i in range(8)]
+        orders = {tuple(int(g.prompt[0]) for g in rl_batch(groups, v, 1, job().spec)[0].groups) for v in (1, 2)}
+        assert len(orders) == 2
+        assert tuple(range(8)) not in orders
+
     def test_the_warm_start_walks_the_demonstrations_in_shuffled_passes(self) -> None:
         batch = warm_start_batch(inputs(warmstart=5).warmstart, WarmStart(steps=4, batch_size=3), seed=7)
         numbers = [int(g.prompt[0]) for g in batch.groups]
@@ -236,6 +260,12 @@ class TestStages:
     def test_evaluations_are_the_first_every_nth_and_the_last(self) -> None:
         assert [i for i in range(6) if due(EVALUATED, i, 5)] == [0, 2, 4, 5]
         assert not any(due(None, i, 5) for i in range(6))
+
+    def test_nodes_run_ahead_only_of_another_iteration_of_rl(self) -> None:
+        spec = job(iterations=3, rollout={"maxStaleness": 1}).spec
+        tasks = [TrainTask(version=i, kind=kind, steps=1, iteration=i) for kind in ("rl", "sft") for i in (0, 2, 3)]
+        assert [runs_ahead(task, spec) for task in tasks] == [True, True, False, False, False, False]
+        assert not runs_ahead(tasks[1], job(iterations=3).spec)
 
 
 class TestEvaluation:
@@ -492,8 +522,9 @@ class TestManifest:
         whole = manifest(1, "c")
         assert gap(whole.model_copy(update={"tensors": whole.tensors * 2})) == "tensor w is listed twice"
         assert gap(whole.model_copy(update={"tensors": ()})) == "it lists no tensors"
-        shard = whole.tensors[0].shards[0].model_copy(update={"bytes": 15})
-        tensor = whole.tensors[0].model_copy(update={"shards": (shard, whole.tensors[0].shards[1])})
-        assert "take 16 bytes, the shard says 15" in str(gap(whole.model_copy(update={"tensors": (tensor,)})))
+        for size in (15, 17):
+            shard = whole.tensors[0].shards[0].model_copy(update={"bytes": size})
+            tensor = whole.tensors[0].model_copy(update={"shards": (shard, whole.tensors[0].shards[1])})
+            assert f"take 16 bytes, the shard says {size}" in str(gap(whole.model_copy(update={"tensors": (tensor,)})))
         cut = whole.tensors[0].model_copy(update={"parts": ("p", "q")})
         assert gap(whole.model_copy(update={"tensors": (cut,)})) == "tensor w has 2 parts; 32 bytes in a version of 32 are cut in 1"

@@ -113,6 +113,11 @@ def test_what_a_node_has_of_a_version_that_is_cut_in_another_way_is_neither_take
     assert {lease.source for lease in plan.leases} == {WORKER}
 
 
+def test_tensors_of_one_size_in_another_order_are_another_cut() -> None:
+    cuts = {cut_of(pieces(manifest(*(tensor(n, 4096 + i * MiB, MiB) for i, n in enumerate(names))))) for names in ("abc", "bac")}
+    assert len(cuts) == 2
+
+
 def test_a_node_that_was_started_again_takes_the_place_of_the_one_before() -> None:
     master = Master()
     master.leases(report("rollout-0", have="ff"))

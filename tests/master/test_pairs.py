@@ -8,7 +8,7 @@ from tests.master.twins import World, inputs, job, prompt
 from tests.master.virtual import run
 
 from rljob.api.algorithm import RewardModelSpec
-from rljob.master.decisions.pairs import pair_batch
+from rljob.master.decisions.pairs import judged_pairs, pair_batch
 from rljob.master.inputs import Inputs
 from rljob.wire.data import PromptRecord
 
@@ -45,6 +45,11 @@ def test_the_pairs_are_walked_once_then_again_from_iteration_to_iteration() -> N
 def test_a_record_without_a_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="record p3 has no pair"):
         pair_batch([prompt(3)], [], PAIRS, 1, 0, False)
+
+
+def test_a_pair_with_equal_scores_is_not_in_the_right_order() -> None:
+    judged = judged_pairs([prompt(i, chosen=(5, 6), rejected=(7,)) for i in range(3)], [0.5, 0.0, -0.5], ["a", "b", "c"])
+    assert [(one.right, one.length) for one in judged] == [(True, 2), (False, 2), (False, 2)]
 
 
 def test_a_job_takes_these_durable_steps_and_no_engine_is_asked_for(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rljob.api.algorithm import Sampling
-from rljob.master.decisions.sampler import Draw, Statistics, draw
+from rljob.master.decisions.sampler import FLOOR, Draw, Statistics, draw
 
 UNIFORM, PRIORITIZED = Sampling(), Sampling(strategy="prioritized")
 
@@ -46,6 +46,12 @@ def test_a_curriculum_draws_from_the_easiest_share_that_has_opened(size: int, it
     assert len(set(chosen)) == min(count, opened)
 
 
+def test_a_part_of_a_prompt_opens_the_whole_one() -> None:
+    """A quarter of ten prompts are three."""
+    drawn = {draw(Draw(seed, 1, 0, 1), curriculum(4), True, list(map(float, range(10))), [Statistics()] * 10, ())[0] for seed in range(40)}
+    assert drawn == {0, 1, 2}
+
+
 def test_a_curriculum_prefers_what_was_drawn_least() -> None:
     statistics = [Statistics(draws=1)] * 4 + [Statistics()] * 2
     assert set(draw(Draw(0, 10, 4, 2), curriculum(5), True, [0.0] * 6, statistics, ())) == {4, 5}
@@ -59,6 +65,10 @@ def test_prioritized_sampling_draws_in_proportion_to_one_minus_the_success_rate(
         expected = weight / sum(weights)
         # Four standard errors of a proportion of 20,000 draws.
         assert abs(counts[index] / 20_000 - expected) < 4 * (expected * (1 - expected) / 20_000) ** 0.5 + 1e-9
+
+
+def test_what_is_always_answered_right_is_still_seen_now_and_then() -> None:
+    assert Statistics(draws=1, samples=10, successes=10).priority == FLOOR > 0
 
 
 @given(size=st.integers(1, 30), count=st.integers(0, 30), open_count=st.integers(0, 30), iteration=st.integers(1, 9))

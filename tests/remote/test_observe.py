@@ -28,9 +28,11 @@ def test_a_phase_that_is_the_operators_own_is_shown_as_it_is() -> None:
 
 
 def test_what_another_version_wrote_is_left_out_and_named() -> None:
-    seen = snapshot(cluster(status=STATUS | {"heldOut": [{"accuracy": "high"}], "novelty": 3}), "sums", NOW)
+    failure = {**STATUS["lastFailure"], "novelty": 3}
+    seen = snapshot(cluster(status=STATUS | {"heldOut": [{"accuracy": "high"}], "lastFailure": failure, "novelty": 3}), "sums", NOW)
     assert seen.unreadable == ("heldOut",)
     assert (seen.status.held_out, seen.status.iteration) == ([], 7)
+    assert seen.status.last_failure == snapshot(cluster(), "sums", NOW).status.last_failure, "but for what a newer release has added"
 
 
 def test_an_older_generation_was_not_seen_yet() -> None:

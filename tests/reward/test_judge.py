@@ -16,8 +16,8 @@ from rljob.api.verifiers import Options
 from rljob.prepare.data_sources import stored
 from rljob.reward.judge import Judge, standard_judge
 from rljob.reward.pool import WorkerPool
-from rljob.reward.registry import VERIFIERS
-from rljob.reward.verifier import Judgement, Verifier
+from rljob.reward.registry import VERIFIERS, parse_options
+from rljob.reward.verifier import CombinedVerifier, Judgement, Verifier
 from rljob.wire.reward import ScoreItem
 
 pytestmark = pytest.mark.asyncio
@@ -94,6 +94,30 @@ async def test_the_same_answer_is_judged_once_but_a_failure_is_tried_again() -> 
     assert [r.verdict for r in (*both, await judge.score(_item(answer="x")))] == ["wrong"] * 3
     assert (await judge.score(_item(answer="x", reference="2"))).verdict == "right"
     assert workers.asked == ["x"] * 4
+
+
+SERVED = {"endpoint": "http://judge.example/v1", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("verifier", "options", "others"),
+    [
+        ("math", {}, [{"answer": "\\boxed{x+1}"}, {"reference": "x+2"}]),
+        ("regex", {}, [{"options": {"ignore_case": True}}, {"options": {"match": "full"}}, {"reference": "x+2"}, {"answer": "x"}]),
+        ("judge", SERVED, [{"options": SERVED | {"scale": 10}}, {"prompt": "q"}, {"reference": "x+2"}, {"answer": "x"}]),
+        ("reward-model", SERVED, [{"options": SERVED | {"center": 1.0}}, {"prompt": "q"}, {"answer": "x"}]),
+    ],
+)
+async def test_a_judgement_is_remembered_for_what_it_depends_on(
+    verifier: str, options: dict[str, Any], others: list[dict[str, Any]]
+) -> None:
+    found = VERIFIERS[verifier]
+    assert not isinstance(found, CombinedVerifier)
+    first = _item("x+1", "x+1", verifier, **options)
+    asked = [first.model_copy(update=more) for more in ({}, *others)]
+    keys = [found.same(one, parse_options(found, one.options)) for one in asked]
+    assert len({*keys, None}) == len(asked) + 1
+    assert keys[0] == found.same(first.model_copy(), parse_options(found, options))
 
 
 async def test_who_goes_away_takes_the_judgement_from_nobody() -> None:

@@ -232,6 +232,11 @@ async def test_a_reply_that_is_no_reward_is_a_failure(reply: str) -> None:
     assert (result.verdict, result.reward) == ("failed", None)
 
 
+async def test_of_what_a_service_says_so_much_is_kept() -> None:
+    found = await World(httpx.Response(200, json={"reward": 0, "reason": "x" * 1000})).score(item("http", "a", url=URL))
+    assert found.reason == "x" * 300
+
+
 async def test_a_redirect_is_not_followed() -> None:
     world = World(*[httpx.Response(302, headers={"location": "http://169.254.169.254/"})] * 2)
     assert (await world.score(item("http", "a", url=URL, attempts=2))).verdict == "failed"

@@ -198,12 +198,16 @@ async def test_repetition_is_graded() -> None:
     assert repeated("a b a b a", 2) == 0.5
     assert (await score(item("repetition", "a b a b a", ngram=2, zero_at=1.0))).reward == 0.5
     assert (await score(item("repetition", ""))).reward == 1.0
+    assert repeated("so it goes", 3) == 0.0
+    assert repeated(" ".join(map(str, range(60_000))) + " so it goes" * 20_000, 3) > 0.9, "of a long answer the end is looked at"
 
 
 async def test_each_character_of_chinese_and_japanese_is_a_word() -> None:
     assert (await score(item("repetition", "我爱你。" * 300))).reward == 0.0
     assert (await score(item("length", "我爱鸭子。" * 100))).reason == "400 words"
     assert (await score(item("length", "I said 「鸭」 to him!"))).reason == "5 words"
+    found = await score(item("length", "我爱鸭子", unit="characters", full_at=0, zero_at=8))
+    assert (found.reward, found.reason) == (0.5, "4 characters"), "and no bytes"
 
 
 TERMS: list[dict[str, Any]] = [

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rljob.api.verifiers import InstructionOptions
+from rljob.api.verifiers import InstructionOptions, Place
 from rljob.reward.registry import VERIFIERS, check, parse_options
 from rljob.reward.verifier import Verifier
-from rljob.reward.verifiers.extraction import last_boxed
+from rljob.reward.verifiers.extraction import extract, last_boxed, without_thoughts
 from rljob.reward.verifiers.instruction import broken
 from rljob.wire.reward import ScoreItem
 
@@ -205,7 +205,10 @@ def test_a_reference_is_read_as_data_sets_write_it(reference: str, number: str) 
         ("They are loyal.", {"mention": ["dog"]}, "does not mention the topic"),
         ("A hotdog is food.", {"mention": ["dog"]}, "does not mention the topic"),
         ("Dogs.", {"min_words": 3}, "1 words, at least 3 asked"),
+        ("One two.", {"min_words": 2}, None),
         ("One two three.", {"max_words": 2}, "3 words, at most 2 asked"),
+        ("One two.", {"max_words": 2}, None),
+        ("Dogs run.", {"mention": ["cat", "dog"]}, None),
         ("One. Two!", {"sentences": 2}, None),
         ("One. Two", {"sentences": 1}, "the last sentence does not end"),
         ("It is 3.5 km.", {"sentences": 1}, None),
@@ -214,9 +217,13 @@ def test_a_reference_is_read_as_data_sets_write_it(reference: str, number: str) 
         ("A bad word.", {"avoid": ["bad"]}, "uses a word to avoid"),
         ("A badge.", {"avoid": ["bad"]}, None),
         ("Sure, yes.", {"begin": "Sure"}, None),
+        ("Well, sure.", {"begin": "Sure"}, "does not begin as asked"),
         ("Yes. The end.", {"end": "The end."}, None),
+        ("The end. Yes.", {"end": "The end."}, "does not end as asked"),
         ("Yes.", {"lowercase": True}, "has capital letters"),
+        ("yes.", {"lowercase": True}, None),
         ("YES.", {"uppercase": True}, None),
+        ("Yes.", {"uppercase": True}, "has small letters"),
         ("Dogs are loyal. A", {"sentences": 1}, "the last sentence does not end"),
         ("He said “stop.”", {"sentences": 1}, None),
         ("**Dogs are loyal.**", {"sentences": 1}, None),
@@ -248,6 +255,25 @@ def test_instruction(text: str, options: dict[str, Any], reason: str | None) -> 
 )
 def test_the_last_box_counts(text: str, content: str | None) -> None:
     assert last_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("answer", "place", "part"),
+    [
+        ("7 \\boxed{}", "auto", ""),
+        ("7 \\boxed{", "auto", "7 \\boxed{"),
+        (" 7 ", "auto", "7"),
+        ("7", "boxed", None),
+        ("7 \\boxed{8}", "whole", "7 \\boxed{8}"),
+    ],
+)
+def test_an_empty_box_is_an_answer_and_one_that_is_not_closed_is_none(answer: str, place: Place, part: str | None) -> None:
+    assert extract(answer, place) == part
+
+
+def test_thoughts_may_begin_after_an_empty_line() -> None:
+    assert without_thoughts("\n <think>B") is None
+    assert without_thoughts("\n <think>A</think>B") == "B"
 
 
 @pytest.mark.parametrize(
@@ -303,8 +329,10 @@ def test_no_answer_makes_a_verifier_raise(answer: str) -> None:
         ("exact", {}, 3, "`reference` must be a text"),
         ("exact", {"case": True}, "a", r"option `case`: Extra inputs .* \(options are ignore_case\)"),
         ("numeric", {}, "none", "must be a number or end with one"),
+        ("numeric", {}, True, "must be a number"),
         ("numeric", {"tolerance": -1}, 3, "option `tolerance`: Input should be greater"),
         ("math", {}, None, "must be a number or an expression"),
+        ("math", {}, True, "must be a number"),
         ("reasoning-gym", {}, "42", "must hold the generator's `dataset` and `entry`"),
         ("instruction", {}, None, "no instruction is set"),
         ("instruction", {"min_words": 5, "max_words": 3}, None, r"max_words \(3\) is less than min_words \(5\)"),

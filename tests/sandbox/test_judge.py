@@ -164,6 +164,28 @@ async def test_no_test_goes_on_for_longer_than_all_of_them_may() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_test_that_waits_for_a_slot_has_what_is_left_when_it_gets_one() -> None:
+    """Or tests that were to run side by side, and then follow each other, would take the time of all several times."""
+    gate = Gate()
+
+    async def behave(request: RunRequest) -> RunResult:
+        result = await gate(request)
+        return printed(result.run.stdout, wall_seconds=7.5) if result.run else result
+
+    pool = TwinPool(behave, slots=3)
+    service = Service(pool, capacity=10)
+    both = [asked(ONE, TWO, limits={"wall_seconds": 300}, total_wall_seconds=10) for _ in range(2)]
+    judging = [asyncio.create_task(service.judge(request, Place(order))) for order, request in enumerate(both)]
+    for _ in range(pool.slots):
+        await gate.begun.get()
+    gate.let("1")
+    await gate.begun.get()
+    gate.let("2")
+    await asyncio.gather(*judging)
+    assert sorted(run.limits.wall_seconds for run in pool.seen) == [2.5, 10, 10, 10]
+
+
+@pytest.mark.asyncio
 async def test_the_time_of_the_checker_is_part_of_that_of_all_tests() -> None:
     """An output may be made to be long to check."""
     pool = TwinPool(in_turn(printed("1", wall_seconds=1.0), printed('{"accept": true}', wall_seconds=9.5)), slots=1)

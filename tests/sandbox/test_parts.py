@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rljob.api.errors import ConfigurationError, InfrastructureError
 from rljob.sandbox import cgroups, languages, protections, requests
-from rljob.sandbox.inside import archive, runner, seccomp, usage
+from rljob.sandbox.inside import archive, child, runner, seccomp, usage
 from rljob.sandbox.inside.runner import Ended
 from rljob.sandbox.languages import TABLE
 from rljob.sandbox.slot import Ran
@@ -304,6 +304,10 @@ LIBRARY = 41 << 20
             {"status": -9, "killed": "wall"}, b"", LIBRARY, "wall_limit",
             "compile_limits.wall_seconds, of the compiler: not done after 6 s",
         ),
+        (
+            {"unfetched": "status -9"}, b"", LIBRARY, "disk_limit",
+            "compile_limits.disk_mb, of the compiler: its files could not be fetched: status -9",
+        ),
         ({"status": 1}, b"main.go:1: syntax error", LIBRARY, "compile_error", "the compiler ended with status 1"),
     ],
 )  # fmt: skip
@@ -329,11 +333,11 @@ def toolchains(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Of all languages there is one, and this says its version."""
     toolchain = languages.Toolchain({}, version=("/bin/sh", "-c", script))
     monkeypatch.setattr(languages, "TABLE", (languages.Language("ada", "main.adb", lambda: toolchain),))
-    monkeypatch.setattr(languages, "_PATIENCE", 0.3)
 
 
 def test_a_toolchain_that_does_not_answer_is_not_left_out_but_keeps_the_service_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
     toolchains(monkeypatch, "exec sleep 9")
+    monkeypatch.setattr(languages, "_PATIENCE", 0.3)
     with pytest.raises(InfrastructureError, match=r"`/bin/sh -c exec sleep 9` did not answer within 0.3 s: try again when"):
         languages.found()
 
@@ -350,9 +354,20 @@ def test_a_built_file_that_names_a_file_too_short_as_its_interpreter_is_wrong_an
     (tmp_path / "short").chmod(0o755)
     (tmp_path / "main.c").write_text("int main(void) { return 0; }")
     subprocess.run(["gcc", "-o", tmp_path / "main", tmp_path / "main.c", f"-Wl,-dynamic-linker,{tmp_path / 'short'}"], check=True)
-    execute = "import sys\nfrom rljob.sandbox.inside import child\nchild.WORK = sys.argv[1]\nsys.exit(child.execute([sys.argv[2]], {}))"
-    done = subprocess.run([sys.executable, "-c", execute, tmp_path, tmp_path / "main"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (126, f"{tmp_path / 'main'}: Input/output error\n")
+    execute = (
+        "import sys\nfrom rljob.sandbox.inside import child\nchild.WORK, child._LOADER = sys.argv[1], sys.argv[3]\n"
+        "sys.exit(child.execute([sys.argv[2]], {}))"
+    )
+
+    def executed(loader: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", execute, str(tmp_path), str(tmp_path / "main"), loader]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    assert executed(child._LOADER) == (126, f"{tmp_path / 'main'}: Input/output error\n")
+    # As if the machine's own loader could not be read either.
+    status, said = executed("/proc/self/mem")
+    assert (status, said.splitlines()[-1].startswith("OSError: [Errno 5]")) == (1, True)
 
 
 @pytest.mark.parametrize(("memory", "forks", "status"), [(True, False, "memory_limit"), (False, True, "process_limit")])

@@ -106,7 +106,7 @@ def test_the_last_output_is_read_to_its_end_whatever_packets_it_comes_in() -> No
 
 @dataclass
 class Told:
-    """A slot that says who begins and ends in it; `held` ends when it may."""
+    """A slot that says who begins and ends in it; `held` (and what begins so) ends when it may."""
 
     said: list[str]
     let: asyncio.Event
@@ -122,7 +122,7 @@ class Told:
     async def run(self, job: Job) -> Ran:
         name = job.stdin.decode()
         self.said.append(f"{name} begins")
-        if name == "held":
+        if name.startswith("held"):
             await self.let.wait()
         self.said.append(f"{name} ends")
         return Ran(Ended(1, status=1 if name == "filling" else 0), b"", b"", False, b"", False, False)
@@ -151,3 +151,53 @@ async def test_who_has_filled_the_machine_is_found_out_while_nothing_else_runs_a
     assert told.said == ["held begins", "filling begins", "filling ends", "held ends", *again]
     assert (ran.memory_killed, ran.machine_full) == (bool(again), not again)
     assert pool._idle.qsize() == pool.slots
+
+
+@pytest.mark.asyncio
+async def test_who_comes_later_waits_for_who_is_to_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a busy pool would never be idle for it."""
+    looks = itertools.count()
+    monkeypatch.setattr(cgroups, "killed_beside_us", lambda: next(looks))
+    pool = Pool(PoolSettings(slots=3))
+    said: list[str] = []
+    slots = [Told(said, asyncio.Event()) for _ in range(pool.slots)]
+    for slot in slots:
+        pool._idle.put_nowait(slot)
+    runs = [asyncio.create_task(pool._ran(replace(JOB, stdin=name))) for name in (b"held", b"held too", b"filling")]
+    await until(lambda: "filling ends" in said)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    runs.append(asyncio.create_task(pool._ran(replace(JOB, stdin=b"later"))))
+    for slot in slots[:2]:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        slot.let.set()
+    async with asyncio.timeout(20):
+        await asyncio.gather(*runs)
+    assert said[-4:] == ["filling begins", "filling ends", "later begins", "later ends"]
+    assert pool._idle.qsize() == pool.slots
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("turns", range(12))
+async def test_who_waits_to_run_alone_and_is_cancelled_leaves_all_slots(turns: int) -> None:
+    told = Told([], asyncio.Event())
+    pool = Pool(PoolSettings(slots=2))
+    for _ in range(pool.slots):
+        pool._idle.put_nowait(told)
+    held = asyncio.create_task(pool._ran(replace(JOB, stdin=b"held")))
+    await until(lambda: told.said == ["held begins"])
+
+    async def alone() -> None:
+        async with pool._alone():
+            told.said.append("alone")
+
+    waiting = asyncio.create_task(alone())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    told.let.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(held, waiting, return_exceptions=True)
+    assert (pool._idle.qsize(), pool._one_alone.locked()) == (pool.slots, False)

@@ -480,20 +480,21 @@ def test_a_slot_is_kept_if_the_files_of_a_request_do_not_fit() -> None:
 @pytest.mark.parametrize(
     ("killed", "room", "status"),
     [
-        ((0,), 1 << 40, "runtime_error"),  # nobody
-        ((1, 1, 1), 1 << 40, "runtime_error"),  # somebody beside it; tried again alone it ends by its own fault
-        ((1, 1, 2), 1 << 40, "memory_limit"),  # alone, too, where there was room for all that it may have
-        ((1, 1, 2), 0, "sandbox_error"),  # alone, but where there was none
+        ((0,), (), "runtime_error"),  # nobody
+        ((1, 1, 1), (1 << 40,), "runtime_error"),  # somebody beside it; tried again alone it ends by its own fault
+        ((1, 1, 2), (1 << 40, 1 << 40), "memory_limit"),  # alone, too, where there was room for all that it may have
+        ((1, 1, 2), (0, 1 << 40), "sandbox_error"),  # alone, but where there was none
+        ((1, 1, 2), (1 << 40, 0), "sandbox_error"),  # alone, but somebody else has taken it meanwhile and has it still
     ],
 )
 def test_a_run_that_fills_the_memory_of_the_machine_has_itself_to_blame_and_no_other_has(
-    killed: tuple[int, ...], room: int, status: str, monkeypatch: pytest.MonkeyPatch
+    killed: tuple[int, ...], room: tuple[int, ...], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing counts its memory then, so the kernel only says how many it has killed so far, here whenever it is asked."""
     with Sandbox(slots=1, use_cgroups=False) as fresh:
-        there, looks = cgroups.killed_beside_us(), iter(killed)
+        there, looks, rooms = cgroups.killed_beside_us(), iter(killed), iter(room)
         monkeypatch.setattr(cgroups, "killed_beside_us", lambda: there + next(looks, killed[-1]))
-        monkeypatch.setattr(cgroups, "room_beside_us", lambda: room)
+        monkeypatch.setattr(cgroups, "room_beside_us", lambda: next(rooms))
         assert fresh.run("python", "import os; os.kill(os.getpid(), 9)").status == status
         assert fresh.run("python", "import os; os.kill(os.getpid(), 9)").status == "runtime_error", "nobody was killed since"
 

@@ -212,7 +212,13 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Literal["none"
     """How much two statuses differ."""
     if _without(old) == _without(new):
         return "none"
-    return "small talk" if _without(old, SMALL_TALK) == _without(new, SMALL_TALK) else "news"
+    return "small talk" if _news(old) == _news(new) else "news"
+
+
+def _news(status: Mapping[str, Any]) -> Status:
+    """What is worth a write at once; that a failure has come back is not."""
+    failure = {name: value for name, value in (status.get("lastFailure") or {}).items() if name != "at"}
+    return _without(status, SMALL_TALK) | {"lastFailure": failure}
 
 
 def _without(status: Mapping[str, Any], names: Container[str] = ()) -> Status:

@@ -140,7 +140,8 @@ def _failed(desired: Desired, seen: Observed, now: float) -> Verdict | None:
         last = max((e for _, _, e in ends(desired, seen)), key=lambda e: e.finished, default=None)
         message = f"{where} was restarted {count} times without progress between (spec.backoffLimit is {limit})"
         message += f"; it last said: {last.message}" if last else ""
-        pod_name, at = where.partition("/")[0], last.finished if last else now
+        # A kubelet that has lost a container does not say when it ended.
+        pod_name, at = where.partition("/")[0], (last.finished if last else 0.0) or now
         failure = Failure(where.rpartition("/")[2], pod_name, "BackoffLimitExceeded", message, at)
         return Verdict("failed", "BackoffLimitExceeded", message, failure)
     deadline = desired.terms.deadline

@@ -57,8 +57,9 @@ def ago(when: datetime, now: datetime) -> str:
 
 def last_failure(failure: LastFailure, now: datetime) -> str:
     """What failed where, when (if that is known) and why."""
-    when = f", {ago(failure.at, now)}" if failure.at is not None else ""
-    return f"{failure.pod}, {failure.stage}, {failure.reason}{when}: {failure.message}"
+    when = ago(failure.at, now) if failure.at is not None else ""
+    # What befell the job as a whole, such as its deadline, was in no pod.
+    return f"{', '.join(part for part in (failure.pod, failure.stage, failure.reason, when) if part)}: {failure.message}"
 
 
 def percent(share: float) -> str:

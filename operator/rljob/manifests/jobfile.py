@@ -86,6 +86,6 @@ def _without(spec: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
         topic, _, field = path.partition(".")
         if not field:
             found.pop(topic)
-        elif topic in found:
+        elif found.get(topic) is not None:
             found[topic] = {name: value for name, value in found[topic].items() if name != field}
     return found

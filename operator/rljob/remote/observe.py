@@ -261,16 +261,15 @@ _PHASES = ("Preparing", "WarmStart", "Rollout", "Training", "Evaluating", "Finis
 
 def _status(spec: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[JobStatus, tuple[str, ...]]:
     """The master's words out of the RLJob's status, which is written piece by piece; and the fields that cannot be read."""
-    names = {str(field.alias) for field in JobStatus.model_fields.values()}
     blank = {"phase": "Preparing", "iteration": 0, "iterations": spec.get("iterations", 0), "policyVersion": 0}
-    known = {name: value for name, value in said.items() if name in names}
+    known = dict(said)
     if known.get("phase") not in _PHASES:
         known.pop("phase", None)
     try:
-        return JobStatus.model_validate(blank | known), ()
+        return JobStatus.model_validate(blank | known, extra="ignore"), ()
     except ValidationError as error:
         bad = tuple(sorted({str(e["loc"][0]) for e in error.errors()}))
-        return JobStatus.model_validate(blank | {n: v for n, v in known.items() if n not in bad}), bad
+        return JobStatus.model_validate(blank | {n: v for n, v in known.items() if n not in bad}, extra="ignore"), bad
 
 
 def _time(text: str | None) -> datetime:

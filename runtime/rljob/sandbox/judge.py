@@ -51,8 +51,8 @@ class Turns(Protocol):
         """Run, in a slot."""
         ...
 
-    async def run_program(self, program: Program, request: RunRequest, stdin: str, wall_seconds: float) -> RunResult:
-        """Run what was built of a request, in a slot, for no longer than that."""
+    async def run_program(self, program: Program, request: RunRequest, stdin: str, left: Callable[[], float]) -> RunResult:
+        """Run what was built of a request, in a slot, for no longer than are `left` once it has one."""
         ...
 
 
@@ -143,15 +143,17 @@ class Judge:
         return Case(verdict="wall_limit", reason=f"not begun: the tests before it took all of total_wall_seconds ({total:g})")
 
     async def _case(self, program: Program, asked: RunRequest, index: int) -> Case:
-        test, left = self.request.tests[index], max(_BRIEFEST, self._left())
-        result = await self.turns.run_program(program, asked, test.stdin if test.call is None else call_text(test.call), left)
+        test = self.request.tests[index]
+        stdin = test.stdin if test.call is None else call_text(test.call)
+        result = await self.turns.run_program(program, asked, stdin, lambda: max(_BRIEFEST, self._left()))
         run = result.run
         self.taken += run.wall_seconds if run is not None else 0.0
         verdict, reason = await self._judged(result, test, index)
         if run is None:
             return Case(verdict=verdict, reason=reason)
-        if verdict == "wall_limit" and left < self.request.limits.wall_seconds:
-            reason = f"not done when total_wall_seconds ({self.request.total_wall_seconds:g}) were over"
+        total = self.request.total_wall_seconds
+        if verdict == "wall_limit" and total is not None and run.wall_seconds < self.request.limits.wall_seconds:
+            reason = f"not done when total_wall_seconds ({total:g}) were over"
         return Case(verdict=verdict, wall_seconds=run.wall_seconds, cpu_seconds=run.cpu_seconds, memory_mb=run.memory_mb, reason=reason)
 
     async def _judged(self, result: RunResult, test: Test, index: int) -> tuple[Verdict, str]:

@@ -236,10 +236,11 @@ class Pool:
             async with self._alone() as slot:
                 self._killed_beside_us, room = cgroups.killed_beside_us(), cgroups.room_beside_us()
                 ran = await self._run(slot, job)
+                # What the run had is free again, what somebody else on the machine has taken meanwhile is not.
+                if ran.machine_full and min(room, cgroups.room_beside_us()) >= job.memory:
+                    ran.machine_full, ran.memory_killed = False, True
         except TimeoutError:
             return before
-        if ran.machine_full and room >= job.memory:
-            ran.machine_full, ran.memory_killed = False, True
         return ran
 
     async def _library(self, entry: Found) -> int:
@@ -283,9 +284,10 @@ class Pool:
     async def _alone(self) -> AsyncIterator[Slot]:
         """A slot while all others are idle. TimeoutError if it takes too long until they are."""
         async with self._one_alone, AsyncExitStack() as stack:
-            async with asyncio.timeout(_ALONE_SECONDS):
-                slots = [await stack.enter_async_context(self._slot()) for _ in range(self.slots)]
-            yield slots[0]
+            # All are asked for at once, so that none is given to who comes later while we wait for the next.
+            async with asyncio.timeout(_ALONE_SECONDS), asyncio.TaskGroup() as tasks:
+                taken = [tasks.create_task(stack.enter_async_context(self._slot())) for _ in range(self.slots)]
+            yield taken[0].result()
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[Slot]:

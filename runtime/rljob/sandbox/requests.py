@@ -214,8 +214,9 @@ def compiled(ran: Ran, request: RunRequest, language: Language, library: int) ->
     elif status == "runtime_error":
         status, reason = "compile_error", f"the compiler ended with status {said.exit_code}"
     if (field := _FIELDS.get(status)) is not None:
-        reason = f"compile_limits.{field}, of the compiler: {_reasons(limits)[status] if library else reason}"
-        if library and field in ("disk_mb", "memory_mb"):
+        shared = library and field in ("disk_mb", "memory_mb") and not ran.ended.unfetched
+        reason = f"compile_limits.{field}, of the compiler: {_reasons(limits)[status] if shared else reason}"
+        if shared:
             reason += f"; {math.ceil(library / MIB)} MiB is the library of {language.name}, which every build gets: raise {field}"
     return said.model_copy(update={"status": status, "reason": reason})
 

@@ -148,9 +148,9 @@ class Turn:
         """Run once."""
         return await self._counted(request, lambda: self.service.pool.run(request))
 
-    async def run_program(self, program: Program, request: RunRequest, stdin: str, wall_seconds: float) -> RunResult:
-        """Run what was built of `request`, for no longer than that."""
-        return await self._counted(request, lambda: program.run(stdin, wall_seconds=wall_seconds))
+    async def run_program(self, program: Program, request: RunRequest, stdin: str, left: Callable[[], float]) -> RunResult:
+        """Run what was built of `request`, for no longer than are `left` once it has a slot."""
+        return await self._counted(request, lambda: program.run(stdin, wall_seconds=left()))
 
     async def build(self, request: RunRequest) -> Program:
         """Compile. A failure of ours is tried again and then left in the program's `compile`."""

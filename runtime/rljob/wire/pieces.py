@@ -77,8 +77,9 @@ def pieces(manifest: Manifest) -> tuple[Piece, ...]:
 
 def cut_of(found: Sequence[Piece]) -> str:
     """Which pieces a version is cut in: a set of pieces means something only to who has cut it in the same way. One version may be cut in
-    several, if it is registered anew by ranks on other nodes, or by a trainer of another release."""
-    return hashlib.blake2b(" ".join(str(piece.offset) for piece in found).encode(), digest_size=8).hexdigest()
+    several, if it is registered anew by ranks on other nodes, or by a trainer of another release, perhaps in another order."""
+    text = "\n".join(f"{piece.offset} {' '.join(part.name for part in piece.parts)}" for piece in found)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def part_bytes(total: int) -> int:

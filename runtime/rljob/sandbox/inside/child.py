@@ -30,7 +30,9 @@ _REHEARSALS = 40
 _PROC = "subset=pid,hidepid=ptraceable"
 _NOT_EXECUTABLE = 126
 _SCARCE = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
-"""Of the machine, whatever the program. EIO is not: a program gets it by naming as its interpreter a file that is too short for one."""
+"""Of the machine, whatever the program."""
+_LOADER = "/lib64/ld-linux-x86-64.so.2"
+"""What starts nearly every program that a compiler has built."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +170,25 @@ def execute(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         os.execve(arguments[0], list(arguments), dict(environment))
     except OSError as error:
         built = arguments[0].startswith(f"{WORK}/") and os.access(arguments[0], os.X_OK)
-        if not built or error.errno in _SCARCE:
+        if not built or _is_ours(error):
             raise
         os.write(2, f"{arguments[0]}: {error.strerror}\n".encode())
     return _NOT_EXECUTABLE
+
+
+def _is_ours(error: OSError) -> bool:
+    """Whether it is the machine that cannot start a built program.
+
+    EIO may be either: a program gets it by naming as its interpreter a file that is too short for one, and everybody from a broken disk.
+    """
+    if error.errno != errno.EIO:
+        return error.errno in _SCARCE
+    try:
+        with open(_LOADER, "rb") as loader:
+            loader.read()
+    except OSError as unread:
+        return unread.errno == errno.EIO
+    return False
 
 
 def prepare_python(environment: Mapping[str, str]) -> None:
