@@ -35,9 +35,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A thread that waits for another of its own leaves the processor to the other test.
 test: lint
 	@sh scripts/system.sh
-	PATH="$$PATH:$(GO)" $(BIN)/pytest $(ARGS) $(if $(filter-out 1,$(WORKERS)),--numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder)
+	PATH="$$PATH:$(GO)" OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest $(ARGS) $(if $(filter-out 1,$(WORKERS)),--numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder)
 
 bench: setup
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -86,6 +86,7 @@ def test_the_environment_is_the_contract_of_the_runtime() -> None:
     assert reward.env["RLJOB_LISTEN_REWARD"] == Listen("reward")
     assert (megatron.env["LOCAL_WORLD_SIZE"], megatron.env["NODE_RANK"]) == ("2", "0")
     assert megatron.env["OMP_NUM_THREADS"] == Threads(2)
+    assert megatron.env["OMP_WAIT_POLICY"] == vllm.env["OMP_WAIT_POLICY"] == "PASSIVE"
     for container in (megatron, vllm, agent):
         assert container.env["RLJOB_DIR_SHM"] == VolumePath("shm")
         assert container.env["RLJOB_DIR_SOCKETS"] == VolumePath("sockets")
