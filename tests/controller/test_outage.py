@@ -131,7 +131,7 @@ def test_who_loses_the_lease_in_an_outage_ends_and_waits_for_it_when_started_aga
         eventually(lambda: complete(server, namespace, "a"))
         before = own(server, namespace, "a")
         between.cut()
-        eventually(lambda: not operator.running(), 30)
+        eventually(lambda: not operator.running())
         assert "could not be renewed" in operator.log.read_text()
         operator.start()
         eventually(lambda: "the API server did not answer" in operator.log.read_text())

@@ -4,12 +4,15 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cluster.handle import Cluster, KubectlError
 from tests.controller.process import Process, install_crd
+
+from rljob.controller.decide import SILENT_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +122,17 @@ def versions(server: Cluster, namespace: str) -> dict[str, str]:
     }
 
 
+def told(server: Cluster, namespace: str) -> int:
+    """Events that are about jobs: the cluster's own controllers tell of claims and pods when they like."""
+    return len(server.get("events", "--field-selector=involvedObject.kind=RLJob", namespace=namespace)["items"])
+
+
+def youngest_pod(server: Cluster, namespace: str) -> float:
+    """Its age in seconds."""
+    pods = server.get("pods", namespace=namespace)["items"]
+    return time.time() - max(datetime.fromisoformat(pod["metadata"]["creationTimestamp"]).timestamp() for pod in pods)
+
+
 def ready(server: Cluster, namespace: str) -> dict[str, Any]:
     """The condition of job `a`."""
     conditions = server.get("rljob/a", namespace=namespace)["status"].get("conditions", [])
@@ -128,9 +142,10 @@ def ready(server: Cluster, namespace: str) -> dict[str, Any]:
 def test_applied_again_nothing_changes(server: Cluster, namespace: str, operator: Process) -> None:
     server.apply(job("a"), namespace=namespace)
     eventually(lambda: complete(server, namespace, "a"))
-    # This cluster has no scheduler, which is told only after a while.
-    eventually(lambda: "no scheduler has said anything of pod a-" in ready(server, namespace).get("message", ""), 30)
-    before, events = at_rest(lambda: (versions(server, namespace), len(server.get("events", namespace=namespace)["items"])))
+    # This cluster has no scheduler, which is told only after a while, of each pod in its turn.
+    eventually(lambda: "no scheduler has said anything of pod a-" in ready(server, namespace).get("message", ""))
+    eventually(lambda: youngest_pod(server, namespace) > SILENT_SECONDS + 6)
+    before, events = at_rest(lambda: (versions(server, namespace), told(server, namespace)))
     server.apply(job("a"), namespace=namespace)
     server.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", "-n", namespace, stdin=json.dumps(job("a")))
     time.sleep(3)
@@ -139,7 +154,7 @@ def test_applied_again_nothing_changes(server: Cluster, namespace: str, operator
     eventually(lambda: "are known after" in operator.log.read_text())
     time.sleep(3)
     assert versions(server, namespace) == before
-    assert len(server.get("events", namespace=namespace)["items"]) == events
+    assert told(server, namespace) == events
     assert operator.get("/healthz").status_code == 200
     assert operator.get("/readyz").status_code == 200
 
@@ -189,7 +204,7 @@ def test_what_is_edited_by_hand_is_repaired(server: Cluster, namespace: str, ope
     if asleep:
         operator.start()
     for what in before:
-        eventually(lambda what=what: content(server, namespace, what) == before[what], 30)  # type: ignore[misc]
+        eventually(lambda what=what: content(server, namespace, what) == before[what])  # type: ignore[misc]
     told = at_rest(lambda: [e["message"] for e in events(server, namespace) if e["reason"] == "Repaired"])
     assert {message.split()[1] for message in told} == {what.partition("/")[2] for what, _ in EDITS}, told
     assert not [e["message"] for e in events(server, namespace) if e["reason"] in ("PodMade", "PodLost", "Remade")]
@@ -210,7 +225,7 @@ def test_a_volume_grown_by_hand_stays_so_while_the_rest_of_its_claim_is_repaired
     def there() -> dict[str, Any]:
         return server.get(claim, namespace=namespace)
 
-    eventually(lambda: there()["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "rljob", 30)
+    eventually(lambda: there()["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "rljob")
     assert at_rest(lambda: there()["spec"]["resources"]["requests"]["storage"]) == "500Gi"
     assert operator.stop() == 0
     server.kubectl("delete", "storageclass", namespace)
@@ -247,11 +262,11 @@ def test_a_quota_and_a_bad_spec_say_so(server: Cluster, namespace: str, operator
     server.apply(quota, namespace=namespace)
     eventually(lambda: "pods" in server.get("resourcequota/q", namespace=namespace).get("status", {}).get("hard", {}))
     server.apply(job("a"), namespace=namespace)
-    eventually(lambda: ready(server, namespace).get("reason") == "QuotaExceeded", 30)
+    eventually(lambda: ready(server, namespace).get("reason") == "QuotaExceeded")
     assert "exceeded quota: q" in ready(server, namespace)["message"]
     server.kubectl("delete", "rljob/a", "-n", namespace)
     server.apply(job("a", data={"train": {"path": "train.jsonl"}}), namespace=namespace)
-    eventually(lambda: ready(server, namespace).get("reason") == "InvalidSpec", 30)
+    eventually(lambda: ready(server, namespace).get("reason") == "InvalidSpec")
     assert "spec.data.train.path" in ready(server, namespace)["message"]
 
 
@@ -287,11 +302,11 @@ def test_a_second_operator_waits_and_takes_over(server: Cluster, namespace: str,
         assert second.get("/readyz").status_code == 200
         assert third.stop() == 0, "one that stands by ends when it is told to"
         assert first.stop() == 0
-        eventually(lambda: "acts" in second.log.read_text(), 20)
+        eventually(lambda: "acts" in second.log.read_text())
         server.apply(job("a"), namespace=namespace)
         eventually(lambda: complete(server, namespace, "a"))
         server.kubectl("patch", f"lease/{namespace}", "-n", "default", "--type=merge", "-p", '{"spec":{"holderIdentity":"somebody else"}}')
-        eventually(lambda: not second.running(), 30)
+        eventually(lambda: not second.running())
         assert "lost to somebody else" in second.log.read_text()
     finally:
         for each in operators:
