@@ -126,7 +126,7 @@ def _without_globals(words: list[str]) -> list[str]:
 @cache
 def _kubectl_options(kubectl: str, *command: str) -> frozenset[str]:
     texts = [
-        subprocess.run([kubectl, *arguments], check=True, capture_output=True, text=True, timeout=30).stdout
+        subprocess.run([kubectl, *arguments], check=True, capture_output=True, text=True, timeout=120).stdout
         for arguments in ((*command, "--help"), ("options",))
     ]
     return frozenset(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", "\n".join(texts)))

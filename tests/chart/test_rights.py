@@ -43,7 +43,7 @@ class Operator:
 
     def requests(self) -> dict[tuple[str, str, str], float]:
         """(verb, kind, code) of what it asked the API server, and how often."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         rows = re.findall(r'rljob_operator_api_requests_total\{code="(\d+)",kind="(\w*)",verb="(\w+)"\} ([\d.e+]+)', text)
         return {(verb, kind, code): float(count) for code, kind, verb, count in rows}

@@ -158,7 +158,7 @@ def _refusal(cluster: Cluster, job: Json, namespace: str) -> str:
     return ""
 
 
-def _until(done: Callable[[], bool], seconds: float = 30) -> None:
+def _until(done: Callable[[], bool], seconds: float = 60) -> None:
     """A changed definition is served a moment after it was taken."""
     end = time.monotonic() + seconds
     while not done():

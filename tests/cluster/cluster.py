@@ -320,7 +320,7 @@ class LocalCluster(Cluster):
             index = int(name.removeprefix("node-"))
             self._define(f"{name}/dra", name, node.driver(self.folder / name, index, count))
             self._start(f"{name}/dra")
-            self._alive_until(partial(self._published, name), f"{name} publishes no devices", 30)
+            self._alive_until(partial(self._published, name), f"{name} publishes no devices", 90)
 
     @contextlib.contextmanager
     def network_policies(self) -> Iterator[bool]:

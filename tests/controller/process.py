@@ -73,4 +73,4 @@ class Process:
         return int(line.rpartition(" ")[2])
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5, verify=False)
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=30, verify=False)

@@ -558,7 +558,7 @@ def test_a_pod_that_can_never_start_is_told_within_thirty_seconds(
         assert _told_after(broken, words) <= 30
 
 
-def _told_after(job: Watched, words: str, seconds: float = 10) -> float:
+def _told_after(job: Watched, words: str, seconds: float = 60) -> float:
     """Seconds from a job's making to the first event with these words, by the API server's clock.
 
     The operator writes the status first; a condition's own time does not tell, for it stays as long as the condition is False.
