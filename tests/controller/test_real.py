@@ -262,11 +262,11 @@ def test_a_quota_and_a_bad_spec_say_so(server: Cluster, namespace: str, operator
     server.apply(quota, namespace=namespace)
     eventually(lambda: "pods" in server.get("resourcequota/q", namespace=namespace).get("status", {}).get("hard", {}))
     server.apply(job("a"), namespace=namespace)
-    eventually(lambda: ready(server, namespace).get("reason") == "QuotaExceeded")
+    eventually(lambda: ready(server, namespace).get("reason") == "QuotaExceeded", 30)
     assert "exceeded quota: q" in ready(server, namespace)["message"]
     server.kubectl("delete", "rljob/a", "-n", namespace)
     server.apply(job("a", data={"train": {"path": "train.jsonl"}}), namespace=namespace)
-    eventually(lambda: ready(server, namespace).get("reason") == "InvalidSpec")
+    eventually(lambda: ready(server, namespace).get("reason") == "InvalidSpec", 30)
     assert "spec.data.train.path" in ready(server, namespace)["message"]
 
 
