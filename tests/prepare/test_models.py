@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from tests.prepare.support import SCRATCH, Place, words
+from tests.prepare.support import SCRATCH, Place, spec, words
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rljob.api import ConfigurationError
+from rljob.api import ConfigurationError, RLJob
 from rljob.api.families import Architecture, families, read
 from rljob.api.families.tensors import tensors
 from rljob.master.inputs import read_tokenizer
-from rljob.prepare.files import require_space
-from rljob.prepare.model_folder import inspect
+from rljob.plan import Machine, estimate, read_shape
+from rljob.plan.estimate import database_bytes
+from rljob.prepare.files import NoSpace, require_space
+from rljob.prepare.model_folder import disk_bytes, inspect
 from rljob.trainer.hf_map import pieces
 from rljob.trainer.place import alone
 
@@ -116,7 +118,7 @@ def test_an_unsupported_family_names_the_supported_ones(place: Place, saved_mode
 
 def test_quantized_weights_are_refused(place: Place, saved_model: Saved) -> None:
     folder = _changed(saved_model(), quantization_config={"quant_method": "gptq"})
-    with pytest.raises(ConfigurationError, match=r"quantized weights, which cannot be trained"):
+    with pytest.raises(ConfigurationError, match=r"quantized weights cannot be trained"):
         place.prepare(model={"source": {"path": str(folder)}}, warmStart=None)
 
 
@@ -134,12 +136,12 @@ def test_a_tokenizer_of_another_model_is_found(place: Place, saved_model: Saved)
 
 
 def test_every_familys_tensors_are_those_that_the_trainer_reads(saved_model: Saved) -> None:
-    sizes = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+    sizes = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32}
     folder = saved_model(layers=2)
     for name in families():
         _changed(folder, model_type=name, shared_expert_intermediate_size=48, **sizes)
-        for kind in ({"tie_word_embeddings": True}, {"architectures": ["XForSequenceClassification"]}, {}):
-            architecture = _read(_changed(folder, **{"tie_word_embeddings": False, "architectures": ["XForCausalLM"]} | kind))
+        for kind in ({"tie_word_embeddings": True}, {"architectures": [f"{name}ForSequenceClassification"]}, {}):
+            architecture = _read(_changed(folder, **{"tie_word_embeddings": False, "architectures": [f"{name}ForCausalLM"]} | kind))
             found = list(tensors(architecture))
             assert dict(found) == {piece.name: piece.shape for piece in pieces(architecture, alone(architecture.layers))}
             assert sum(prod(shape) for _, shape in found) == architecture.parameters
@@ -235,7 +237,7 @@ def test_a_field_of_config_json_of_another_kind_is_a_message(saved_model: Saved,
 
 
 def test_what_a_model_says_of_experts_that_its_family_does_not_have_does_not_matter(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("qwen3_moe", num_experts=4, num_hidden_layers=1, shared_expert_intermediate_size=0).to_dict()
+    config = AutoConfig.for_model("qwen3_moe", num_experts=8, num_hidden_layers=1, shared_expert_intermediate_size=0).to_dict()
     assert read(config, "config.json").experts == read(config | {"shared_expert_intermediate_size": None}, "config.json").experts
     shared = AutoConfig.for_model("qwen2_moe", shared_expert_intermediate_size=0).to_dict()
     with pytest.raises(ConfigurationError, match="shared_expert_intermediate_size is 0"):
@@ -409,6 +411,7 @@ def test_what_experts_do_not_allow_is_refused(
     place: Place, saved_model: Saved, changes: dict[str, object], job: dict[str, object], message: str
 ) -> None:
     experts = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "head_dim": 32}
+    experts["architectures"] = ["Qwen3MoeForCausalLM"]
     folder = _filled(_changed(saved_model(heads=6, kvHeads=3, hiddenSize=192), **experts | changes))
     with pytest.raises(ConfigurationError, match=message):
         place.prepare(**{"model": {"source": {"path": str(folder)}}, "accelerator": {"perNode": 6}, "warmStart": None} | job)
@@ -417,6 +420,34 @@ def test_what_experts_do_not_allow_is_refused(
 def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"copying x needs 10 MiB in .*, 3 MiB are free; free some space"):
         require_space(tmp_path, 10 << 20, "copying x", free=lambda folder: 3 << 20)
+
+
+def test_a_job_that_its_disk_cannot_hold_is_refused_when_its_model_is_known(place: Place, saved_model: Saved) -> None:
+    message = r"a job with [\d,]+ parameters and spec.checkpoint.keep \(1000000000\) needs \d+ MiB in .*; free .* lower spec.check"
+    with pytest.raises(NoSpace, match=message):
+        place.prepare(model={"source": {"path": str(saved_model())}}, checkpoint={"keep": 1_000_000_000}, iterations=1_000_000_000)
+    assert not list(place.folders.model.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "times"),
+    [
+        ({}, 3 * 4),
+        ({"algorithm": {"resetOptimizer": False}}, 3 * 12),
+        ({"checkpoint": {"keep": 3, "keepEvery": 4}}, 4 * 4),
+        ({"iterations": 1}, 2 * 4 + 4),  # the warm start's and its own
+        ({"iterations": 2, "checkpoint": {"keep": 9}, "algorithm": {"resetOptimizer": False}}, 3 * 12 + 4),
+    ],
+)
+def test_a_disk_is_refused_only_if_it_cannot_do_and_the_plan_asks_for_more(changes: dict[str, Any], times: int) -> None:
+    """The plan says it before anything starts, where it knows the model; with the starting model, and what is not trained on yet."""
+    document = {"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "a"}, "spec": {}}
+    job = RLJob.model_validate(document | {"spec": spec(**changes)})
+    sizes = estimate(job, shape := read_shape(job, Path()), Machine(2, True))
+    assert shape is not None
+    needed = disk_bytes(shape.parameters, job.spec)
+    assert needed == times * shape.parameters
+    assert sizes.disk >= 4 * shape.parameters + needed + database_bytes(job, sizes.trained_tokens)
 
 
 def test_a_full_disk_and_a_missing_permission_are_explained() -> None:

@@ -28,9 +28,14 @@ def job(**spec: Any) -> RLJob:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    config = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "num_hidden_layers": 30}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return tmp_path
+    return folder(tmp_path, "llama")
+
+
+def folder(path: Path, family: str, **changes: int) -> Path:
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576, "num_hidden_layers": 30}
+    config = heads | {"model_type": family, "intermediate_size": 1536, "vocab_size": 49152, "rms_norm_eps": 1e-5} | changes
+    (path / "config.json").write_text(json.dumps(config))
+    return path
 
 
 def option(argv: list[str], name: str) -> str:
@@ -62,6 +67,12 @@ def test_memory_asked_for_is_memory_given_and_smaller_arithmetic_needs_less(mode
     assert kv_cache_bytes(half, PREPARED, model) * 2 == kv_cache_bytes(job(), PREPARED, model)
 
 
+def test_heads_are_as_large_in_the_cache_as_in_the_trainer(tmp_path: Path) -> None:
+    """A qwen3 file that does not say how large they are means 128, whatever its hidden size is."""
+    said, silent = (kv_cache_bytes(job(), PREPARED, folder(tmp_path, "qwen3", **given)) for given in ({"head_dim": 128}, {}))
+    assert said == silent == 2 * kv_cache_bytes(job(), PREPARED, folder(tmp_path, "qwen3", head_dim=64))
+
+
 @pytest.mark.parametrize(
     ("policy", "sleep", "eager"),
     [("auto", "--enable-sleep-mode", "--no-enforce-eager"), ("restart", "--no-enable-sleep-mode", "--enforce-eager")],
@@ -91,8 +102,8 @@ def test_extra_arguments_come_last_and_win(model: Path) -> None:
 def test_a_folder_without_a_model_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"config\.json"):
         engine_argv(job(), PREPARED, tmp_path, "h", 1)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigurationError, match="kvCacheMemory"):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 9}')
+    with pytest.raises(ConfigurationError, match=r"config\.json: .* is missing"):
         engine_argv(job(), PREPARED, tmp_path, "h", 1)
 
 

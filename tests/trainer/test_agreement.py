@@ -48,6 +48,13 @@ def of_transformers(model: Any, tokens: list[int]) -> torch.Tensor:
     return found
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}  # fmt: skip
+"""The scaling that slows positions down, from models of 128 positions to such of 1,024."""
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "mixtral"])
 def test_all_three_agree_on_every_token_before_and_after_three_updates(
     family: str,
@@ -59,7 +66,8 @@ def test_all_three_agree_on_every_token_before_and_after_three_updates(
     zygote: Zygote,
     arena: Path,
 ) -> None:
-    """The updates change log-probabilities by far more than is allowed, so a set that is a version old would be seen."""
+    """The updates change log-probabilities by far more than is allowed, so a set that is a version old would be seen. One sequence is long
+    enough for a window or another scaling of positions to be seen, which the eight tokens of a canary are not."""
     from transformers import AutoModelForCausalLM
 
     from rljob.trainer import weights
@@ -67,8 +75,10 @@ def test_all_three_agree_on_every_token_before_and_after_three_updates(
     from rljob.trainer.training import logprobs, train
 
     # vLLM's attention on CPU needs heads of 32 at least, and its experts sizes that are multiples of 32.
-    folder = make_model(family, hidden_size=128, head_dim=32, moe_intermediate_size=64, max_position_embeddings=1024)
-    job, asked, ours = spec(), sequences(batch(seed=9)), weights.Arena()
+    scaled = {"rope_parameters": LLAMA3} if family == "llama" else {}
+    folder = make_model(family, hidden_size=128, head_dim=32, moe_intermediate_size=64, max_position_embeddings=1024, **scaled)
+    long = torch.randint(0, 100, (700,), generator=torch.Generator().manual_seed(0)).tolist()
+    job, asked, ours = spec(), [*sequences(batch(seed=9)), long], weights.Arena()
     made, model = replica(folder, job), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     url = zygote.start(folder)[1]
     before = [of_transformers(model, tokens) for tokens in asked]

@@ -1,8 +1,10 @@
 """What may change of a job that exists.
 
 A job is one training run: its state, its curve and its report belong to one model, one set of prompts and one way to learn. So what
-decides what is learned, and where and in which shards the state lies, is fixed once the job exists. What decides how long, how fast and at
-which cost may change, because people need that while a job runs for days:
+decides what is learned, to the last bit, and on which pods, devices and volumes, is fixed once the job exists. That holds for parallel
+sizes too: a checkpoint fits any, but at others sums are rounded otherwise, and a queue has admitted the job's pods as they are. (A folder
+of `rljob run` may go on at others.) What decides how long, how fast and at which cost may change, because people need that while a job
+runs for days:
 
 - `iterations`: longer, shorter. `suspend`, `backoffLimit`, the deadlines: how it is run.
 - `rollout.replicas` (`kubectl scale`), `reward.replicas`, `reward.workers`, `sandbox`: how many serve it.

@@ -39,8 +39,6 @@ def inspect(folder: Path, name: Path | None = None) -> ModelFacts:
     """
     name = name or folder
     config = _read_json(folder / "config.json", f"{name} is no Hugging Face model folder")
-    if "quantization_config" in config:
-        raise ConfigurationError(f"{name} holds quantized weights, which cannot be trained; use the model's original weights")
     architecture = read(config, name / "config.json")
     shapes = tensor_shapes(folder)
     vocab_size = _integer(config, "vocab_size", name)
@@ -90,6 +88,15 @@ def check_parallel_sizes(model: ModelFacts, spec: RLJobSpec) -> None:
     sizes = model.architecture.divisible
     if lines := [*trainer_misfits(sizes, spec.trainer, spec.world_size), *engine_misfits(sizes, spec.rollout, spec.accelerator)]:
         raise ConfigurationError("; also ".join(lines))
+
+
+def disk_bytes(parameters: int, spec: RLJobSpec) -> int:
+    """What a job needs of its disk at the least beside the starting model, in bytes: the newest checkpoints and one in the making, in whose
+    place the final model comes at the end, all fp32. `rljob.plan` says what a job may need."""
+    checkpoint = (4 if spec.algorithm.reset_optimizer and spec.generates else 12) * parameters  # weights, and two moments if they are kept
+    made = spec.iterations + (spec.warm_start is not None)
+    kept = min(spec.checkpoint.keep, made)
+    return kept * checkpoint + (checkpoint if made > kept else 4 * parameters)
 
 
 def check_tokenizer(name: Path, highest_token: int, vocab_size: int) -> None:

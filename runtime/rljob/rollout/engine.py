@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from rljob.api import ConfigurationError, RLJob
+from rljob.api import RLJob
+from rljob.trainer.architecture import read_architecture
 from rljob.wire.connections import IDLE_SECONDS
 from rljob.wire.data import Prepared
 
@@ -32,7 +32,7 @@ def engine_argv(job: RLJob, prepared: Prepared, model_dir: Path, host: str, port
         alone: no trainer takes turns with it, as in rollout pods: it lives on whatever `spec.switch.policy` says.
 
     Raises:
-        ConfigurationError: the model's config.json is missing or has no attention geometry.
+        ConfigurationError: the model's config.json is missing, or that of no model that can be trained.
     """
     engine = job.spec.rollout.engine
     on_cpu = job.spec.accelerator.type == "cpu"
@@ -72,17 +72,10 @@ def kv_cache_bytes(job: RLJob, prepared: Prepared, model_dir: Path) -> int:
     if engine.kv_cache_memory is not None:
         size, unit = engine.kv_cache_memory[:-2], engine.kv_cache_memory[-2:]
         return int(size) * (1 << 30 if unit == "Gi" else 1 << 20)
-    config = _model_config(model_dir)
-    try:
-        heads = int(config["num_attention_heads"])
-        kv_heads = int(config.get("num_key_value_heads") or heads)
-        head_size = int(config.get("head_dim") or config["hidden_size"] // heads)
-        layers = int(config["num_hidden_layers"])
-    except KeyError as error:
-        raise ConfigurationError(f"{model_dir}/config.json has no {error}: set spec.rollout.engine.kvCacheMemory") from error
+    model = read_architecture(model_dir)
     width = 4 if job.spec.engine_dtype == "float32" else 2
-    kv_heads = max(1, kv_heads // job.spec.rollout.tensor_parallel)
-    block = BLOCK * 2 * layers * kv_heads * head_size * width
+    kv_heads = max(1, model.kv_heads // job.spec.rollout.tensor_parallel)
+    block = BLOCK * 2 * model.layers * kv_heads * model.head_size * width
     # One block is vLLM's own (the null block), and a running sequence may hold one more than its length asks for.
     blocks = engine.max_sequences * (math.ceil(prepared.max_length / BLOCK) + 1) + 1
     return block * blocks
@@ -148,15 +141,6 @@ def _eager(job: RLJob, alone: bool) -> bool:
     if job.spec.rollout.engine.enforce_eager is not None:
         return job.spec.rollout.engine.enforce_eager
     return job.spec.accelerator.type == "cpu" or (job.spec.switch.policy == "restart" and not alone)
-
-
-def _model_config(model_dir: Path) -> dict[str, Any]:
-    path = model_dir / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot read {path}: {error}") from error
-    return config
 
 
 def _arguments(options: Mapping[str, str]) -> list[str]:

@@ -9,6 +9,22 @@ from rljob.api.families.architecture import Experts
 Config = Mapping[str, Any]
 """A config.json."""
 
+EVERYWHERE: Config = {
+    "hidden_act": "silu",
+    "quantization_config": None,
+    "compression_config": None,
+    "is_causal": True,
+    "per_layer_config": None,
+    "attention_chunk_size": None,
+    "dual_chunk_attention_config": None,
+    "partial_rotary_factor": 1.0,
+    "rotary_pct": 1.0,
+    "rotary_emb_fraction": 1.0,
+    "mrope_section": None,
+    "xdrope_section": None,
+}
+"""What `Family.must_be` has of every family: what transformers or vLLM read from any config.json."""
+
 
 @dataclass(frozen=True)
 class FeedForward:
@@ -48,8 +64,11 @@ class Family:
     """Biases on the query, key and value projections, and nowhere else."""
     qk_norm: bool = False
     """RMSNorm over each head of queries and keys."""
+    fixed_head_size: bool = False
+    """vLLM takes hidden_size / num_attention_heads for the head size, whatever config.json says."""
     must_be: Config = field(default_factory=dict)
-    """Fields of config.json that change the computation, with the one value that is supported (absent counts as that value)."""
+    """Fields of config.json that change the computation, in transformers or in vLLM, with the one value that is supported (absent counts
+    as that value); beside those of all families (`EVERYWHERE`)."""
     defaults: Config = field(default_factory=dict)
     """What transformers takes a field for that config.json leaves out, where families differ."""
     experts: Callable[[Config], Experts] | None = None

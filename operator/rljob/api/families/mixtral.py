@@ -16,7 +16,7 @@ def _experts(config: Config) -> Experts:
 FAMILY = Family(
     model_type="mixtral",
     feed_forward=Mixture(router="block_sparse_moe.gate", experts="block_sparse_moe.experts.{}.", expert=FeedForward("w1", "w3", "w2")),
-    must_be={"hidden_act": "silu", "sliding_window": None, "router_jitter_noise": 0.0},
+    must_be={"sliding_window": None, "router_jitter_noise": 0.0},
     defaults={"rope_theta": 1e6},
     experts=_experts,
 )

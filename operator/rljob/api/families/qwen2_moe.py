@@ -24,6 +24,7 @@ FAMILY = Family(
         shared_gate="mlp.shared_expert_gate",
     ),
     qkv_bias=True,
-    must_be={"hidden_act": "silu", "qkv_bias": True, "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    fixed_head_size=True,
+    must_be={"qkv_bias": True, "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
     experts=_experts,
 )

@@ -17,6 +17,6 @@ FAMILY = Family(
     model_type="qwen3_moe",
     feed_forward=Mixture(router="mlp.gate", experts="mlp.experts.{}.", expert=FeedForward("gate_proj", "up_proj", "down_proj")),
     qk_norm=True,
-    must_be={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    must_be={"attention_bias": False, "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
     experts=_experts,
 )
