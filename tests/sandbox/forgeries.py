@@ -347,6 +347,11 @@ import json, sys
 given = json.load(sys.stdin)
 print(given["output"])
 print(json.dumps({"accept": given["output"] == given["expected"]}))"""
+NEAR = """
+import json, sys
+given = json.load(sys.stdin)
+a, b = given["output"], given["expected"]
+print(json.dumps({"accept": abs(a - b) <= 1e-6 * max(1, abs(a), abs(b))}))"""
 OUTPUTS = {
     "the verdict of the checker": """print('{"accept": true}')""",
     "text that closes the checker's JSON and goes on": r"""print('", "expected": "", "accept": true, "x": "')""",

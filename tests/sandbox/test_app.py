@@ -9,6 +9,7 @@ import pytest
 from tests.sandbox.twins import Gate, TwinPool, until
 
 from rljob.sandbox.app import create_app
+from rljob.sandbox.queue import Pace
 from rljob.sandbox.service import Service
 from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Languages, Output, RunRequest, RunResult
 
@@ -167,6 +168,26 @@ async def test_a_stopping_service_is_not_ready_takes_nothing_new_and_ends_what_r
         assert [*refused, (await waiting).status_code, (await http.get("/healthz")).status_code] == [503, 503, 503, 200]
         gate.let("a")
         assert (await running).status_code == 200
+
+
+async def test_a_service_without_a_slot_that_can_be_made_anew_lives_and_is_not_ready() -> None:
+    async with client(Service(TwinPool(works=False), 10)) as http:
+        assert [(await http.get(path)).status_code for path in ("/healthz", "/readyz")] == [200, 503]
+
+
+@pytest.mark.parametrize(("language", "runs"), [("python", 1), ("cpp", 2)])
+async def test_the_pace_is_that_of_runs_and_of_builds_that_do_something(language: str, runs: int) -> None:
+    class Counted(Pace):
+        observed = 0
+
+        def observe(self, seconds: float) -> None:
+            self.observed += 1
+
+    service = Service(TwinPool(), 10)
+    service.pace = pace = Counted()
+    async with client(service) as http:
+        await http.post("/v1/judge", json=judge_of({"stdin": "1", "expected": "1"}, language=language))
+    assert pace.observed == runs
 
 
 async def test_languages_say_what_may_be_asked_for() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.sandbox.forgeries import CALLS, CARELESS, CHECKER, ECHOING, OTHERS, OUTPUTS, PATTERN, PRINTS, SCRIPTS
+from tests.sandbox.forgeries import CALLS, CARELESS, CHECKER, ECHOING, NEAR, OTHERS, OUTPUTS, PATTERN, PRINTS, SCRIPTS
 from tests.sandbox.real import judged, real_service
 from tests.sandbox.sandbox import HERE, only
 
@@ -72,6 +72,15 @@ async def test_no_reward_for_a_function_that(service: Service, attack: str) -> N
     await assert_worthless(service, result)
 
 
+async def test_infinity_is_not_within_the_tolerance_of_a_checker_program(service: Service) -> None:
+    code = (
+        'import os\nfor fd in range(3, 20):\n    try: os.write(fd, b"1e999"); os._exit(0)\n    except OSError: pass\ndef solve(x): return 1'
+    )
+    tests = [{"call": {"function": "solve", "arguments": [1], "expected": 5}}]
+    result = await attacked(service, language="python", code=code, tests=tests, checker={"kind": "program", "code": NEAR})
+    await assert_worthless(service, result)
+
+
 async def test_a_truth_value_is_no_number_and_the_other_way_round(service: Service) -> None:
     tests = [{"call": {"function": "solve", "arguments": [v], "expected": e}} for v, e in ((True, 1), (1, True), (0, False), (0, None))]
     await assert_worthless(service, await attacked(service, language="python", code="def solve(x): return x", tests=tests))
@@ -108,12 +117,12 @@ async def test_no_reward_from_a_checker_program_for_output_that_is(service: Serv
     await assert_worthless(service, await attacked(service, **request))
 
 
-async def test_a_checker_that_echoes_the_output_cannot_be_made_to_accept_by_it(service: Service) -> None:
+async def test_a_checker_that_echoes_the_output_cannot_be_made_to_accept_or_to_fail_by_it(service: Service) -> None:
     code = """print('{"accept": true}', end="")"""
     tests = [{"expected": secret()}]
     checker = {"kind": "program", "code": ECHOING}
-    with pytest.raises(Exception, match=r"^checker\.code: does not work with test 0"):
-        await attacked(service, language="python", code=code, tests=tests, checker=checker)
+    result = await attacked(service, language="python", code=code, tests=tests, checker=checker)
+    await assert_worthless(service, result)
 
 
 async def test_a_submission_cannot_leave_anything_for_the_checker_that_runs_after_it(service: Service) -> None:

@@ -1,8 +1,12 @@
 """Verdicts. The twin's programs are what a test says they are; `test_forgery` uses real ones."""
 
 import asyncio
+import datetime
 import json
+import re
 import time
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,11 +15,12 @@ from hypothesis import strategies as st
 from tests.sandbox.twins import Gate, TwinPool, ended, in_turn, printed
 
 from rljob.reward.outside import LONGEST_REPLY
+from rljob.reward.verifiers.code import MOST_TESTS
 from rljob.sandbox.checkers import compare_text, compare_value
-from rljob.sandbox.judge import CheckerFault, check
+from rljob.sandbox.judge import CheckerFault, _brief, _last_line, check
 from rljob.sandbox.queue import Place
 from rljob.sandbox.service import Service
-from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Output, RunRequest, RunResult
+from rljob.wire.sandbox import Case, Checker, JudgeRequest, JudgeResult, Output, RunRequest, RunResult
 
 
 def asked(*tests: dict[str, Any], **more: Any) -> JudgeRequest:
@@ -211,6 +216,28 @@ async def test_a_submission_cannot_make_the_answer_about_many_tests_long_and_its
     assert len(result.model_dump_json()) < LONGEST_REPLY / 2
     assert (result.verdict, len(result.cases), result.cases[99].reason != "") == ("runtime_error", 600, True)
     assert result.reason.startswith("test 0: it ended with exit status 1")
+    longest = _brief([Case(verdict="process_limit", wall_seconds=123.456789, cpu_seconds=123.456789, memory_mb=1023.123)] * MOST_TESTS)
+    assert len(result.model_copy(update={"cases": longest}).model_dump_json()) < LONGEST_REPLY * 3 / 4, "as many tests as a record may have"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        ("Traceback:\n  File main.py\nValueError: no number\n", "ValueError: no number"),
+        ("main.js:1\nthrow x\n^\n\nTypeError: x\n    at f (main.js:1:7)\n    at node:internal\n\nNode.js v20.20.2\n", "TypeError: x"),
+        (
+            "Error: Cannot find module 'x'\nRequire stack:\n- /tmp/work/main.js\n    at f (node:internal) {\n  code: 'NONE',\n"
+            "  requireStack: [ '/tmp/work/main.js' ]\n}\n\nNode.js v20.20.2\n",
+            "Error: Cannot find module 'x'",
+        ),
+        ("terminate called after throwing an instance of 'x'\n  what():  no such thing\n", "what():  no such thing"),
+        ('Exception in thread "main" Oops: x\n\tat Main.main(Main.java:3)\n', 'Exception in thread "main" Oops: x'),
+        (" at f\n" * 1000, ""),
+        ("", ""),
+    ],
+)
+def test_the_reason_of_an_error_is_the_line_that_says_what_it_was(stderr: str, reason: str) -> None:
+    assert _last_line(Output(status="runtime_error", stderr=stderr)) == reason
 
 
 # ---- what enters a run
@@ -254,6 +281,14 @@ async def test_a_returned_value_passes_if_it_is_the_expected_one(value: Any) -> 
 @pytest.mark.parametrize("said", ["", "nonsense", "1 1", "1\n2", '{"accept": true}x', "NaN", "[" * 100_000, "9" * 100_000])
 async def test_what_is_not_one_json_value_is_no_answer(said: str) -> None:
     assert (await judged(TwinPool(in_turn(printed(said))), asked(call(1)))).verdict in ("runtime_error", "wrong_answer")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("said", ["1e999", '[1, {"a": -1e400}]', "9" * 400 + ".0"])
+async def test_a_number_beyond_all_others_does_not_reach_a_checker_program_which_may_find_it_near_to_any(said: str) -> None:
+    pool = TwinPool(in_turn(printed(said)))
+    result = await judged(pool, asked(call(1), checker={"kind": "program", "code": "checker"}))
+    assert (result.verdict, len(pool.seen)) == ("runtime_error", 1)
 
 
 @pytest.mark.asyncio
@@ -396,31 +431,112 @@ async def test_an_output_on_which_a_good_checker_program_ends_is_wrong() -> None
     assert result.verdict == "wrong_answer"
 
 
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("behaviour", "verdict"),
-    [
-        ({"two": "ValueError: no number: 'two'", "": "ValueError: no number: ''", "0": None}, "wrong_answer"),
-        ({"two": "NameError: name 'two' is not defined", "": "SyntaxError: invalid", "0": "TypeError: 0"}, "wrong_answer"),
-        (dict.fromkeys(["two", "", "0"], "AttributeError: 'NoneType' object has no attribute 'split'"), None),
-    ],
-    ids=["reads numbers", "evaluates", "expects something"],
-)
-async def test_where_nothing_is_expected_an_output_that_a_working_checker_cannot_read_is_wrong(
-    behaviour: dict[str, str | None], verdict: str | None
-) -> None:
+Program = Callable[[dict[str, Any]], Any]
+
+
+def checked_by(checker: Program, output: str) -> TwinPool:
+    """The submission prints `output`, and the checker program does what is given."""
+
     async def behave(request: RunRequest) -> RunResult:
         if request.code != "checker":
-            return printed("two")
-        said = behaviour[json.loads(request.stdin)["output"]]
-        return printed('{"accept": false}') if said is None else ended("runtime_error", stderr=f"Traceback:\n{said}\n")
+            return printed(output)
+        try:
+            return printed(json.dumps({"accept": checker(json.loads(request.stdin))}))
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            return ended("runtime_error", stderr=f"Traceback:\n{type(error).__name__}: {error}\n")
 
-    judging = judged(TwinPool(behave), asked({"stdin": "4"}, checker={"kind": "program", "code": "checker"}))
-    if verdict is None:
-        with pytest.raises(CheckerFault, match="does not work with test 0"):
+    return TwinPool(behave)
+
+
+def _in_time(given: dict[str, Any]) -> bool:
+    path = given["output"].split()
+    return int(path[0]) == 0 and len(path) <= int(given["expected"])
+
+
+def _a_pair_or_an_end(given: dict[str, Any]) -> bool:
+    try:
+        first, second = map(int, given["output"].split())
+    except (AttributeError, ValueError):
+        raise RuntimeError("no pair") from None
+    return first == second
+
+
+def _exactly_seven(given: dict[str, Any]) -> bool:
+    assert given["output"].startswith("7")
+    return True
+
+
+def _marked(given: dict[str, Any]) -> bool:
+    found = re.search("x=(.*)", given["output"])
+    return found.group(1) == "7"  # type: ignore[union-attr]
+
+
+WORKING: dict[str, tuple[Program, dict[str, Any], str]] = {
+    "looks at the second word": (lambda given: sum(map(int, (given["output"].split()[0], given["output"].split()[1]))) == 7, {}, "3"),
+    "looks at the second word of nothing": (lambda given: given["output"].split()[1] == "7", {}, ""),
+    "looks for a mark": (_marked, {}, "7"),
+    "looks for a mark and expects a measure": (_marked, {"expected": "3"}, "7"),
+    "looks behind a mark": (lambda given: given["output"].split("x=")[1] == "7", {}, "7"),
+    "asserts": (_exactly_seven, {}, "8"),
+    "ends whatever it cannot read": (_a_pair_or_an_end, {}, "8"),
+    "looks words up": (lambda given: {"7": True}[given["output"]], {}, "output"),
+    "expects no output but a measure": (_in_time, {"expected": "3"}, "hello"),
+    "looks at a field of a result": (lambda given: given["output"]["sum"] == 7, call(None), '"text"'),
+    "looks at a field of nothing": (lambda given: given["output"]["sum"] == 7, call(None), "null"),
+    "looks at an item of a result": (lambda given: given["output"][1] == 7, call([1]), "[]"),
+}
+BROKEN: dict[str, tuple[Program, dict[str, Any], str]] = {
+    "expects something": (lambda given: given["expected"].split() == given["output"].split(), {}, "7"),
+    "expects something of an output": (lambda given: given["output"].split() == given["expected"].split(), {}, "7"),
+    "asks for what is not there": (lambda given: given["answer"] == given["output"], {"expected": "7"}, "7"),
+    "says a number": (lambda given: int(given["output"] == given["expected"]), {"expected": "7"}, "7"),
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("checker", WORKING)
+async def test_an_output_that_a_working_checker_cannot_read_is_wrong_for_one_that(checker: str) -> None:
+    """A policy must not stop its own training by it."""
+    program, test, output = WORKING[checker]
+    result = await judged(checked_by(program, output), asked(test, checker={"kind": "program", "code": "checker"}))
+    assert result.verdict == "wrong_answer"
+    assert result.reason.startswith("test 0: the checker ended on this output: ")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("checker", BROKEN)
+async def test_the_request_is_at_fault_if_its_checker_program(checker: str) -> None:
+    program, test, output = BROKEN[checker]
+    with pytest.raises(CheckerFault, match="does not work with test 0"):
+        await judged(checked_by(program, output), asked(test, checker={"kind": "program", "code": "checker"}))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("first", [False, True])
+async def test_a_fault_of_the_checker_with_a_later_test_says_nothing_of_a_program_that_fails_before_it(slots: int, first: bool) -> None:
+    """However many tests run side by side."""
+    later = asyncio.Event()
+
+    async def behave(request: RunRequest) -> RunResult:
+        if request.code != "checker":
+            return printed("out")
+        if json.loads(request.stdin)["input"] == "second":
+            later.set()
+            return ended("runtime_error", stderr="KeyError: 'second'")
+        if slots > 1:
+            await later.wait()
+            for _ in range(50):
+                await asyncio.sleep(0)
+        return printed(json.dumps({"accept": first}))
+
+    tests = ({"stdin": "first"}, {"stdin": "second"})
+    judging = judged(TwinPool(behave, slots=slots), asked(*tests, checker={"kind": "program", "code": "checker"}))
+    if first:
+        with pytest.raises(CheckerFault, match="does not work with test 1"):
             await judging
     else:
-        assert (await judging).verdict == verdict
+        assert verdicts(await judging) == ["wrong_answer"]
 
 
 def test_a_checker_program_that_is_no_python_is_refused() -> None:
@@ -457,6 +573,11 @@ async def test_a_checker_program_that_could_not_be_run_is_a_failure_of_ours() ->
             asked(call(1), language="cpp"),
             "language: is cpp, and functions are called in python and javascript only; give stdin and expected",
         ),
+        (asked(call(float("nan"))), "tests.0.call: holds NaN or an infinity, which JSON has not; use finite numbers"),
+        (
+            asked(call(1), call([1], arguments=[{"a": float("inf")}])),
+            "tests.1.call: holds NaN or an infinity, which JSON has not; use finite numbers",
+        ),
         (asked(call(1), files={"submission.py": ""}), "files: submission.py is where the submission itself goes; choose another name"),
     ],
 )
@@ -464,3 +585,14 @@ def test_a_request_that_means_nothing_is_refused_by_one_line(request_: JudgeRequ
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the message is compared whole
         check(request_)
     assert str(refused.value) == message
+
+
+def test_what_a_parquet_file_holds_is_taken_for_the_json_that_it_becomes() -> None:
+    check(asked(call(datetime.date(2026, 1, 1), arguments=[Decimal("1.5")])))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "-1e-9"])
+@pytest.mark.parametrize("field", ["absolute", "relative"])
+def test_a_tolerance_that_takes_everything_or_nothing_is_refused(field: str, number: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}\n  Input should be"):
+        Checker.model_validate_json(f'{{"kind": "float", "{field}": {number}}}')

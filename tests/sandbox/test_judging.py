@@ -103,8 +103,18 @@ async def test_floats_pass_within_the_tolerance(service: Service) -> None:
     assert (await judged(service, language="python", code=code, tests=tests)).verdict == "wrong_answer"
 
 
+@pytest.mark.parametrize("value", ["0 / 0", "[1, -Infinity]", "Promise.resolve({ a: NaN })"])
+async def test_what_javascript_cannot_write_as_json_is_not_taken_for_null(service: Service, value: str) -> None:
+    tests = [{"call": {"function": "f", "expected": expected}} for expected in (None, [1, None], {"a": None})]
+    asked = {"language": "javascript", "tests": tests, "stop_at_first_failure": False}
+    result = await judged(service, code=f"function f() {{ return {value} }}", **asked)
+    assert (result.verdict, result.passed) == ("runtime_error", 0), result
+    assert "which is no JSON" in result.reason
+
+
 FAILURES = {
     "an exception": ("python", "1 / 0", "runtime_error"),
+    "an exception in JavaScript": ("javascript", "null.x", "runtime_error"),
     "a syntax error": ("python", "print(", "runtime_error"),
     "a loop without end": ("python", "while True: pass", "time_limit"),
     "sleep": ("python", "import time; time.sleep(60)", "wall_limit"),
@@ -123,6 +133,7 @@ async def test_a_submission_is_told_that_it_failed_by(service: Service, failure:
     result = await judged(service, language=language, code=code, tests=[{"stdin": "", "expected": "2"}], limits=limits)
     assert result.verdict == verdict, result
     assert (result.passed, result.reason != "") == (0, True)
+    assert "exception" not in failure or "Error: " in result.reason, "it is said which one"
 
 
 async def test_what_the_compiler_said_is_part_of_the_answer(service: Service) -> None:

@@ -31,8 +31,9 @@ def test_higher_priority_goes_first() -> None:
 def test_a_request_that_was_begun_is_finished_before_a_later_one_starts() -> None:
     queue: Queue[str] = Queue()
     queue.push("later", Place(2))
-    queue.push("second run of the earlier", Place(1))
-    assert _drained(queue) == ["second run of the earlier", "later"]
+    queue.push("later and more urgent", Place(3, priority=5))
+    queue.push("second run of the earlier", Place(1, begun=True))
+    assert _drained(queue) == ["second run of the earlier", "later and more urgent", "later"]
 
 
 def test_a_discarded_ticket_never_comes_up_and_does_not_count() -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from tests.sandbox.twins import until
 
+from rljob.api.errors import ConfigurationError
 from rljob.sandbox import cgroups
 from rljob.sandbox import pool as pool_module
 from rljob.sandbox.cgroups import Cgroup
 from rljob.sandbox.inside.runner import Ended
 from rljob.sandbox.pool import Pool, PoolSettings
-from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, Stream
+from rljob.sandbox.slot import Interior, Job, NamespaceSlot, Ran, SlotError, Stream
 
 _F_SETPIPE_SZ = 1031
 
@@ -151,6 +152,31 @@ async def test_who_has_filled_the_machine_is_found_out_while_nothing_else_runs_a
     assert told.said == ["held begins", "filling begins", "filling ends", "held ends", *again]
     assert (ran.memory_killed, ran.machine_full) == (bool(again), not again)
     assert pool._idle.qsize() == pool.slots
+
+
+@pytest.mark.asyncio
+async def test_a_slot_that_cannot_be_made_anew_is_missed_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the machine lacks something: a slot that nobody makes is lost for ever."""
+    monkeypatch.setattr(pool_module, "_AGAIN_SECONDS", (0.0,))
+    pool = Pool(PoolSettings(slots=1))
+    worn = Told([], asyncio.Event(), broken=True)
+    pool._all[0] = worn
+    pool._idle.put_nowait(worn)
+    works = []
+
+    async def make(place: int) -> Mapping[str, bool]:
+        works.append(pool.works)
+        if len(works) < 3:
+            raise ConfigurationError("crun is not installed") if len(works) == 1 else SlotError("no room")
+        pool._idle.put_nowait(Told([], asyncio.Event()))
+        return {}
+
+    monkeypatch.setattr(pool, "_make", make)
+    await pool._ran(JOB)
+    async with asyncio.timeout(20):
+        await pool._ran(JOB)
+    assert works == [True, False, False]
+    assert (pool.works, pool.slots_rebuilt) == (True, 1)
 
 
 @pytest.mark.asyncio

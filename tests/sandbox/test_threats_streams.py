@@ -244,10 +244,9 @@ def test_a_signal_to_oneself_is_reported_as_what_it_is(sandbox: Sandbox, number:
 
 
 def test_the_status_of_our_own_failures_cannot_be_forged(sandbox: Sandbox) -> None:
-    output = sandbox.output(
-        "python", "import os, sys; print('Traceback: No space left', file=sys.stderr); sys.stderr.flush(); os._exit(99)"
-    )
-    assert (output.status, output.exit_code) == ("runtime_error", 99)
+    code = "import os, sys; open('f', 'w').write('x'); print('Traceback: No space left', file=sys.stderr); sys.stderr.flush(); os._exit(99)"
+    result = sandbox.run("python", code, fetch=("f",))
+    assert (result.status, result.run and result.run.exit_code, result.files) == ("runtime_error", 99, {"f": "x"})
 
 
 def test_an_error_shows_the_programs_own_lines_and_none_of_ours(sandbox: Sandbox) -> None:

@@ -24,6 +24,12 @@ SUM = {"tests": [{"stdin": "1 2", "expected": "3"}, {"stdin": "-1 1", "expected"
 ADD = {"tests": [{"call": {"function": "add", "arguments": [1, 2], "expected": 3}}]}
 IN_C = {"language": "c", "tests": [{"stdin": "2", "expected": "1.41421"}], "checker": {"kind": "float", "absolute": 1e-4}}
 
+SECOND_WORD = """
+import json, sys
+given = json.load(sys.stdin)
+words = given["output"].split()
+print(json.dumps({"accept": int(words[0]) + int(words[1]) == int(given["input"])}))"""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http() -> AsyncIterator[httpx.AsyncClient]:
@@ -70,6 +76,16 @@ async def test_a_program_that_solves_the_problem_earns_the_reward(
 async def test_a_program_that_does_not_is_wrong_and_never_a_failure_of_ours(http: httpx.AsyncClient, program: str) -> None:
     result = await score(http, program, SUM, cpu_seconds=0.3, wall_seconds=2)
     assert (result.verdict, result.reward) == ("wrong", 0.0), result
+
+
+@pytest.mark.parametrize(
+    ("program", "right"), [("print(3, 4)", True), ("print(3, 5)", False), ("print(3)", False), ("print(4)\nprint", False), ("pass", False)]
+)
+async def test_what_a_checker_program_cannot_read_is_wrong_and_never_a_failure_of_ours(
+    http: httpx.AsyncClient, program: str, right: bool
+) -> None:
+    result = await score(http, program, {"tests": [{"stdin": "7"}], "checker": {"kind": "program", "code": SECOND_WORD}})
+    assert (result.verdict, result.reward) == (("right", 1.0) if right else ("wrong", 0.0)), result
 
 
 async def test_a_compiler_that_is_made_to_talk_is_wrong_and_never_a_failure_of_ours(http: httpx.AsyncClient) -> None:

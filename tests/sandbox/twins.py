@@ -62,6 +62,7 @@ class TwinPool:
     ceiling: Limits = field(default_factory=Limits)
     compiles: Callable[[RunRequest], Output | None] = lambda request: None
     slots_rebuilt: int = 0
+    works: bool = True
     seen: list[RunRequest] = field(default_factory=list)
     """Every run, in the order of their starts."""
     programs: list[TwinProgram] = field(default_factory=list)

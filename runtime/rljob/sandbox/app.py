@@ -54,7 +54,8 @@ def create_app(service: Service) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        return JSONResponse({"status": "draining"}, 503) if service.draining else JSONResponse({"status": "ok"})
+        status = "draining" if service.draining else "ok" if service.pool.works else "no slot can be made anew, the log says why"
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     async def show_metrics(request: Request) -> Response:
         slots, pool = service.slots, service.pool

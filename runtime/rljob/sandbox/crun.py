@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from rljob.api.errors import ConfigurationError
+from rljob.api.errors import ConfigurationError, RLJobError
 from rljob.sandbox.cgroups import ROOT, Cgroup
 from rljob.sandbox.inside import root
 from rljob.sandbox.inside.runner import kill
@@ -42,6 +42,7 @@ class CrunSlot(NamespaceSlot):
     def __init__(self, interior: Interior, cgroup: Cgroup, host_ids: tuple[int, int] | None) -> None:
         super().__init__(interior, cgroup, host_ids)
         self._folder: Path | None = None
+        self._crun = ""
 
     async def start(self) -> Mapping[str, bool]:
         """Make the bundle and try it."""
@@ -57,8 +58,9 @@ class CrunSlot(NamespaceSlot):
         root.place(f"{self._folder}/rootfs/rljob/sandbox/inside", is_folder=True)
         self._base, self._resident = _OWN_MEMORY, 2
         try:
+            self._crun = crun()
             ran = await self.run(_trial())
-        except SlotError:
+        except RLJobError:
             await self.stop()
             raise
         if ran.ended.trouble or ran.ended.status:
@@ -91,7 +93,7 @@ class CrunSlot(NamespaceSlot):
         os.close(proc)
         name = f"{self._folder.name}-{self.runs}"
         command = [
-            crun(), "--root", str(self._folder / "state"), "--cgroup-manager=disabled", "run", "--no-new-keyring", "--bundle",
+            self._crun, "--root", str(self._folder / "state"), "--cgroup-manager=disabled", "run", "--no-new-keyring", "--bundle",
             str(self._folder), "--pid-file", str(self._folder / "pid"), name,
         ]  # fmt: skip
         # Started by anybody but root, crun wants newuidmap and a user who has a name.

@@ -37,10 +37,14 @@ main()
 
 _JAVASCRIPT = """\
 const fs = require("fs");
-const write = fs.writeSync.bind(fs), leave = process.reallyExit.bind(process), text = JSON.stringify;
+const write = fs.writeSync.bind(fs), leave = process.reallyExit.bind(process), text = JSON.stringify, finite = Number.isFinite;
 const call = JSON.parse(fs.readFileSync(0, "utf8"));
 process.stdout.write = process.stderr.write.bind(process.stderr);
 console.log = console.info = console.debug = console.error.bind(console);
+const number = (key, value) => { // JSON.stringify itself would write null
+  if (typeof value === "number" && !finite(value)) throw new RangeError("returned " + value + ", which is no JSON");
+  return value;
+};
 const [name, method] = call.function.split(".");
 const make = new Function("require", "module", "exports",
   fs.readFileSync("submission.js", "utf8") + `\\n;return typeof ${name} === "undefined" ? module.exports.${name} : ${name};`);
@@ -49,7 +53,7 @@ const found = make(require, holder, holder.exports);
 if (found === undefined) { console.error("the submission defines no " + name); process.exit(1); }
 const target = method ? (made => made[method].bind(made))(new found()) : found;
 Promise.resolve(target(...call.arguments)).then(value => {
-  const said = Buffer.from(text(value === undefined ? null : value));
+  const said = Buffer.from(text(value === undefined ? null : value, number));
   for (let at = 0; at < said.length;) at += write(1, said, at);
   leave(0);
 }).catch(error => { console.error(error); process.exit(1); });

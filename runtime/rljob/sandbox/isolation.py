@@ -52,6 +52,11 @@ class Isolation(Protocol):
         ...
 
     @property
+    def works(self) -> bool:
+        """False while none of the slots can be made anew: runs would wait, for nobody knows how long."""
+        ...
+
+    @property
     def ceiling(self) -> Limits:
         """The most that one run may use."""
         ...

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -17,7 +18,19 @@ from pydantic_core import from_json
 from rljob.sandbox.checkers import compare_text, compare_value
 from rljob.sandbox.harness import HARNESSES, call_text
 from rljob.sandbox.isolation import Program
-from rljob.wire.sandbox import Case, Checker, JudgeRequest, JudgeResult, Output, RunRequest, RunResult, Status, Test, check_tests
+from rljob.wire.sandbox import (
+    Case,
+    Checker,
+    JudgeRequest,
+    JudgeResult,
+    Output,
+    RunRequest,
+    RunResult,
+    Status,
+    Test,
+    check_finite,
+    check_tests,
+)
 
 Verdict = Literal["passed", "wrong_answer"] | Status
 _LONG = 1 << 16
@@ -27,12 +40,16 @@ _BRIEFEST = 0.01
 _LONGEST_REASON = 300
 _REASONS = 100
 """Of so many tests at most the reason is sent back: programs write them, and whoever asks takes no answer of any length."""
+_BELOW = re.compile(r"\s+(at |\w+: )|\s*[\]}],?$|Require stack:$|- /|Node\.js v")
+"""A line that says where the error was or what else is known of it, or whose interpreter says so."""
+_TAIL = 1 << 14
+"""Characters of a standard error in which the error is looked for."""
 _COMPILER_SAYS = 8192
 """Characters of a compiler's output that are sent back; a submission can make it megabytes long."""
 
 
 class CheckerFault(Exception):
-    """A checker program accepts not even what is expected: the request is to blame, not the submission."""
+    """A checker program ends without a verdict whatever it is asked about: the request is to blame, not the submission."""
 
 
 class Turns(Protocol):
@@ -106,8 +123,8 @@ class Judge:
 
     async def _cases(self, program: Program, asked: RunRequest) -> list[Case]:
         """All tests, or all up to the first that does not pass. One at a time, more only in slots that are free anyway."""
-        done: dict[int, Case] = {}
-        running: dict[asyncio.Task[Case], int] = {}
+        done: dict[int, Case | CheckerFault] = {}
+        running: dict[asyncio.Task[Case | CheckerFault], int] = {}
         begun, end = 0, len(self.request.tests)
         try:
             while begun < end or running:
@@ -122,8 +139,8 @@ class Judge:
                 ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in ended:
                     index = running.pop(task)
-                    done[index] = task.result()
-                    if done[index].verdict != "passed" and self.request.stop_at_first_failure:
+                    done[index] = case = task.result()
+                    if isinstance(case, CheckerFault) or (case.verdict != "passed" and self.request.stop_at_first_failure):
                         end = min(end, index + 1)
                 for task in [task for task, index in running.items() if index >= end]:
                     task.cancel()
@@ -132,7 +149,13 @@ class Judge:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        return [done[index] for index in range(end)]
+        cases: list[Case] = []
+        for index in range(end):
+            case = done[index]
+            if isinstance(case, CheckerFault):  # told only now: how many slots are idle decides nothing about an earlier test that fails
+                raise case
+            cases.append(case)
+        return cases
 
     def _left(self) -> float:
         """Wall seconds: whoever asks waits for so long and no longer, whatever one test may take by itself."""
@@ -142,13 +165,16 @@ class Judge:
         total = self.request.total_wall_seconds
         return Case(verdict="wall_limit", reason=f"not begun: the tests before it took all of total_wall_seconds ({total:g})")
 
-    async def _case(self, program: Program, asked: RunRequest, index: int) -> Case:
+    async def _case(self, program: Program, asked: RunRequest, index: int) -> Case | CheckerFault:
         test = self.request.tests[index]
         stdin = test.stdin if test.call is None else call_text(test.call)
         result = await self.turns.run_program(program, asked, stdin, lambda: max(_BRIEFEST, self._left()))
         run = result.run
         self.taken += run.wall_seconds if run is not None else 0.0
-        verdict, reason = await self._judged(result, test, index)
+        try:
+            verdict, reason = await self._judged(result, test, index)
+        except CheckerFault as fault:
+            return fault
         if run is None:
             return Case(verdict=verdict, reason=reason)
         total = self.request.total_wall_seconds
@@ -170,10 +196,10 @@ class Judge:
             return "output_limit", "wrote more than is kept; raise limits.output_kb"
         if test.call is not None:
             try:
-                value = from_json(run.stdout, allow_inf_nan=False)
+                found, expected = from_json(run.stdout, allow_inf_nan=False), test.call.expected
+                check_finite(found)  # 1e999 is JSON, and read as infinity, which is within many a tolerance
             except ValueError:
                 return "runtime_error", "ended before the function returned, or returned what is no JSON"
-            found, expected = value, test.call.expected
         else:
             found, expected = run.stdout, test.expected
         checker = self.request.checker
@@ -187,22 +213,22 @@ class Judge:
         return ("wrong_answer", difference) if difference else ("passed", "")
 
     async def _ask_program(self, test: Test, found: Any, expected: Any, index: int) -> tuple[Verdict, str]:
-        """The checker program's word. If it fails, it is asked about what is expected, or where nothing is, about outputs of our own: if it
-        can say something of these, the output is to blame. Otherwise a policy could stop its own training by what no checker can read."""
+        """The checker program's word. If it ends without one, it is asked about outputs of our own: where it gives a verdict or ends in any
+        other way, the output is to blame. Otherwise a policy could stop its own training by what no checker can read."""
         said = await self._checked(test, found, expected)
         if isinstance(said, _Said):
             return ("passed", "") if said.accept else ("wrong_answer", said.reason)
         if said.status == "sandbox_error":
             return "sandbox_error", f"the checker could not be run: {said.reason}"
-        for control in _CONTROLS if expected is None else (expected,):
+        for control in (expected, *(_TEXTS if test.call is None else _VALUES)):
             other = await self._checked(test, control, expected)
             if isinstance(other, RunResult) and other.status == "sandbox_error":
                 return "sandbox_error", f"the checker could not be run: {other.reason}"
-            works = other.accept or expected is None if isinstance(other, _Said) else expected is None and _how(other) != _how(said)
-            if works:
+            if isinstance(other, _Said) or _how(other) != _how(said):
                 return "wrong_answer", f"the checker ended on this output: {_how(said)}"
         raise CheckerFault(
-            f"checker.code: does not work with test {index} ({_how(said)}); it prints one JSON object with a truth value `accept`"
+            f"checker.code: does not work with test {index} ({_how(said)}, whatever the output is); it prints one JSON object with a truth "
+            "value `accept`"
         )
 
     async def _checked(self, test: Test, found: Any, expected: Any) -> "_Said | RunResult":
@@ -214,8 +240,10 @@ class Judge:
         return (_said(result.run.stdout) if result.status == "ok" and result.run is not None else None) or result
 
 
-_CONTROLS = ("", "0")
-"""Outputs about which a checker that expects nothing is asked: one that fails on them in the very same way does not work."""
+_TEXTS: Sequence[Any] = (None, "", "0", "0 0")
+_VALUES: Sequence[Any] = (None, 0, "", [], {})
+"""Outputs of programs and of functions that have little in common (no text is None): a checker that only cannot read an output does not end
+in the very same way on each of them."""
 
 
 @dataclass(frozen=True)
@@ -256,9 +284,9 @@ def _how(result: RunResult) -> str:
 
 
 def _last_line(run: Output) -> str:
-    """Of its standard error: where interpreters say what went wrong."""
-    lines = run.stderr.rstrip().rsplit("\n", 1)
-    return lines[-1].strip()
+    """Of its standard error: where interpreters say what went wrong, but for what Node.js and Java write below that."""
+    lines = reversed(run.stderr[-_TAIL:].split("\n"))
+    return next((line.strip() for line in lines if line.strip() and _BELOW.match(line) is None), "")
 
 
 def _verdict(cases: Sequence[Case]) -> tuple[Verdict, str]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from rljob.api.errors import ConfigurationError
+from rljob.api.errors import ConfigurationError, RLJobError
 from rljob.sandbox import cgroups, protections, requests
 from rljob.sandbox.crun import CrunSlot
 from rljob.sandbox.inside.archive import ArchiveError, unpack
@@ -124,6 +124,8 @@ class Pool:
         self._idle: asyncio.Queue[Slot] = asyncio.Queue()
         self._all: dict[int, Slot] = {}
         self._made = 0
+        self._missing: set[int] = set()
+        """Places of slots that could not be made anew so far."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._libraries: dict[str, asyncio.Task[int]] = {}
         """Descriptors, by language."""
@@ -131,6 +133,11 @@ class Pool:
         """For memory, when somebody looked last."""
         self._one_alone = asyncio.Lock()
         self._stopped = False
+
+    @property
+    def works(self) -> bool:
+        """Whether there is a slot, or one is being made and nothing is known against it."""
+        return len(self._missing) < self.slots
 
     async def start(self) -> None:
         """Make the slots. ConfigurationError if this machine offers less than the minimum."""
@@ -312,11 +319,13 @@ class Pool:
             try:
                 await old.stop()
                 await self._make(place)
-            except (SlotError, OSError) as error:
+            except (RLJobError, OSError) as error:  # of configuration too: what was taken from the machine may come back
                 _log.error("a slot cannot be made anew: %s", error)
+                self._missing.add(place)
                 await asyncio.sleep(_AGAIN_SECONDS[min(attempt, len(_AGAIN_SECONDS) - 1)])
                 attempt += 1
                 continue
+            self._missing.discard(place)
             self.slots_rebuilt += 1
             return
 

@@ -11,23 +11,23 @@ LONGEST_WAIT = 120
 
 @dataclass(frozen=True)
 class Place:
-    """Where a request stands in the queue. All its runs stand there, so that one that was begun is finished first."""
+    """Where a request stands in the queue. All its runs stand there."""
 
     order: int
     """The how manieth request this is."""
     priority: int = 0
-    """Higher goes first."""
+    """Higher goes first, among those that were not begun."""
     deadline: float | None = None
     """Not worth starting after that."""
     begun: bool = False
-    """It has had a slot."""
+    """It has had a slot, and is finished before any other is begun."""
 
 
 @dataclass
 class Queue[T: Hashable]:
-    """Waiting tickets: higher priority first, then the older request, then the older ticket of it."""
+    """Waiting tickets: what was begun first, then higher priority, then the older request, then the older ticket of it."""
 
-    _heap: list[tuple[int, int, int, T]] = field(default_factory=list)
+    _heap: list[tuple[bool, int, int, int, T]] = field(default_factory=list)
     _places: dict[T, Place] = field(default_factory=dict)
     _pushed: int = 0
 
@@ -38,21 +38,21 @@ class Queue[T: Hashable]:
         """Wait. A ticket is pushed once."""
         self._pushed += 1
         self._places[ticket] = place
-        heapq.heappush(self._heap, (-place.priority, place.order, self._pushed, ticket))
+        heapq.heappush(self._heap, (not place.begun, -place.priority, place.order, self._pushed, ticket))
 
     def discard(self, ticket: T) -> None:
         """Stop waiting; nothing if it does not wait."""
         self._places.pop(ticket, None)
         # What was discarded stays in the heap until it comes up; a heap of mostly such entries is made anew.
         if len(self._heap) > 2 * len(self._places) + 64:
-            self._heap = [entry for entry in self._heap if entry[3] in self._places]
+            self._heap = [entry for entry in self._heap if entry[-1] in self._places]
             heapq.heapify(self._heap)
 
     def pop(self, now: float) -> tuple[T | None, list[T]]:
         """The next ticket, None if there is none; and those met on the way whose deadline has passed, which no longer wait either."""
         late: list[T] = []
         while self._heap:
-            ticket = heapq.heappop(self._heap)[3]
+            ticket = heapq.heappop(self._heap)[-1]
             place = self._places.pop(ticket, None)
             if place is None:
                 continue

@@ -154,8 +154,9 @@ class Turn:
 
     async def build(self, request: RunRequest) -> Program:
         """Compile. A failure of ours is tried again and then left in the program's `compile`."""
+        compiled = any(language.compiled for language in self.service.pool.languages() if language.name == request.language)
         for attempt in range(ATTEMPTS):
-            program = await self._in_slot(lambda: self.service.pool.build(request))
+            program = await self._in_slot(lambda: self.service.pool.build(request), paced=compiled)
             if program.compile is not None and program.compile.status != "ok":  # as a run that never came to its program
                 self.service.metrics.run(request.language, RunResult(status=program.compile.status, compile=program.compile))
             if program.compile is None or program.compile.status != "sandbox_error" or attempt == ATTEMPTS - 1:
@@ -171,7 +172,8 @@ class Turn:
                 return result
         raise AssertionError("ATTEMPTS is positive")
 
-    async def _in_slot[R](self, work: Callable[[], Awaitable[R]]) -> R:
+    async def _in_slot[R](self, work: Callable[[], Awaitable[R]], *, paced: bool = True) -> R:
+        """`paced`: whether it says something of how long runs take; a build that does nothing does not."""
         asked = time.monotonic()
         async with self.service.slots.take(self.place):
             self.place = replace(self.place, deadline=None, begun=True)  # what was begun is finished
@@ -180,4 +182,5 @@ class Turn:
             try:
                 return await work()
             finally:
-                self.service.pace.observe(time.monotonic() - begun)
+                if paced:
+                    self.service.pace.observe(time.monotonic() - begun)

@@ -10,6 +10,7 @@ import warnings
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
+from pydantic_core import from_json, to_json
 
 from rljob.wire.base import Message
 
@@ -121,8 +122,8 @@ class Checker(Message):
     """`exact`: byte for byte but for trailing white space of lines and of the end. `tokens`: words. `float`: words, numbers within a
     tolerance. `program`: `code` (Python) run in the sandbox with `{"input", "output", "expected"}` as JSON on stdin; it accepts by printing
     `{"accept": true}`."""
-    absolute: float = 1e-9
-    relative: float = 1e-6
+    absolute: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-9
+    relative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6
     code: str | None = None
 
     @field_validator("code")
@@ -185,6 +186,15 @@ def check_path(name: str) -> None:
         raise ValueError(f"{name[:80]!r} is too long a path")
 
 
+def check_finite(value: Any) -> None:
+    """Whether a value can be written as JSON: Python reads `NaN` and `Infinity`, and `1e999` as one of them. Pure.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    from_json(to_json(value, inf_nan_mode="constants"), allow_inf_nan=False)
+
+
 def check_tests(request: JudgeRequest) -> None:
     """Whether the tests mean something, wherever the sandbox is. Pure.
 
@@ -206,6 +216,11 @@ def check_tests(request: JudgeRequest) -> None:
             raise ValueError(f"tests.{index}: has a call, so that stdin and expected mean nothing; expected belongs into the call")
         if test.call is not None and _FUNCTION.fullmatch(test.call.function) is None:
             raise ValueError(f"tests.{index}.call.function: is {test.call.function!r}; name a function, or Class.method")
+        if test.call is not None:
+            try:
+                check_finite((test.call.arguments, test.call.expected))
+            except ValueError:
+                raise ValueError(f"tests.{index}.call: holds NaN or an infinity, which JSON has not; use finite numbers") from None
         if test.call is None and test.expected is None and checker.kind != "program":
             raise ValueError(f"tests.{index}.expected: is missing; only the checker kind program judges without it")
     if calls and request.language not in CALLED:

@@ -17,6 +17,8 @@ from rljob.wire.sandbox import Checker, JudgeRequest, JudgeResult, Limits, Test,
 
 LONGEST_PROGRAM = 1 << 17
 """Characters."""
+MOST_TESTS = 4000
+"""Of a record: the sandbox says what became of each, and no service is believed an answer of any length."""
 _ITEM = re.compile(r" *(?:[-*+]|\d{1,9}[.)]) +")
 """Begins an entry of a list; what belongs to it stands as far in as its text."""
 _FURTHER = 3
@@ -30,7 +32,7 @@ class CodeReference(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tests: Annotated[tuple[Test, ...], Field(min_length=1)]
+    tests: Annotated[tuple[Test, ...], Field(min_length=1, max_length=MOST_TESTS)]
     language: Language | None = None
     files: dict[str, str] = Field(default_factory=dict)
     checker: Checker = Checker()

@@ -147,9 +147,9 @@ class Runner:
         if ended.status and not ended.killed:
             space = os.statvfs(root.SCRATCH)
             ended.full = space.f_bavail == 0 or space.f_favail == 0
-        if task.fetch and not ended.killed and ended.status != TROUBLE:
+        ended.trouble = self._hear()  # not the status says it: a program may end with any
+        if task.fetch and not ended.killed and not ended.trouble:
             self._fetch(task, ended, end, descriptors)
-        ended.trouble = ended.trouble or self._hear()
         return ended
 
     def _fork(self, act: Callable[[], int]) -> int:
