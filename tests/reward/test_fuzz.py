@@ -58,14 +58,15 @@ PROSE = st.lists(
     max_size=40,
 ).map("".join)
 TEXT = st.text(max_size=200) | st.binary(max_size=200).map(lambda raw: raw.decode(errors="surrogateescape"))
-LOOPS = st.tuples(st.sampled_from(["x", "9", "{", "\\boxed{", "(", "```\n", "1,", "$", "\ud83d", "a ", "!"]), st.integers(1, 3000)).map(
-    lambda pair: pair[0] * pair[1]
-)
+LOOPED = st.sampled_from(["x", "9", "{", "\\boxed{", "(", "```\n", "1,", "$", "\ud83d", "a ", "!", "\u0316\u0301"])
+LOOPS = st.tuples(LOOPED, st.integers(1, 3000)).map(lambda pair: pair[0] * pair[1])
 ANSWERS = LATEX | LATEX.map(lambda text: f"\\boxed{{{text}}}") | PROSE | TEXT | LOOPS
 
 
 async def _others(request: httpx.Request) -> httpx.Response:
-    """A sandbox that takes whatever is a request (the real one is tested by its own threat list), and a model that judges."""
+    """A sandbox that takes whatever is a request (the real one is tested by its own threat list), and models whose context is short."""
+    if request.url.host != "sandbox" and len(await request.aread()) > 2500:
+        return httpx.Response(400, text="longer than the maximum context length")
     if request.url.host == "model":
         return httpx.Response(200, json=completion(verdict(json.loads(await request.aread()), 0)))
     if request.url.host == "scores":

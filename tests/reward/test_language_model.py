@@ -161,11 +161,37 @@ async def test_a_busy_broken_or_silent_endpoint_is_asked_again_after_a_wait_and_
 
 
 @pytest.mark.asyncio
-async def test_a_question_that_is_refused_for_good_is_a_failure_at_once() -> None:
+async def test_a_question_that_is_refused_whatever_the_answer_is_a_failure() -> None:
     world = World(lambda body: httpx.Response(400, text="response_format is not supported"))
     (result,) = await world.score(answer())
-    assert (result.verdict, len(world.asked)) == ("failed", 1)
+    assert (result.verdict, [shown(body, "answer") for body in world.asked]) == ("failed", ["It is 4.", "."])
     assert "answered 400: response_format is not supported" in result.reason
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("status", "short", "expected"),
+    [(400, right, ("wrong", 0.0)), (413, right, ("wrong", 0.0)), (422, right, ("wrong", 0.0)), (401, right, ("failed", None)),
+     (400, says("I see no answer."), ("failed", None)), (400, lambda body: httpx.Response(503), ("failed", None))],
+    ids=range(6),
+)  # fmt: skip
+async def test_an_answer_that_only_by_itself_is_refused_is_wrong(status: int, short: Say, expected: tuple[str, float | None]) -> None:
+    """As vLLM refuses what is longer than the context, and providers what their filters stop."""
+
+    def say(body: Body) -> str | httpx.Response | Exception:
+        return httpx.Response(status, text="maximum context length") if len(shown(body, "answer")) > 100 else short(body)
+
+    (result,) = await World(say).score(answer("word " * 100))
+    assert (result.verdict, result.reward) == expected
+    assert result.verdict == "failed" or "cannot be judged: " in result.reason
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_that_does_not_last_makes_no_answer_wrong() -> None:
+    """As of a provider that says so when an account is empty or too much was asked at once."""
+    world = World(lambda body: httpx.Response(400), right)
+    (result,) = await world.score(answer())
+    assert (result.verdict, [shown(body, "answer") for body in world.asked]) == ("right", ["It is 4.", ".", "It is 4."])
 
 
 FORGERIES = [
@@ -234,7 +260,7 @@ async def test_the_median_of_several_verdicts_counts() -> None:
 
 @pytest.mark.asyncio
 async def test_the_same_answer_is_judged_once_but_a_failure_is_not_kept() -> None:
-    world = World(lambda body: httpx.Response(400), right)
+    world = World(lambda body: httpx.Response(404), right)
     found = await world.score(answer(), answer(), answer(), answer("It is 5."))
     assert [r.verdict for r in found] == ["failed", "right", "right", "right"]
     assert len(world.asked) == 3

@@ -21,9 +21,9 @@ HERE = str(Path(__file__).parent / "own")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def own() -> AsyncIterator[WorkerPool]:
-    """A worker that can import `own_judges`."""
+    """Two workers that can import `own_judges`."""
     paths = os.pathsep.join([HERE, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    made = WorkerPool(1, dict(os.environ) | {"PYTHONPATH": paths, "HF_TOKEN": "secret"})
+    made = WorkerPool(2, dict(os.environ) | {"PYTHONPATH": paths, "HF_TOKEN": "secret"})
     await made.start()
     yield made
     await made.stop()
@@ -71,13 +71,24 @@ class TestOwn:
     async def test_nothing_is_left_behind_for_the_next_answer(self, own: WorkerPool) -> None:
         assert [(await score(own, "remembers", answer)).verdict for answer in ("a", "b", "c")] == ["right"] * 3
 
-    async def test_others_do_not_wait_for_one_that_never_ends(self, own: WorkerPool) -> None:
-        endless = asyncio.create_task(score(own, "spins", seconds=600.0))
+    async def test_a_slow_one_is_called_once_and_by_as_many_workers_as_there_are(self, own: WorkerPool, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        found = await asyncio.gather(*(score(own, "slowly", answer, log=str(log)) for answer in "abcd"))
+        assert [one.verdict for one in found] == ["right"] * 4
+        lines = log.read_text().splitlines()
+        assert sorted(lines) == [f"{word} {answer}" for word in ("begin", "end") for answer in "abcd"]
+        assert [line.split()[0] for line in lines[:2]] == ["begin"] * 2
+
+    async def test_it_does_not_wait_for_another_verifiers_answers_that_never_end(self, own: WorkerPool) -> None:
+        others = standard_judge(own, 600.0)
+        # Longer than what is judged once for all who ask, and would go on when nobody waits any more.
+        endless = [asyncio.create_task(others.score(item("regex", "x" * n, "(x+x+)+y"))) for n in (5000, 5001)]
         for _ in range(5):
             assert (await score(own, "right")).verdict == "right"
-        assert not endless.done()
-        endless.cancel()
-        await asyncio.gather(endless, return_exceptions=True)
+        assert not any(task.done() for task in endless)
+        for task in endless:
+            task.cancel()
+        await asyncio.gather(*endless, return_exceptions=True)
 
     async def test_one_that_never_ends_is_a_failure(self, own: WorkerPool) -> None:
         result = await score(own, "spins", seconds=0.8)

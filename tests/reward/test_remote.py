@@ -1,6 +1,7 @@
 """Programs in the sandbox and a user's own service. What they do not answer is asked again, and then a failure, never a number."""
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable
@@ -160,6 +161,9 @@ async def test_a_job_without_a_sandbox_says_what_to_set() -> None:
         ({"tests": [{"call": {"function": "f(1)", "expected": 1}}]}, "`reference`: tests.0.call.function: is 'f(1)'; name a function"),
         ({"tests": [CALL], "language": "c"}, "`reference`: language: is c, and functions are called in python and javascript only"),
         ({"tests": [CALL], "files": {"submission.py": ""}}, "`reference`: files: submission.py is where the submission itself goes"),
+        ({"tests": REFERENCE["tests"] * 4001}, "`reference.tests`: Tuple should have at most 4000 items"),
+        ({"tests": [{"call": {"function": "f", "expected": math.inf}}]}, "`reference`: tests.0.call: holds NaN or an infinity"),
+        (REFERENCE | {"checker": {"kind": "float", "absolute": math.inf}}, "`reference.checker.absolute`: Input should be a finite"),
         (REFERENCE | {"language": "cobol"}, "`reference.language`: Input should be 'python', 'c', "),
         (REFERENCE | {"files": {"../x": ""}}, "`reference`: '../x' is no relative path below the working folder"),
         (REFERENCE | {"checker": {"kind": "program"}}, "`reference`: checker.code: goes with checker.kind program"),

@@ -24,9 +24,9 @@ from rljob.api.verifiers import RewardModelOptions, named
 from rljob.prepare import scratch
 from rljob.prepare.preferences import add_value_head
 from rljob.reward.judge import Judge, standard_judge
-from rljob.reward.outside import Outside
+from rljob.reward.outside import NoAnswerError, Outside
 from rljob.reward.scorer import batches
-from rljob.reward.scorers import Scorers
+from rljob.reward.scorers import ScorerProcess, Scorers, Settings
 from rljob.reward.verifiers.reward_model import mapped
 from rljob.wire.reward import ScoreItem, ScoreResult
 
@@ -190,6 +190,43 @@ async def test_a_reply_without_a_score_is_a_failure_and_no_reward(reply: httpx.R
     said, bodies = await served(reply)
     assert (said.verdict, said.reward) == ("failed", None)
     assert len(bodies) == 2
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("context", "expected"), [(100, ("wrong", 0.0)), (0, ("failed", None))])
+async def test_what_does_not_fit_an_endpoints_context_is_wrong_unless_nothing_fits(
+    context: int, expected: tuple[str, float | None]
+) -> None:
+    def answering(request: httpx.Request) -> httpx.Response:
+        length = len(json.loads(request.content)["messages"][-1]["content"])
+        reply = httpx.Response(400, json={"error": {"message": f"This model's maximum context length is {context} tokens."}})
+        return reply if length > context else httpx.Response(200, json={"data": [{"probs": [1.0]}]})
+
+    judge = judge_with(SERVED, None, answering)
+    said = await judge.score(asked("a" * 101, SERVED))
+    assert (said.verdict, said.reward) == expected
+    assert "maximum context length" in said.reason
+
+
+class Infinite(ScorerProcess):
+    """A process whose model gives infinity."""
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        program = (
+            "import sys; sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(4), 'big')); body = b'{\"scores\": [Infinity]}'; "
+            "sys.stdout.buffer.write(len(body).to_bytes(4, 'big') + body)"
+        )
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdin=pipe, stdout=pipe)
+        return self._process
+
+
+@pytest.mark.asyncio
+async def test_infinity_of_a_folders_model_is_a_failure_and_no_full_marks() -> None:
+    scorer = Infinite(Settings(Path("model"), "cpu", 1), {})
+    with pytest.raises(NoAnswerError, match="model gave a score that is no number"):
+        await scorer.score({"chat": [], "answer": "a"}, 30.0)
+    await scorer.stop()
 
 
 @pytest.mark.asyncio

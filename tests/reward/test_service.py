@@ -1,5 +1,6 @@
 """The service over HTTP: order of results, verdicts, metrics, and its process."""
 
+import asyncio
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ import pytest
 from rljob.api import RLJob
 from rljob.api.errors import EXIT_CONFIGURATION
 from rljob.prepare.data_sources import stored
+from rljob.reward.app import create_app
+from rljob.reward.pool import WorkerPool
 from rljob.wire.reward import ScoreItem, ScoreRequest, ScoreResponse
 
 
@@ -96,6 +99,25 @@ def _sum() -> dict[str, Any]:
 
     entry: dict[str, Any] = reasoning_gym.create_dataset("chain_sum", size=1, seed=1)[0]
     return entry
+
+
+async def _hung(silent: str) -> ScoreResponse:
+    """What a service says of one answer whose judge is silent, and of 63 others, when the time of the call is over."""
+    hung = {"verifier": "http", "options": {"url": silent}}
+    items = [{"verifier": "exact", "reference": "a"} if number else hung for number in range(64)]
+    made = [ScoreItem.model_validate({"id": str(i), "prompt": "", "answer": "a", "finished": True} | one) for i, one in enumerate(items)]
+    app = create_app(WorkerPool(1, {}), 1.0, warm=False, named=frozenset([f"http {silent}"]), answering=0.2)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward") as http:
+        answer = await http.post("/v1/score", content=ScoreRequest(items=tuple(made)).model_dump_json())
+    return ScoreResponse.model_validate_json(answer.text)
+
+
+def test_one_judgement_that_takes_too_long_takes_no_verdict_from_the_others() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        first, *others = asyncio.run(_hung(f"http://127.0.0.1:{silent.getsockname()[1]}/")).results
+    assert [(one.id, one.verdict) for one in others] == [(str(number), "right") for number in range(1, 64)]
+    assert (first.id, first.verdict, first.reward) == ("0", "failed", None)
+    assert first.reason.startswith("verifier http: no judgement within 0.2 s; ")
 
 
 def test_health_answers_while_a_judgement_runs_without_end(process: tuple[subprocess.Popen[bytes], str]) -> None:

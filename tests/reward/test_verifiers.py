@@ -1,6 +1,9 @@
 """What each verifier calls right. Verifiers that need no process of their own are asked directly."""
 
+import random
+import sys
 import time
+import unicodedata
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +16,11 @@ from rljob.reward.registry import VERIFIERS, check, parse_options
 from rljob.reward.verifier import Verifier
 from rljob.reward.verifiers.extraction import extract, last_boxed, without_thoughts
 from rljob.reward.verifiers.instruction import broken
+from rljob.reward.verifiers.words import composed
 from rljob.wire.reward import ScoreItem
+
+MARKED = "x" + "\u0316" * 70
+"""A letter with more accents than are put in order together."""
 
 
 def _right(verifier: str, answer: str, reference: Any, **options: Any) -> bool:
@@ -34,6 +41,8 @@ def _right(verifier: str, answer: str, reference: Any, **options: Any) -> bool:
         ("b", ["a", "b"], {}, True),
         ("", "yes", {}, False),
         ("cafe\u0301", "caf\u00e9", {}, True),
+        (MARKED + " cafe\u0301", MARKED + " caf\u00e9", {}, True),
+        (MARKED, MARKED + "\u0316", {}, False),
     ],
 )
 def test_exact(answer: str, reference: Any, options: dict[str, Any], right: bool) -> None:
@@ -235,6 +244,7 @@ def test_a_reference_is_read_as_data_sets_write_it(reference: str, number: str) 
         ("我爱鸭子。", {"mention": ["鸭"]}, None),
         ("我爱鸭子。", {"avoid": ["鸭"]}, "uses a word to avoid"),
         ("我爱鸭子。", {"max_words": 3}, "4 words, at most 3 asked"),
+        (MARKED + " cafe\u0301", {"avoid": ["caf\u00e9"]}, "uses a word to avoid"),
     ],
 )
 def test_instruction(text: str, options: dict[str, Any], reason: str | None) -> None:
@@ -300,8 +310,11 @@ def test_thoughts_may_begin_after_an_empty_line() -> None:
         "1,111,111 1111 " * 60_000,
         "1.111" * 200_000,
         "the answer is " + "A, " * 300_000,
+        "a" + "\u0301" * 40_000 + "\u0316" * 40_000,
+        "\u0f73" * 80_000,
+        ("\u0301" * 29 + "a") * 30_000,
     ],
-    ids=range(21),
+    ids=range(24),
 )
 @pytest.mark.parametrize("verifier", ["exact", "numeric", "instruction", "choice"])
 def test_verifiers_without_a_process_of_their_own_are_fast_whatever_the_answer(verifier: str, answer: str) -> None:
@@ -310,6 +323,14 @@ def test_verifiers_without_a_process_of_their_own_are_fast_whatever_the_answer(v
     started = time.process_time()
     assert not _right(verifier, answer.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), reference, **options)
     assert time.process_time() - started < 2
+
+
+def test_texts_are_composed_as_unicode_says_unless_marks_pile_up() -> None:
+    odd = [chr(number) for number in range(0x80, sys.maxunicode + 1) if unicodedata.category(chr(number))[0] in "MPS"]
+    chance = random.Random(0)
+    texts = ["\u21d2" * 30 + "\u0338", "a" + "\u0316\u0301" * 14, *("".join(chance.choices(odd, k=200)) for _ in range(300))]
+    texts += ["".join(chance.choices(["a", "\u21d2", "\uac00", "\u0338", "\u0301", "\u0316"], k=200)) for _ in range(300)]
+    assert [text for text in texts if composed(text) != unicodedata.normalize("NFC", text)] == []
 
 
 @given(st.text(max_size=300))

@@ -231,7 +231,7 @@ class JudgeOptions(Options):
     max_tokens: Annotated[int, Field(ge=16)] = 2048
     """Longest reply of the judge."""
     longest_answer: Annotated[int, Field(ge=1)] = 100_000
-    """Characters; a longer answer is wrong unseen. Set it to what fits the judge's context: what does not is refused by the endpoint."""
+    """Characters; a longer answer is wrong unseen, as is one that does not fit the judge's context."""
     timeout_seconds: Annotated[float, Field(gt=0, le=280)] = 60.0
     """Time limit of one call."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 4

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter as Counted
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import httpx
@@ -15,14 +15,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from rljob.reward.judge import standard_judge
+from rljob.reward.judge import Judge, standard_judge
 from rljob.reward.outside import Outside
 from rljob.reward.pool import WorkerPool
 from rljob.reward.registry import VERIFIERS
 from rljob.reward.scorers import Scorers
 from rljob.wire.crowd import CrowdTransport
-from rljob.wire.reward import ScoreRequest, ScoreResponse, ScoreResult
+from rljob.wire.reward import ScoreItem, ScoreRequest, ScoreResponse, ScoreResult
 
+ANSWERING = 280.0
+"""Seconds until a call is answered with what is judged by then; the master waits 300 s, and then has nothing of what it asked."""
 CONNECTIONS = 256
 """To the sandbox and to judges, at a time."""
 
@@ -34,6 +36,7 @@ def create_app(
     sandbox: str | None = None,
     named: frozenset[str] = frozenset(),
     scorers: Scorers | None = None,
+    answering: float = ANSWERING,
 ) -> Starlette:
     """The service.
 
@@ -44,6 +47,7 @@ def create_app(
         sandbox: base address of the code sandbox.
         named: code and addresses that the job names; nobody can use others (`rljob.api.verifiers.named`).
         scorers: reward models in folders; stopped with the service.
+        answering: seconds until a call is answered; what is not judged by then has failed.
     """
     # Time limits are those of each call.
     http = httpx.AsyncClient(timeout=None, transport=CrowdTransport(most=CONNECTIONS), trust_env=False)
@@ -56,7 +60,7 @@ def create_app(
             asked = ScoreRequest.model_validate_json(await request.body())
         except ValidationError as error:
             return JSONResponse({"error": f"not a ScoreRequest: {error.errors()[0]['msg']} at {error.errors()[0]['loc']}"}, 422)
-        results = await asyncio.gather(*(judge.score(item) for item in asked.items))
+        results = await _in_time(judge, asked.items, answering)
         for item, result in zip(asked.items, results, strict=True):
             metrics.count(item.verifier, result)
         return Response(ScoreResponse(results=tuple(results)).model_dump_json(), media_type="application/json")
@@ -84,6 +88,27 @@ def create_app(
         Route("/metrics", show_metrics),
     ]
     return Starlette(routes=routes, lifespan=lifespan)
+
+
+async def _in_time(judge: Judge, items: Sequence[ScoreItem], seconds: float) -> list[ScoreResult]:
+    """A result for each item. One that takes too long takes no verdict from the others."""
+    tasks = [asyncio.create_task(judge.score(item)) for item in items]
+    late: set[asyncio.Task[ScoreResult]] = set()
+    try:
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return [_late(item, seconds) if task in late else task.result() for item, task in zip(items, tasks, strict=True)]
+
+
+def _late(item: ScoreItem, seconds: float) -> ScoreResult:
+    reason = (
+        f"verifier {item.verifier}: no judgement within {seconds:g} s; let one take less (timeout_seconds, attempts and retries of its "
+        "options), or raise spec.reward.workers or replicas"
+    )
+    return ScoreResult(id=item.id, verdict="failed", reward=None, reason=reason, seconds=seconds)
 
 
 class _Metrics:

@@ -77,8 +77,6 @@ class Judge:
             item = item.model_copy(update={"answer": answer})
         try:
             return await self._judged(verifier, item, options)
-        except NoAnswerError as error:
-            return f"verifier {item.verifier}: {error}"
         except Exception as error:  # noqa: BLE001 - a verifier's fault must reach the caller as `failed`, whatever its type
             return f"verifier {item.verifier} raised {type(error).__name__}: {error}"
 
@@ -101,15 +99,23 @@ class Judge:
     async def _outside(self, verifier: RemoteVerifier, item: ScoreItem, options: Any, outside: Outside) -> Said:
         same = verifier.same(item, options)
         if same is None:
+            return await self._answered(verifier, item, options, outside)
+        return await self.known.once((item.verifier, same), lambda: self._answered(verifier, item, options, outside))
+
+    async def _answered(self, verifier: RemoteVerifier, item: ScoreItem, options: Any, outside: Outside) -> Said:
+        try:
             return await verifier.ask(item, options, outside)
-
-        async def ask() -> Said:
-            try:
-                return await verifier.ask(item, options, outside)
-            except NoAnswerError as error:  # several may wait for this; none of them gets a judgement
+        except NoAnswerError as error:  # several may wait for this; none of them gets a judgement
+            if not error.refused or verifier.probe is None:
                 return f"verifier {item.verifier}: {error}"
-
-        return await self.known.once((item.verifier, same), ask)
+        try:
+            await verifier.ask(item.model_copy(update={"answer": verifier.probe}), options, outside)
+        except NoAnswerError as error:
+            return f"verifier {item.verifier}: {error}"
+        try:  # some services say "refused" when they mean "later"
+            return await verifier.ask(item, options, outside)
+        except NoAnswerError as error:
+            return Judgement(False, f"cannot be judged: {error}", 0.0) if error.refused else f"verifier {item.verifier}: {error}"
 
     async def _combined(self, verifier: CombinedVerifier, item: ScoreItem, options: Any) -> Said:
         terms = verifier.terms(options)

@@ -21,10 +21,17 @@ _FIRST, _LONGEST = 0.25, 8.0
 """Seconds of the first and of the longest wait."""
 _PASSING = (408, 425, 429)
 """Of the 4xx, those that say: later."""
+_UNFIT = (400, 413, 422)
+"""Of the 4xx, those that find fault with the question. The others speak of keys, addresses and names."""
 
 
 class NoAnswerError(InfrastructureError):
     """A service did not judge: unreachable, overloaded, or it talks nonsense. There is no reward."""
+
+    def __init__(self, message: str, refused: bool = False) -> None:
+        """`refused`: it answers, and does not take this question; it may well take another one."""
+        super().__init__(message)
+        self.refused = refused
 
 
 class RewardModels(Protocol):
@@ -73,7 +80,7 @@ class Outside:
         """
         problem = ""
         for attempt in range(1, attempts + 1):
-            wait, refused = min(_LONGEST, _FIRST * 2 ** (attempt - 1)), False
+            wait, refused, status = min(_LONGEST, _FIRST * 2 ** (attempt - 1)), False, 0
             try:
                 async with asyncio.timeout(seconds):
                     status, told, reply = await self._once(url, body, key)
@@ -95,7 +102,7 @@ class Outside:
                 await self.sleep(wait * self.chance.uniform(0.5, 1.0))
         else:
             self._kept_silent(url, problem)
-        raise NoAnswerError(f"{url} {problem} (attempt {attempt} of {attempts})")
+        raise NoAnswerError(f"{url} {problem} (attempt {attempt} of {attempts})", status in _UNFIT)
 
     def _kept_silent(self, url: str, problem: str) -> None:
         if url not in self.silent:

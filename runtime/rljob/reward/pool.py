@@ -1,7 +1,7 @@
 """Worker processes for verifiers that can hang: at most so many judgements at a time, a dead worker is replaced.
 
 An answer that takes long must not keep the others waiting: what is not judged within a moment leaves the line and starts again in a lane
-of its own, whose process gives way to all others.
+of its own, whose process gives way to all others. Not so where a verifier is the user's own (`Verifier.slow_lane`): its time is no attack.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from rljob.api import ConfigurationError, InfrastructureError
-from rljob.reward.worker import PATIENCE, frame
+from rljob.reward.worker import PATIENCE, frame, killable
 from rljob.wire.reward import ScoreItem
 
 _GRACE = 60.0
@@ -145,13 +145,14 @@ class WorkerPool:
 
     async def ask(self, item: ScoreItem, seconds: float) -> dict[str, Any]:
         """What a worker says of this item; waits for a free one. Not judged within the limit: `timeout`."""
+        first = min(seconds, MOMENT) if killable(item.verifier).slow_lane else seconds
         async with self._turns:
             worker = self._idle.pop()
             try:
-                said = await worker.ask(item, min(seconds, MOMENT))
+                said = await worker.ask(item, first)
             finally:
                 self._idle.append(worker)
-        if said["outcome"] not in ("timeout", "starved") or seconds <= MOMENT:
+        if said["outcome"] not in ("timeout", "starved") or first == seconds:
             return said
         async with self._lane:
             return await self.slow.ask(item, seconds)

@@ -4,6 +4,7 @@ Answers that come while a batch is in the model make the next one, so that judgi
 """
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -129,7 +130,7 @@ class ScorerProcess:
         except asyncio.CancelledError:
             await self._kill()  # its next reply would be read as the reply to another request
             raise
-        if any(score is not None and score != score for score in found):
+        if any(score is not None and not math.isfinite(score) for score in found):
             raise NoAnswerError(f"{self.settings.folder} gave a score that is no number")
         return found
 

@@ -50,6 +50,9 @@ class Verifier:
     """Judges at once, in bounded time and without libraries, what can be judged so; None leaves it to `judge`."""
     same: Callable[[ScoreItem, Any], Hashable] = lambda item, options: None
     """Equal for items that get the same judgement, which is then made once; None: each is judged for itself."""
+    slow_lane: bool = True
+    """What takes long starts again in a lane of its own (rljob.reward.pool). False: a judgement is one call with its whole limit, and as
+    many are made at a time as there are workers."""
     sees_thoughts: bool = False
     """Judges all that a model wrote. Others are given what stands behind its thoughts (`extraction.without_thoughts`)."""
 
@@ -64,6 +67,9 @@ class RemoteVerifier:
     check_reference: Callable[[Any, Any], None] = lambda reference, options: None
     same: Callable[[ScoreItem, Any], Hashable] = lambda item, options: None
     """As a Verifier's: equal for items that get the same judgement."""
+    probe: str | None = None
+    """An answer that the service takes if it takes any. If it refuses another one, judges this and refuses the other again, then that is to
+    blame and counts as wrong: it is longer than a model's context, or a provider's filter stops it. None: never the answer's fault."""
     sees_thoughts: bool = False
     """As a Verifier's."""
 

@@ -42,7 +42,7 @@ def handle(item: ScoreItem, seconds: float) -> dict[str, Any]:
     Args:
         seconds: of processor time.
     """
-    verifier = _killable(item.verifier)
+    verifier = killable(item.verifier)
     try:
         options = parse_options(verifier, item.options)
         verifier.warm(item, options)
@@ -60,7 +60,8 @@ def handle(item: ScoreItem, seconds: float) -> dict[str, Any]:
         os.close(reader)
 
 
-def _killable(name: str) -> Verifier:
+def killable(name: str) -> Verifier:
+    """The verifier of this name, which runs in a worker."""
     verifier = VERIFIERS[name]
     assert isinstance(verifier, Verifier), f"{name} does not run in a worker"
     return verifier
@@ -71,7 +72,7 @@ def _be_child(item: ScoreItem, writer: int) -> None:
     mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + EXTRA_MEMORY, mapped + EXTRA_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    verifier = _killable(item.verifier)
+    verifier = killable(item.verifier)
     try:
         found = verifier.judge(item, parse_options(verifier, item.options))
         said: dict[str, Any] = {"outcome": "judged", "right": found.right, "reason": found.reason[:_LONGEST_REASON]}

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -42,6 +43,19 @@ def spins(prompt: str, answer: str, reference: Any) -> float:
     """Never ends."""
     while True:
         time.sleep(0.01)
+
+
+def slowly(prompt: str, answer: str, reference: Any, log: str) -> bool:
+    """Takes as long as one that asks a service, and until another one has begun, and notes when it is called and when it is done."""
+    noted, late = Path(log), time.monotonic() + 4
+    with noted.open("a") as lines:
+        lines.write(f"begin {answer}\n")
+    time.sleep(0.4)
+    while noted.read_text().count("begin") < 2 and time.monotonic() < late:
+        time.sleep(0.01)
+    with noted.open("a") as lines:
+        lines.write(f"end {answer}\n")
+    return True
 
 
 def secrets(prompt: str, answer: str, reference: Any) -> tuple[bool, str]:

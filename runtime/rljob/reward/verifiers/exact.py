@@ -1,10 +1,10 @@
 """The whole answer equals the reference."""
 
 from typing import Any
-from unicodedata import normalize
 
 from rljob.api.verifiers import ExactOptions
 from rljob.reward.verifier import Judgement, Verifier
+from rljob.reward.verifiers.words import composed
 from rljob.wire.reward import ScoreItem
 
 
@@ -23,7 +23,7 @@ def _judge(item: ScoreItem, options: ExactOptions) -> Judgement:
 
 def _even(text: str, options: ExactOptions) -> str:
     """Surrounding white space and how accents are encoded never count: they cannot be seen."""
-    text = normalize("NFC", text.strip())
+    text = composed(text.strip())
     return text.casefold() if options.ignore_case else text
 
 

@@ -4,7 +4,7 @@ It returns a bool, a number from 0 to 1, or a pair of one and a reason. Whatever
 of the judgement and no reward: nobody but its author can tell whose fault it is.
 
 Only the job names it. Its module is imported in the long-lived worker, its calls run in a process of their own each, without any variable
-of the environment but those that Python and the run itself need.
+of the environment but those that Python and the run itself need. A judgement is one call: the function may ask a service that is paid for.
 """
 
 import importlib
@@ -48,4 +48,4 @@ def _warm(item: ScoreItem, options: ImportOptions) -> None:
     _function(options.path)
 
 
-VERIFIER = Verifier("import", ImportOptions, _judge, _check_reference, killable=True, warm=_warm, sees_thoughts=True)
+VERIFIER = Verifier("import", ImportOptions, _judge, _check_reference, killable=True, warm=_warm, slow_lane=False, sees_thoughts=True)

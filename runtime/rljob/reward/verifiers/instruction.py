@@ -20,7 +20,7 @@ def _judge(item: ScoreItem, options: InstructionOptions) -> Judgement:
 
 def broken(text: str, options: InstructionOptions) -> str | None:
     """The first instruction that the text does not follow; None if it follows all."""
-    length, lower = len(words(text)), even(text.lower())
+    length, lower = len(words(text)), even(text.lower()) if options.mention or options.avoid else ""
     ends = [found.end() for found in _SENTENCE_END.finditer(text)]
     checks = (
         (length < options.min_words, f"{length} words, at least {options.min_words} asked"),

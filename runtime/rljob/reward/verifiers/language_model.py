@@ -47,6 +47,8 @@ The answer to judge:
 _PLACE = re.compile(r"\{(question|reference|answer)\}")
 _TOKEN_LIKE = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]+\])")
 _LONGEST_REASON = 240
+PROBE = "."
+"""An answer that fits into any model's context, and that no filter stops."""
 
 
 def _check_reference(reference: Any, options: JudgeOptions) -> None:
@@ -206,4 +208,4 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-VERIFIER = RemoteVerifier("judge", JudgeOptions, _ask, _check_reference, _same)
+VERIFIER = RemoteVerifier("judge", JudgeOptions, _ask, _check_reference, _same, PROBE)

@@ -16,7 +16,7 @@ from typing import Any
 from rljob.api.verifiers import RewardModelOptions
 from rljob.reward.outside import Outside
 from rljob.reward.verifier import Judgement, RemoteVerifier
-from rljob.reward.verifiers.language_model import api_key
+from rljob.reward.verifiers.language_model import PROBE, api_key
 from rljob.wire.reward import ScoreItem
 
 _TOKEN_LIKE = re.compile(r"<(?=\||/?s>)|\[(?=/?INST\])")
@@ -89,4 +89,4 @@ def read_score(body: bytes) -> float:
     return float(score)
 
 
-VERIFIER = RemoteVerifier("reward-model", RewardModelOptions, _ask, _check_reference, _same)
+VERIFIER = RemoteVerifier("reward-model", RewardModelOptions, _ask, _check_reference, _same, PROBE)

@@ -7,6 +7,9 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U00
 _WORD = re.compile(f"[^\\w\\s]*+[{_UNSPACED}][^\\w\\s]*+|[^\\s{_UNSPACED}]+")
 _JOINS = re.compile(f"(?![{_UNSPACED}])\\w")
 """A character that would make another word of the one it stands beside."""
+_MARK = "".join(mark for mark in map(chr, range(0x300, 0x20000)) if unicodedata.combining(unicodedata.normalize("NFD", mark)[0]))
+"""Accents and other marks that are put in order among each other; a letter or a symbol before them ends that."""
+_MARKS = re.compile(f"([{_MARK}]{{30}})")
 
 
 def words(text: str) -> list[str]:
@@ -16,7 +19,16 @@ def words(text: str) -> list[str]:
 
 def even(text: str) -> str:
     """The same text in one form: letters composed with their accents, the typewriter's apostrophe."""
-    return unicodedata.normalize("NFC", text).replace("\u2019", "'")
+    return composed(text).replace("\u2019", "'")
+
+
+def composed(text: str) -> str:
+    """The same text with letters composed with their accents (NFC), wherever fewer than 30 marks follow each other.
+
+    Putting n marks on one letter in order takes n² steps, so longer runs of them are composed piece by piece: the limit of Unicode's
+    stream-safe format (UAX 15, section 13), without the characters that it puts in.
+    """
+    return text if text.isascii() else "".join(unicodedata.normalize("NFC", part) for part in _MARKS.split(text))
 
 
 def occurs(word: str, text: str, longer: bool = False) -> bool:
