@@ -11,6 +11,7 @@ from tests.master.virtual import clock, run, until
 
 from rljob.api import InfrastructureError
 from rljob.checkpoint_engine.node import Node
+from rljob.checkpoint_engine.observe import SILENCE
 from rljob.checkpoint_engine.outcome import ArenaHeld, IdentityTaken, MasterAway
 from rljob.checkpoint_engine.state import Site
 from rljob.wire.node import Progress
@@ -146,6 +147,27 @@ def test_who_leaves_says_so_also_when_its_sidecar_has_too_much_to_do_to_answer()
     world: RolloutWorld = run(job())
     assert any(r.engine is not None and r.engine.leaving for r in world.master.reports)
     assert world.counts["engine.hand-back"] == 1
+
+
+@pytest.mark.parametrize(("seconds", "lives", "serves"), [(5, True, True), (5, False, False), (2 * SILENCE, True, False)])
+def test_a_late_answer_of_its_sidecar_costs_nothing_that_it_is_writing(seconds: float, lives: bool, serves: bool) -> None:
+    """As long as the engine itself says that it is what was attested, and not for ever."""
+
+    async def job() -> bool:
+        world, node, agent = await serving()
+        world.master.refuses = MasterAway("it goes on as it is")
+        sidecar = world.sidecars["engine"]
+        sidecar.away_until = clock() + seconds
+        if not lives:
+            sidecar.die()
+        served = True
+        while served and clock() < sidecar.away_until:
+            await asyncio.sleep(0.5)
+            served = (engine := node.report().engine) is not None and engine.routable
+        agent.cancel()
+        return served
+
+    assert run(job()) is serves
 
 
 def test_a_master_that_is_slow_gets_the_time_to_hear_that_a_node_leaves() -> None:

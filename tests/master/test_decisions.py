@@ -17,7 +17,7 @@ from rljob.api.sources import DataSource
 from rljob.master.decisions import health
 from rljob.master.decisions.ahead import runs_ahead
 from rljob.master.decisions.assemble import rl_batch, warm_start_batch
-from rljob.master.decisions.dispatch import Load, choose, relieved, slow, smoothed
+from rljob.master.decisions.dispatch import READING_SECONDS, Load, choose, reading_until, reads, relieved, slow, smoothed, trial
 from rljob.master.decisions.evaluation import HeldOutAnswer, accuracy, due
 from rljob.master.decisions.identity import differences, identity
 from rljob.master.decisions.manifest import gap
@@ -368,11 +368,53 @@ class TestDispatch:
         assert relieved([Load("a", 3, speed=2.0, slow_since=5.0), fast], 8, 15.0) == {"a"}
         assert relieved([Load("a", 3, speed=2.0), fast], 8, 99.0) == frozenset()
 
+    def test_an_engine_is_not_taken_for_slow_because_more_sequences_share_it(self) -> None:
+        def found(speed: float, running: int = 128) -> frozenset[str]:
+            return slow([Load("full", 128, running, speed=speed), Load("new", 1, running=1, speed=58.0)], 128, 0.0)
+
+        assert found(12.0) == frozenset(), "a new engine's only answer is written that much faster"
+        assert found(12.0, running=1) == {"full"}
+        assert found(2.0) == {"full"}
+
     def test_the_speed_of_a_sequence_is_smoothed_and_stays_while_nothing_runs(self) -> None:
-        assert smoothed(None, 20, 2, 2.0) == 5.0
-        assert smoothed(10.0, 20, 2, 2.0) == pytest.approx(8.5)
-        assert smoothed(10.0, 0, 0, 2.0) == 10.0
-        assert smoothed(None, 0, 0, 2.0) is None
+        assert smoothed(None, 20, 2, 2, 2.0) == 5.0
+        assert smoothed(10.0, 20, 2, 2, 2.0) == pytest.approx(8.5)
+        assert smoothed(10.0, 0, 0, 0, 2.0) == 10.0
+        assert smoothed(None, 0, 0, 0, 2.0) is None
+
+    def test_the_speed_stays_when_many_have_come_or_ended_at_once_and_is_never_overrated_by_a_few(self) -> None:
+        assert smoothed(20.0, 640, 64, 1, 1.0) == 20.0
+        assert smoothed(None, 640, 1, 64, 1.0) is None
+        assert smoothed(None, 120, 4, 3, 2.0) == smoothed(None, 120, 3, 4, 2.0) == 15.0
+
+    def test_an_engine_that_may_be_reading_is_not_relieved(self) -> None:
+        fast = Load("b", 0, speed=9.0)
+        quiet = Load("a", 3, speed=2.0, slow_since=5.0, quiet=True, reads_until=100.0)
+        queues = replace(quiet, quiet=False, running=1, waiting=2)
+        for load in (quiet, queues):
+            assert relieved([load, fast], 8, 99.0) == frozenset()
+            assert relieved([load, fast], 8, 100.0) == {"a"}, "by then it has read all of that"
+        assert relieved([replace(quiet, quiet=False), fast], 8, 99.0) == {"a"}, "it writes, and slowly"
+        assert not reads(Load("full", 10, running=8, waiting=2, reads_until=100.0), 8, 99.0), "they wait for a sequence"
+
+    def test_what_an_engine_was_sent_says_how_long_it_may_read(self) -> None:
+        assert reading_until(-math.inf, 2000, 10.0) == 12.0
+        assert reading_until(12.0, 500, 11.0) == 12.5, "one after the other"
+        assert reading_until(12.0, 10**7, 11.0) == 11.0 + READING_SECONDS, "not for ever"
+
+    def test_an_engine_that_nobody_has_measured_is_tried_with_a_request_of_the_slowest(self) -> None:
+        def tried(*loads: Load, now: float = 10.0) -> str | None:
+            return trial(loads, 8, now)
+
+        a, b, new = Load("a", 8, speed=9.0, busy_since=0.0), Load("b", 3, busy_since=0.0), Load("new", 0)
+        assert tried(a, b, new) == "b"
+        assert tried(a, new) == "a"
+        assert tried(a, new, now=9.9) is None, "it has just begun"
+        assert tried(a, b) is None, "nobody is idle"
+        assert tried(a, b, replace(new, speed=9.0)) is None, "that can be compared without"
+        assert tried(a, replace(new, usable_at=11.0)) is None
+        assert tried(replace(a, quiet=True, reads_until=11.0), new) is None
+        assert trial([a, replace(new, usable_at=math.inf)], 1, 10.0) is None, "one that has no room for any is not idle"
 
 
 class TestHealth:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +18,7 @@ from rljob.master.loop import TAKE_BACK, Loop
 from rljob.master.parts import Parts
 from rljob.master.trajectory import Weights
 from rljob.master.watch import Watch
-from rljob.rollout.client import Completion, SamplingParams
+from rljob.rollout.client import Completion, EngineMetrics, SamplingParams
 from rljob.wire.node import EngineReport, NodeReport
 
 LONG = 2000
@@ -208,6 +208,95 @@ def test_a_slow_engine_is_relieved_also_while_another_does_not_answer(tmp_path: 
     assert world.parts is not None
     assert world.parts.pool.tally.taken_back > 0
     assert world.metrics()[0]["seconds"]["rollout"] < 150
+
+
+@dataclass
+class Even:
+    """Writes so many tokens per second of every answer, once it has read for so many seconds."""
+
+    rate: float = 20.0
+    reads: float = 0.0
+    running: dict[str, tuple[float, asyncio.Event]] = field(default_factory=dict)
+    written: int = 0
+
+    async def generate(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> Completion:
+        begun, given_up = clock() + self.reads, asyncio.Event()
+        self.running[request_id] = (begun, given_up)
+        ended = asyncio.create_task(given_up.wait())
+        await asyncio.wait([ended], timeout=self.reads + params.max_tokens / self.rate)
+        count, short = (self._of(begun), ended.done()) if ended.done() else (params.max_tokens, False)
+        ended.cancel()
+        del self.running[request_id]
+        self.written += count
+        return Completion((1,) * count, (-0.5,) * count, "abort" if short else "length", "1:c" if count else "")
+
+    async def metrics(self) -> EngineMetrics:
+        return EngineMetrics(len(self.running), 0, self.written + sum(self._of(begun) for begun, _ in self.running.values()), 0.1)
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        for name in request_ids:
+            self.running[name][1].set()
+
+    def _of(self, begun: float) -> int:
+        return max(0, int((clock() - begun) * self.rate))
+
+
+async def play_two(
+    engines: dict[str, Even], answers: Sequence[tuple[str | None, int, float]], joins: float = 0.0, prompt: int = 1
+) -> tuple[float, int]:
+    """Seconds until all answers are written, and how many requests were taken back.
+
+    Args:
+        answers: the engine that has its prefix, tokens, when it is begun.
+        joins: seconds after which engine `a` is there.
+        prompt: tokens of each prompt.
+    """
+    weights = Weights(1, "c")
+    pool = EnginePool(lambda url: engines[url], Watch(6), clock, 64, 6000.0, "test", 512)
+    pool.want(weights, {name: _report(name, weights) for name in engines if not (joins and name == "a")})
+    begun, looking = clock(), asyncio.create_task(pool.poll())
+
+    async def grow(engine: str | None, tokens: int, later: float) -> None:
+        await asyncio.sleep(later)
+        written = 0
+        while written < tokens:
+            answered = await pool.generate((1,) * prompt, SamplingParams(max_tokens=tokens - written), engine, written)
+            assert answered is not None
+            written, engine = written + len(answered[0].tokens), answered[1]
+
+    async with asyncio.TaskGroup() as tasks:
+        for answer in answers:
+            tasks.create_task(grow(*answer))
+        await asyncio.sleep(joins)
+        pool.observe(_report("a", weights))
+    looking.cancel()
+    return clock() - begun, pool.tally.taken_back
+
+
+@pytest.mark.parametrize(
+    ("tokens", "joins", "most"),
+    [(30, 0.0, 20.0), (300, 15.0, 60.0)],
+    ids=["the other is done before it is measured", "the other has just joined"],
+)
+def test_a_crawling_engine_does_not_hold_the_iteration_whatever_is_known_of_the_other(tokens: int, joins: float, most: float) -> None:
+    seconds, taken_back = run(play_two({"a": Even(), "b": Even(rate=0.2)}, [(None, tokens, 0.0)] * 64, joins))
+    assert taken_back > 0
+    assert seconds < most, f"alone it would need {tokens / 0.2:.0f} s"
+
+
+@pytest.mark.parametrize("later", [0.6, 1.2])
+def test_an_engine_is_not_taken_for_slow_because_the_answers_of_one_like_it_ended_all_at_once(later: float) -> None:
+    answers = [*[("a/a", 190, 0.0), ("b/b", 1000, 0.0)] * 63, ("a/a", 190, later)]
+    seconds, taken_back = run(play_two({"a": Even(), "b": Even()}, answers))
+    assert taken_back == 0
+    assert seconds == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize(("reads", "prompt", "slow"), [(30.0, 30_000, False), (1000.0, 200, True)], ids=["it reads", "it hangs"])
+def test_an_engine_that_reads_what_it_was_sent_is_left_alone_and_one_that_hangs_is_not(reads: float, prompt: int, slow: bool) -> None:
+    seconds, taken_back = run(play_two({"a": Even(), "b": Even(reads=reads)}, [(None, 200, 0.0)] * 64, prompt=prompt))
+    assert (taken_back > 0) == slow
+    assert seconds < 50
 
 
 def test_an_engine_that_makes_tokens_up_is_not_believed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rljob.api import InfrastructureError
-from rljob.master.decisions.dispatch import SILENT_SECONDS, Load, choose, relieved, slow, smoothed
+from rljob.master.decisions.dispatch import SILENT_SECONDS, Load, choose, reading_until, reads, relieved, slow, smoothed, trial
 from rljob.master.decisions.retry import delay
 from rljob.master.timing import Clock, News
 from rljob.master.trajectory import Weights
@@ -63,7 +63,13 @@ class Seat:
     failures: int = 0
     generated: int = 0
     """Tokens by the engine's own counter since we know it."""
+    reads_until: float = -math.inf
+    busy_since: float = math.inf
+    quiet: bool = False
     speed: float | None = None
+    shown: float | None = None
+    """Tokens per second of the request that it answered fastest, the time until the first one included. All that is known of an engine that
+    is done before its figures were looked at twice."""
     slow_since: float | None = None
     silent_since: float | None = None
     """Since when it has not answered when asked for its metrics."""
@@ -73,18 +79,32 @@ class Seat:
     @property
     def load(self) -> Load:
         """As the dispatch decision sees it."""
-        usable_at = math.inf if self.leaving else self.usable_at
-        return Load(self.key, self.promised, self.running, self.waiting, self.cache_usage, usable_at, self.speed, self.slow_since)
+        return Load(
+            self.key,
+            self.promised,
+            self.running,
+            self.waiting,
+            self.cache_usage,
+            usable_at=math.inf if self.leaving else self.usable_at,
+            speed=self.speed if self.speed is not None else self.shown,
+            reads_until=self.reads_until,
+            busy_since=self.busy_since,
+            quiet=self.quiet,
+            slow_since=self.slow_since,
+        )
 
-    def observe(self, metrics: EngineMetrics, now: float) -> None:
+    def observe(self, metrics: EngineMetrics, max_sequences: int, now: float) -> None:
         """Take up the engine's own figures."""
+        was_running = self.running
         self.running, self.waiting, self.cache_usage = metrics.running, metrics.waiting, metrics.kv_cache_usage
         fresh = max(0, metrics.generation_tokens - self._counter) if self._counter is not None else 0
         if fresh:
             self.generated += fresh
             self.progressed = now
-        if self._counter is not None and now - self._looked < 5 * POLL:  # else it was idle for some of the time
-            self.speed = smoothed(self.speed, fresh, metrics.running, now - self._looked)
+        self.quiet = not fresh
+        measured = self._counter is not None and now - self._looked < 5 * POLL  # else it was idle for some of the time
+        if measured and not reads(self.load, max_sequences, now):
+            self.speed = smoothed(self.speed, fresh, was_running, metrics.running, now - self._looked)
         self._counter, self._looked = metrics.generation_tokens, now
 
 
@@ -99,7 +119,7 @@ class Tally:
     redispatched: int = 0
     """Requests sent again."""
     taken_back: int = 0
-    """Requests taken back from an engine that was too slow; their tokens are kept."""
+    """Requests taken back from an engine that was too slow, or to try another; their tokens are kept."""
     discarded_before: int = 0
     """What `take_discarded` has answered so far."""
 
@@ -201,6 +221,8 @@ class EnginePool:
             seat = await self._place(preferred, written, kind)
             if seat is None:
                 return None
+            if seat.key != preferred:
+                seat.reads_until = reading_until(seat.reads_until, len(prompt), self._clock())
             try:
                 completion = await self._ask(seat, prompt, params)
             finally:
@@ -220,16 +242,19 @@ class EnginePool:
                 wish.place.set_result(None)
         self._queue.clear()
         asked = [request for seat in self._seats.values() for request in seat.requests]
-        await asyncio.gather(*(self._abort(seat) for seat in list(self._seats.values()) if seat.requests))
+        await asyncio.gather(*(self._abort(seat, seat.requests) for seat in list(self._seats.values()) if seat.requests))
         if asked:  # many long answers take seconds to be sent and read
             await asyncio.wait(asked, timeout=SILENT_SECONDS)
 
-    async def _abort(self, seat: Seat) -> None:
+    async def _abort(self, seat: Seat, requests: Mapping["asyncio.Task[Completion]", str]) -> None:
+        """Have the engine answer these now."""
+        asked = tuple(requests)
         try:
             async with asyncio.timeout(LOOK):
-                await seat.engine.abort(tuple(seat.requests.values()))
+                await seat.engine.abort(tuple(requests.values()))
         except (InfrastructureError, TimeoutError):
-            self._cancel(seat)
+            for request in asked:
+                request.cancel()
 
     async def poll(self) -> None:
         """Look at the engines' own metrics for ever; requests at an engine that has stalled go elsewhere. One that does not answer does not
@@ -259,7 +284,7 @@ class EnginePool:
         except (InfrastructureError, TimeoutError):
             seat.silent_since = seat.silent_since or asked
         else:
-            seat.observe(metrics, self._clock())
+            seat.observe(metrics, self._max_sequences, self._clock())
             if seat.silent_since is not None and seat.usable_at == math.inf:
                 seat.usable_at = asked
             seat.silent_since = None
@@ -278,19 +303,31 @@ class EnginePool:
 
     async def _relieve(self) -> None:
         """Take back what far too slow engines write, when others have run dry. The tokens are kept."""
-        now, loads = self._clock(), [seat.load for seat in self._seats.values()]
-        lagging = frozenset[str]() if self._waiting() else slow(loads, self._max_sequences, now)
+        now, loads, waiting = self._clock(), [seat.load for seat in self._seats.values()], self._waiting()
+        lagging = frozenset[str]() if waiting else slow(loads, self._max_sequences, now)
         for seat in self._seats.values():
             seat.slow_since = (seat.slow_since or now) if seat.key in lagging else None
         for key in relieved([seat.load for seat in self._seats.values()], self._max_sequences, now) & lagging:
             if (late := self._seats.get(key)) is None:
                 continue
             log.info(
-                "%s writes %.3g tokens per second of an answer, far less than others: they go on with its answers", key, late.speed or 0
+                "%s writes %.3g tokens per second of an answer, far less than others: they go on with its answers",
+                key,
+                late.load.speed or 0,
             )
             late.usable_at, late.slow_since = max(late.usable_at, now + REST), None
             self.tally.taken_back += len(late.requests)
-            await self._abort(late)
+            await self._abort(late, late.requests)
+        tried = None if waiting else trial([seat.load for seat in self._seats.values()], self._max_sequences, now)
+        if tried is not None:
+            await self._part(self._seats[tried], now)
+
+    async def _part(self, seat: Seat, now: float) -> None:
+        """Take back the request that it has had longest, for an engine that has nothing to do. Its tokens are kept."""
+        oldest = dict(itertools.islice(seat.requests.items(), 1))
+        seat.usable_at = max(seat.usable_at, now + POLL)  # else it would get the request again
+        self.tally.taken_back += len(oldest)
+        await self._abort(seat, oldest)
 
     def _waiting(self) -> bool:
         """Whether any request waits for a place."""
@@ -325,7 +362,7 @@ class EnginePool:
                 self._homes[wish.kind] = key
             seat = self._seats[key]
             if not seat.promised:
-                seat.progressed = self._clock()
+                seat.progressed = seat.busy_since = self._clock()
             seat.promised += 1
             wish.place.set_result(seat)
 
@@ -333,7 +370,7 @@ class EnginePool:
         """The engine's answer, or None if it has to be asked elsewhere."""
         if seat.key not in self._seats or self._closed:
             return None
-        name = next(self._ids)
+        name, sent = next(self._ids), self._clock()
         request = asyncio.create_task(seat.engine.generate(name, prompt, params))
         seat.requests[request] = name
         try:
@@ -348,7 +385,10 @@ class EnginePool:
             raise
         finally:
             seat.requests.pop(request, None)
-        return self._accepted(seat, completion)
+        accepted = self._accepted(seat, completion)
+        if accepted is not None and (seconds := self._clock() - sent) > 0:
+            seat.shown = max(seat.shown or 0.0, len(accepted.tokens) / seconds)
+        return accepted
 
     def _accepted(self, seat: Seat, completion: Completion) -> Completion | None:
         if not completion.tokens and completion.finish_reason == "abort":

@@ -1,5 +1,6 @@
 """Which engine gets the next request, and whose requests go elsewhere."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,14 @@ LEAD = 4
 """An engine that has a request's prefix in its cache may be fuller than the emptiest one by one part in so many."""
 SLOW = 4.0
 """An engine that writes so many times slower than another, for each sequence, holds the iteration up."""
+SHARED = 32
+"""An engine that runs so many sequences more than another may well write half as fast for each, and is as good as that one."""
 SLOW_SECONDS = 10.0
 """For so long it has to be slow: a long prompt takes a while, too."""
+READS = 1000.0
+"""Tokens per second that an engine reads at least, of answers that are new to it; it writes little or nothing meanwhile."""
+READING_SECONDS = 120.0
+"""For so long that may go on at most: an engine that hangs reads nothing."""
 SILENT_SECONDS = 20.0
 """An engine that is asked and has not said anything for so long, not even its metrics, is taken as gone until it answers."""
 
@@ -35,6 +42,12 @@ class Load:
     """It failed; not to be used before this time."""
     speed: float | None = None
     """Tokens per second of one sequence, smoothed; None while that is not known."""
+    reads_until: float = -math.inf
+    """Until when it may be reading what it was sent (`reading_until`)."""
+    busy_since: float = math.inf
+    """Since when it has had requests without a break."""
+    quiet: bool = False
+    """It had requests, and wrote nothing from one look at its figures to the next."""
     slow_since: float | None = None
     """Since when it has been among the slow ones (`slow`)."""
 
@@ -42,8 +55,24 @@ class Load:
 def room(load: Load, max_sequences: int, now: float) -> int:
     """How many more requests the engine can take: none while some wait there for KV cache. Those that wait for a sequence are few
     (`QUEUE_AHEAD`), and keep it full."""
-    short = load.waiting and load.running < min(load.in_flight, max_sequences) and load.cache_usage > CACHE_SHORT
+    short = queues(load, max_sequences) and load.cache_usage > CACHE_SHORT
     return 0 if short or now < load.usable_at else max(0, int(max_sequences * QUEUE_AHEAD) - load.in_flight)
+
+
+def queues(load: Load, max_sequences: int) -> bool:
+    """Whether requests wait in the engine for something else than a sequence: for KV cache, or to be read."""
+    return load.waiting > 0 and load.running < min(load.in_flight, max_sequences)
+
+
+def reads(load: Load, max_sequences: int, now: float) -> bool:
+    """Whether the engine may be reading what it was sent: long answers that were moved to it take it a while, and say nothing of the speed
+    at which it writes."""
+    return (load.quiet or queues(load, max_sequences)) and now < load.reads_until
+
+
+def reading_until(before: float, tokens: int, now: float) -> float:
+    """Until when an engine may be reading that had until `before` to do so and is sent so many tokens more."""
+    return min(max(before, now) + tokens / READS, now + READING_SECONDS)
 
 
 def fullness(load: Load, max_sequences: int) -> float:
@@ -75,22 +104,59 @@ def slow(loads: Sequence[Load], max_sequences: int, now: float) -> frozenset[str
 
     Asked when no request waits: then the others run dry, and the iteration is as long as the slowest engine makes it.
     """
-    able = [load.speed for load in loads if load.speed and room(load, max_sequences, now) >= max_sequences // 2]
-    best = max(able, default=0.0)
-    return frozenset(load.key for load in loads if load.in_flight and load.speed is not None and load.speed * SLOW < best)
+    able = _free(loads, max_sequences, now)
+    return frozenset(load.key for load in loads if load.in_flight and any(_far_slower(load, other) for other in able))
 
 
 def relieved(loads: Sequence[Load], max_sequences: int, now: float) -> frozenset[str]:
     """Of the slow ones, those that have been so for long: what they write is taken back, with the tokens that there are."""
     found = slow(loads, max_sequences, now)
     return frozenset(
-        load.key for load in loads if load.key in found and load.slow_since is not None and now - load.slow_since >= SLOW_SECONDS
+        load.key
+        for load in loads
+        if load.key in found
+        and load.slow_since is not None
+        and now - load.slow_since >= SLOW_SECONDS
+        and not reads(load, max_sequences, now)
     )
 
 
-def smoothed(before: float | None, tokens: int, running: int, seconds: float) -> float | None:
-    """The speed of a sequence after another look: `tokens` more in so many seconds, with so many sequences running."""
-    if not running or seconds <= 0:
+def trial(loads: Sequence[Load], max_sequences: int, now: float) -> str | None:
+    """Key of the engine of which one request is to be taken back, for another to show how fast it writes: that one has nothing to do and
+    was never measured, because it has just joined, say, so that `slow` cannot tell. None if there is no need.
+
+    Asked when no request waits.
+    """
+    idle = [load for load in _free(loads, max_sequences, now) if not load.in_flight]
+    if not idle or any(load.speed for load in idle):
+        return None
+    long = [
+        load
+        for load in loads
+        if load.in_flight and now >= load.usable_at and now - load.busy_since >= SLOW_SECONDS and not reads(load, max_sequences, now)
+    ]
+    return min(long, key=lambda load: load.speed or 0.0).key if long else None
+
+
+def smoothed(before: float | None, tokens: int, was_running: int, running: int, seconds: float) -> float | None:
+    """The speed of a sequence after another look: `tokens` more in so many seconds, of so many sequences at its beginning and its end.
+
+    As before if their number has changed much: of many that have ended nobody knows when they did.
+    """
+    fewer, more = sorted((was_running, running))
+    if not more or fewer * 2 < more or seconds <= 0:
         return before
-    fresh = tokens / running / seconds
+    fresh = tokens / more / seconds
     return fresh if before is None else 0.7 * before + 0.3 * fresh
+
+
+def _far_slower(load: Load, other: Load) -> bool:
+    """Whether one writes far slower than the other, as far as that is known, and not for the sequences alone that share it."""
+    if load.speed is None or other.speed is None:
+        return False
+    return load.speed * SLOW * (1 + max(0, load.running - other.running) / SHARED) < other.speed
+
+
+def _free(loads: Sequence[Load], max_sequences: int, now: float) -> list[Load]:
+    """Engines that could take many requests."""
+    return [load for load in loads if room(load, max_sequences, now) >= max(1, max_sequences // 2)]
