@@ -19,6 +19,7 @@ CALLS: Mapping[str, str] = {
     "create": "create",
     "apply": "patch",
     "delete": "delete",
+    "release": "patch",
     "replace": "update",
     "patch_status": "patch",
     "list_objects": "list",

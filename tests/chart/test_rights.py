@@ -130,6 +130,11 @@ def _life(cluster: Cluster, namespace: str) -> None:
         "patch", "service/one-master", "-n", namespace, "--type=merge", "-p", '{"spec":{"selector":{"rljob.dev/role":"nobody"}}}'
     )
     cluster.wait("service/one-master", "jsonpath={.spec.selector.rljob\\.dev/role}=master", namespace)
+    # As Kueue leaves both pods of a group that ends together.
+    for pod in ("one-master", "one-worker-0"):
+        cluster.kubectl(
+            "patch", f"pod/{pod}", "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":["kueue.x-k8s.io/managed"]}}'
+        )
     _suspend(cluster, namespace, True)
     cluster.wait("rljob/one", "condition=Suspended", namespace)
     cluster.wait("pod/one-worker-0", "delete", namespace)

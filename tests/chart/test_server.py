@@ -220,6 +220,9 @@ def test_replicas_that_git_leaves_out_stay_as_people_scaled_them(api_server: Clu
         generation = api_server.get("rljob/x", namespace=namespace)["metadata"]["generation"]
         api_server.kubectl(*apply, "-n", namespace, "-f", "-", stdin=text)
         after = api_server.get("rljob/x", namespace=namespace)
+        api_server.kubectl("replace", "-n", namespace, "-f", "-", stdin=text)
+        replaced = api_server.get("rljob/x", namespace=namespace)
     assert after["spec"]["rollout"]["replicas"] == 2
     assert after["metadata"]["generation"] == generation
     assert after["status"] == {"observedGeneration": -1}
+    assert replaced["spec"]["rollout"]["replicas"] == 0, "docs/gitops.md says so of Replace=true"

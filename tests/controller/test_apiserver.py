@@ -42,7 +42,7 @@ def failure(code: int, reason: str, message: str, **headers: str) -> web.Respons
     return web.json_response({"kind": "Status", "reason": reason, "message": message}, status=code, headers=headers)
 
 
-@pytest.mark.parametrize("first", [429, 503, None])
+@pytest.mark.parametrize("first", [401, 429, 503, None])
 def test_what_passes_is_tried_again(first: int | None) -> None:
     calls: list[str] = []
 
@@ -264,6 +264,42 @@ def test_deleting_what_is_gone_or_somebody_elses_is_no_error() -> None:
             await api.delete(POD, "u1")
             await api.delete(POD, "u1")
         assert bodies[0]["preconditions"] == {"uid": "u1"}
+
+    asyncio.run(story())
+
+
+def test_a_finalizer_is_taken_off_the_object_of_that_uid_alone() -> None:
+    bodies: list[Any] = []
+    answers = [failure(404, "NotFound", "gone"), failure(422, "Invalid", "uid"), failure(403, "Forbidden", "no right")]
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.json())
+        return answers.pop(0)
+
+    async def story() -> None:
+        async with client(handle) as api:
+            await api.release(POD, "u1", "example.com/held")
+            await api.release(POD, "u1", "example.com/held")
+            with pytest.raises(ApiError, match="no right"):
+                await api.release(POD, "u1", "example.com/held")
+        assert bodies[0] == {"metadata": {"uid": "u1", "$deleteFromPrimitiveList/finalizers": ["example.com/held"]}}
+
+    asyncio.run(story())
+
+
+def test_a_webhook_that_does_not_answer_is_told_of_before_it_is_asked_again() -> None:
+    """Each try may take half a minute."""
+    calls: list[str] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        calls.append(request.method)
+        return failure(500, "InternalError", 'Internal error occurred: failed calling webhook "a.b": context deadline exceeded')
+
+    async def story() -> None:
+        async with client(handle) as api:
+            with pytest.raises(ApiError, match="failed calling webhook") as caught:
+                await api.get(POD)
+        assert (caught.value.webhook, caught.value.temporary, len(calls)) == (True, True, 1)
 
     asyncio.run(story())
 

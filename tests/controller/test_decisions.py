@@ -1,7 +1,9 @@
 """What the operator decides, rule by rule, each on its own: whose object it is, what counts against a job, what is done to it."""
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,13 +12,14 @@ import pytest
 from rljob.controller.backoff import marker, remember, worst
 from rljob.controller.client import ApiError
 from rljob.controller.conditions import conditions, notices
-from rljob.controller.converge import EDITED, Action, Apply, Create, Delete, DeleteJob, steps
+from rljob.controller.converge import EDITED, QUEUE_FINALIZER, Action, Apply, Create, Delete, DeleteJob, held_by_queue, steps
 from rljob.controller.decide import UNKNOWN_SECONDS, Decision, decide, difference, merge_patch
 from rljob.controller.kinds import Key
 from rljob.controller.reconcile import Reconciler
-from rljob.controller.trim import iso
+from rljob.controller.trim import child_of, iso
 from rljob.controller.verdict import NEWER, Verdict, judge, settling, trouble_of
-from rljob.controller.world import Child, Desired, Exit, Job, Observed, PodState, Terms, Trouble, Want
+from rljob.controller.world import Child, DeploymentState, Desired, Exit, Job, Observed, PodState, Terms, Trouble, Want
+from rljob.manifests.types import ANNOTATION_HASH
 
 NOW = 1_000_000.0
 WANTS = (
@@ -112,6 +115,42 @@ class TestObjects:
         assert troubles(world(child("ConfigMap", "x", deleting=NOW - 91))) == []
         assert done(world(pod(deleting=NOW - 91))) == []
 
+    def test_what_an_earlier_job_of_the_name_has_left_goes_by_itself(self) -> None:
+        left = dataclasses.replace(pod(owner="before"), bequeathed=True)
+        (step,) = (step for step in steps(Desired(wants=WANTS), world(left), RUNS, NOW) if step.trouble)
+        assert (step.actions, step.again, step.trouble and step.trouble.reason) == ((), 5.0, "PodsStarting")
+        assert troubles(world(dataclasses.replace(left, deleting=NOW))) == []
+        assert troubles(world(dataclasses.replace(left, deleting=NOW - 91))) == ["NodeLost"]
+
+    @pytest.mark.parametrize(
+        ("state", "owner", "held", "released"),
+        [
+            ({"status": {"phase": "Failed"}}, {}, True, True),
+            ({"status": {"phase": "Succeeded"}}, {}, True, True),
+            ({"status": {"phase": "Pending"}}, {}, True, True),
+            ({"status": {"phase": "Failed"}}, {"uid": "of one before"}, True, True),
+            ({"status": {"phase": "Pending"}, "spec": {"nodeName": "n"}}, {}, False, False),
+            ({"status": {"phase": "Running"}, "spec": {"nodeName": "n"}}, {}, False, False),
+            ({"status": {"phase": "Failed"}}, {"kind": "ReplicaSet"}, True, False),
+            ({"status": {"phase": "Failed"}}, {"name": "y"}, True, False),
+        ],
+    )
+    def test_a_pod_that_is_over_is_no_nodes_fault_and_only_our_own_are_let_go(
+        self, state: dict[str, Any], owner: dict[str, Any], held: bool, released: bool
+    ) -> None:
+        meta = {
+            "name": "x-worker-0", "uid": "u", "resourceVersion": "1",
+            "labels": {"rljob.dev/job": "x"}, "annotations": {ANNOTATION_HASH: "h"},
+            "ownerReferences": [{"kind": "RLJob", "name": "x", "uid": "job", "controller": True} | owner],
+            "finalizers": [QUEUE_FINALIZER, "example.com/mine"],
+        }  # fmt: skip
+        assert child_of("Pod", {"metadata": meta, **state}).held == ()
+        gone = child_of("Pod", {"metadata": meta | {"deletionTimestamp": iso(NOW - 91)}, **state})
+        assert troubles(world(gone)) == ["HeldByFinalizer" if held else "NodeLost"]
+        assert held_by_queue([gone]) == ([gone] if released else [])
+        theirs = child_of("Pod", {"metadata": meta | {"deletionTimestamp": iso(NOW - 91), "finalizers": ["example.com/mine"]}, **state})
+        assert held_by_queue([theirs]) == []
+
     @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
     def test_after_the_end_pods_that_ended_keep_their_log_and_a_pause_keeps_none(self, phase: str) -> None:
         seen = world(pod("x-master", phase=phase))
@@ -152,7 +191,14 @@ class TestBackoff:
 
     def test_one_that_the_cluster_ended_or_that_is_of_another_job_does_not_count(self) -> None:
         assert worst(world(pod(phase="Failed", disrupted=True))) == ("", 0)
-        assert worst(world(pod(phase="Failed", owner="other"), pod("x-master", owner="other", restarts=(("c", 9),)))) == ("", 0)
+        others = pod(phase="Failed", owner="other"), pod("x-master", owner="other", restarts=(("master", 9),))
+        assert worst(world(*others)) == ("", 0)
+
+    def test_what_the_job_goes_on_without_does_not_count(self) -> None:
+        rollout = [pod("x-rollout-0", **state) for state in ({"phase": "Failed"}, {"restarts": (("vllm", 9),)})]
+        for other in (*rollout, pod(restarts=(("vault-agent", 9),))):
+            assert worst(world(other, status=self.status({}))) == ("", 0)
+            assert remember(world(other), {}, False)["base"] == {}
 
     def test_a_pod_that_died_before_the_job_got_on_belongs_to_the_time_before(self) -> None:
         dead = world(pod(phase="Failed"), status=self.status({}))
@@ -189,6 +235,7 @@ class TestVerdict:
     def test_a_job_is_done_when_its_own_master_is_which_knew_of_all_iterations(self) -> None:
         ended: dict[str, Any] = {"name": "x-master", "phase": "Succeeded"}
         assert verdict(world(pod(**ended))).fate == "succeeded"
+        assert verdict(world(pod("x-master", done=True))).fate == "succeeded", "whatever else runs on in its pod"
         assert verdict(world(pod(owner="other", **ended))).fate == "runs"
         assert [verdict(world(pod(hash="old", **ended), status={"iterations": 4}), iterations=n).fate for n in (4, 5)] == [
             "succeeded", "runs"
@@ -198,16 +245,17 @@ class TestVerdict:
         ("more", "fate"),
         [
             ({}, "failed"),
-            ({"exits": (Exit("c", 2, "no", NOW - 101),)}, "runs"),  # before this try
-            ({"exits": (Exit("c", 1, "no", NOW - 50),)}, "runs"),  # which the container's restart may cure
-            ({"exits": (Exit("c", 3, "no", NOW - 100),)}, "failed"),
+            ({"exits": (Exit("megatron", 2, "no", NOW - 101),)}, "runs"),  # before this try
+            ({"exits": (Exit("megatron", 1, "no", NOW - 50),)}, "runs"),  # which the container's restart may cure
+            ({"exits": (Exit("megatron", 3, "no", NOW - 100),)}, "failed"),
+            ({"exits": (Exit("vault-agent", 2, "panic: nil", NOW - 50),)}, "runs"),  # which a webhook has put there
             ({"deleting": NOW}, "runs"),
             ({"hash": "old"}, "runs"),
             ({"owner": "other"}, "runs"),
         ],
     )
     def test_exit_codes_of_the_jobs_pods_end_it(self, more: dict[str, Any], fate: str) -> None:
-        ended = pod(**{"exits": (Exit("c", 2, "no", NOW - 50),), **more})
+        ended = pod(**{"exits": (Exit("megatron", 2, "no", NOW - 50),), **more})
         assert verdict(world(ended, status={"startTime": iso(NOW - 100)})).fate == fate
 
     def test_the_last_restart_that_is_allowed_is(self) -> None:
@@ -244,6 +292,15 @@ class TestTroubles:
     def test_what_keeps_a_rollout_pod_away_comes_after_what_stops_the_job(self) -> None:
         rollout, worker = (pod(name, trouble=Trouble(reason, "")) for name, reason in (("x-rollout-0", "A"), ("x-worker-0", "B")))
         assert (self.told(rollout), self.told(rollout, worker)) == ("A", "B")
+
+    @pytest.mark.parametrize("phase", ["Failed", "Running"])
+    @pytest.mark.parametrize("available", [True, False])
+    def test_a_pod_that_failed_is_no_trouble_once_its_deployment_has_another(self, phase: str, available: bool) -> None:
+        wants = (*WANTS, Want("Deployment", "x-reward", "h", "reward"))
+        one = pod("x-reward-1", plan_name="", phase=phase, trouble=Trouble("RefusedByNode", ""))
+        deployment = replace(child("Deployment", "x-reward"), state=DeploymentState(available))
+        trouble = trouble_of(Desired(wants=wants), world(one, deployment), NOW)
+        assert (trouble is None) == (available and phase == "Failed")
 
     @pytest.mark.parametrize(("reason", "at_once"), [("Unschedulable", False), ("VolumePending", False), ("ImageNotPulled", True)])
     def test_a_young_pod_may_only_be_waiting_for_its_place(self, reason: str, at_once: bool) -> None:
@@ -295,6 +352,12 @@ class TestConditions:
         assert [[n.reason for n in notices(waiting(before), late)] for before in ("PodsStarting", "ImageNotPulled")] == [
             ["ProgressDeadlineExceeded"], []
         ]  # fmt: skip
+
+    def test_what_holds_up_a_job_is_told_under_a_refused_spec_too(self) -> None:
+        verdict = replace(RUNS, refusal=Trouble("InvalidSpec", "no such field"))
+        found = {c["type"]: c for c in conditions(verdict, Trouble("Unschedulable", "no room"), "", {}, 3, NOW)}
+        assert (found["Ready"]["reason"], found["Ready"]["message"]) == ("InvalidSpec", "no such field; meanwhile, no room")
+        assert found["Stalled"]["message"] == "no such field"
 
     def test_a_refused_spec_leaves_how_the_job_stands(self) -> None:
         refused = Verdict("refused", "Invalid", "no such field")

@@ -276,6 +276,23 @@ def test_a_finished_job_keeps_the_masters_pod_and_its_state() -> None:
     living(story)
 
 
+def test_a_job_ends_with_its_master_whatever_else_runs_on_in_its_pod() -> None:
+    async def story(world: World) -> None:
+        await started(world, templates={"master": {"spec": {"containers": [{"name": "shipper", "image": "i"}]}}})
+        end = {"exitCode": 0, "message": json.dumps(report(10, "Succeeded", reward=0.9)), "finishedAt": iso(clock())}
+        containers: list[dict[str, Any]] = [
+            {"name": "shipper", "restartCount": 0, "image": "i", "state": {"running": {}}},
+            {"name": "master", "restartCount": 0, "image": "i", "state": {"terminated": end}},
+        ]
+        world.twin.set_status(Ref("Pod", "default", "x-master"), phase="Running", containerStatuses=containers)
+        await until(lambda: world.holds("Succeeded") and not world.pods())
+        assert world.status()["reward"] == 0.9
+        await asyncio.sleep(60)
+        assert not world.pods()
+
+    living(story)
+
+
 @pytest.mark.parametrize(("code", "reason"), [(2, "Configuration"), (3, "JobFailed")])
 def test_exit_status_two_or_three_ends_the_job_with_the_containers_last_words(code: int, reason: str) -> None:
     async def story(world: World) -> None:
@@ -445,6 +462,73 @@ def test_a_job_that_its_queue_has_taken_back_gets_its_time_anew() -> None:
     living(story)
 
 
+def in_a_group(pod: Manifest) -> None:
+    """What Kueue's webhook adds. It takes it off a pod that has ended once another of the group has taken its place: never, of one name."""
+    if "kueue.x-k8s.io/pod-group-name" in pod["metadata"].get("labels", {}):
+        pod["metadata"]["finalizers"] = ["kueue.x-k8s.io/managed"]
+
+
+def test_what_a_queue_keeps_of_pods_that_are_over_holds_up_nothing() -> None:
+    async def story(world: World) -> None:
+        world.twin.webhook = in_a_group
+        await started(world, queueName="q")
+        before = {pod["metadata"]["uid"] for pod in world.twin.of("Pod").values()}
+        for pod in ("x-master", "x-worker-0"):
+            world.lose(pod, 1.0)
+
+        def all_new() -> bool:
+            return not before & {pod["metadata"]["uid"] for pod in world.twin.of("Pod").values()}
+
+        await until(lambda: all_new() and world.holds("Ready"))
+        world.spec(suspend=True)
+        await until(lambda: world.holds("Suspended") and not world.pods())
+        world.starts = lambda pod: False
+        world.spec(suspend=False)
+        await until(lambda: world.pods() == {"x-master", "x-worker-0"})
+        assert not {"NodeLost", "HeldByFinalizer"} & set(world.events())
+
+    living(story)
+
+
+@pytest.mark.parametrize("when", ["it waits", "it runs", "nobody looks"])
+def test_a_job_that_is_deleted_leaves_no_pod_in_its_queue(when: str) -> None:
+    async def story(world: World) -> None:
+        world.twin.webhook = in_a_group
+        world.starts = lambda pod: when != "it waits"
+        world.add(rljob(queueName="q"))
+        await until(lambda: len(world.pods()) == 2)
+        await asyncio.sleep(10)
+        if when == "nobody looks":
+            await world.kill()
+        world.twin.erase(Ref("RLJob", "default", "x"))
+        await asyncio.sleep(10)
+        if when == "nobody looks":
+            assert world.pods() == {"x-master", "x-worker-0"}, "the queue keeps them"
+            busy = [ApiError(503, "ServiceUnavailable", "busy") for _ in range(2)]  # pods are known before the rest is
+            world.twin.fault = lambda verb, kind: busy.pop() if (verb, kind) == ("list", "NetworkPolicy") and busy else None
+            world.start()
+        await until(lambda: not [r for r in world.twin.objects if r.kind != "Event"])
+
+    living(story)
+
+
+def test_a_finalizer_that_may_not_be_taken_off_is_named_and_disturbs_nothing_else() -> None:
+    async def story(world: World) -> None:
+        world.twin.webhook = in_a_group
+        await started(world, queueName="q")
+        world.twin.fault = lambda verb, kind: ApiError(403, "Forbidden", "no right") if verb == "release" else None
+        world.lose("x-worker-0", 1.0)
+        await asyncio.sleep(10)
+        world.spec(rollout={"replicas": 1})
+        await until(lambda: "x-rollout-0" in world.pods())
+        await until(lambda: world.condition("Ready")["reason"] == "HeldByFinalizer")
+        assert "kueue.x-k8s.io/managed" in world.condition("Ready")["message"]
+        world.twin.fault = lambda verb, kind: None
+        await until(lambda: world.holds("Ready"))
+
+    living(story)
+
+
 def test_a_finished_job_is_deleted_after_its_time() -> None:
     async def story(world: World) -> None:
         await started(world, ttlSecondsAfterFinished=60)
@@ -562,6 +646,32 @@ def only_grows(world: World) -> None:
         return await apply(manifest, uid)
 
     world.twin.apply = checked  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (422, "spec.selector: field is immutable"),
+        (403, 'admission webhook "a.b" denied the request: metadata.labels[c]: field is immutable'),
+    ],
+)
+def test_an_object_that_nobody_may_change_so_is_made_anew(code: int, said: str) -> None:
+    async def story(world: World) -> None:
+        await started(world)
+        ref = Ref("Deployment", "default", "x-reward")
+        before, apply = world.twin.objects[ref]["metadata"]["uid"], world.twin.apply
+
+        async def fixed(manifest: Manifest, uid: str) -> Applied:
+            if uid == before:
+                raise ApiError(code, "Refused", said)
+            return await apply(manifest, uid)
+
+        world.twin.apply = fixed  # type: ignore[method-assign]
+        world.spec(reward={"workers": 3})
+        await until(lambda: world.twin.of("Deployment").get("x-reward", {"metadata": {"uid": before}})["metadata"]["uid"] != before)
+        await until(lambda: world.holds("Ready"))
+
+    living(story)
 
 
 def test_a_volume_that_the_spec_no_longer_names_is_kept_with_the_state() -> None:
@@ -688,6 +798,30 @@ def test_a_namesake_of_a_deleted_job_gets_children_of_its_own() -> None:
             return bool(children) and all(o["metadata"]["ownerReferences"][0]["uid"] == uid for o in children)
 
         await until(lambda: world.holds("Ready") and all_new())
+        assert "NameTaken" not in world.events(), "what the garbage collector takes away is in nobody's way"
+
+    living(story)
+
+
+@pytest.mark.parametrize("how", ["seen", "told by a write"])
+def test_nothing_is_remembered_of_a_job_that_is_gone(how: str) -> None:
+    async def story(world: World) -> None:
+        assert world.operator is not None
+        await started(world)
+        if how == "told by a write":
+
+            def vanishes(verb: str, kind: str) -> None:
+                if verb == "patch_status" and "x" in world.twin.of("RLJob"):
+                    world.twin.erase(Ref("RLJob", "default", "x"))
+
+            world.twin.fault = vanishes
+            world.spec(suspend=True)
+        else:
+            world.twin.erase(Ref("RLJob", "default", "x"))
+        await until(lambda: not [r for r in world.twin.objects if r.kind != "Event"])
+        await asyncio.sleep(10)
+        renderer = world.operator.renderer
+        assert [*renderer._known, *renderer._accepted, *renderer._manifests, *world.operator.reconciler._memory] == []
 
     living(story)
 
@@ -775,6 +909,8 @@ def test_a_quota_without_room_for_all_rollout_pods_names_the_field_and_comes_aft
         ("cpu max limit to request ratio per Container is 2, but provided ratio is 4.000000", "LimitRange", "change the LimitRange"),
         ('violates PodSecurity "restricted:latest": unrestricted capabilities', "PodSecurity", "pod-security.kubernetes.io/enforce"),
         ("no image of elsewhere may run here", "Forbidden", "allow it in the namespace"),
+        ('Invalid value: "20Gi": must be less than or equal to memory limit of 512Mi', "LimitRange", "a LimitRange fills in a lower limit"),
+        ('admission webhook "a.b" denied the request: label team is missing', "Refused", "a policy of the cluster refuses it"),
     ],
 )
 def test_every_refusal_says_what_helps(of: str, words: str, reason: str, remedy: str) -> None:
@@ -791,6 +927,40 @@ def test_every_refusal_says_what_helps(of: str, words: str, reason: str, remedy:
         told, _, helps = world.condition("Ready")["message"].partition(f"{' '.join(words.split())}; ")
         assert of in told
         assert remedy in helps
+
+    living(story)
+
+
+@pytest.mark.parametrize(("verb", "what"), [("create", "Pod x-master cannot be made"), ("delete", "Pod x-rollout-0 cannot be removed")])
+def test_a_webhook_that_does_not_answer_is_a_condition_and_passes(verb: str, what: str) -> None:
+    async def story(world: World) -> None:
+        said = 'Internal error occurred: failed calling webhook "validate.example.com": connection refused'
+        if verb == "delete":
+            await started(world, rollout={"replicas": 1})
+            world.spec(rollout={"replicas": 0})
+        else:
+            world.add(rljob())
+        world.twin.fault = lambda asked, kind: ApiError(500, "InternalError", said) if (asked, kind) == (verb, "Pod") else None
+        await asyncio.sleep(30)
+        ready = world.condition("Ready")
+        assert ready["reason"] == "Refused"
+        assert f"{what}: {said}; the API server or a webhook of it fails" in ready["message"]
+        world.twin.fault = lambda verb, kind: None
+        await until(lambda: world.holds("Ready"))
+        assert world.events().count("Refused") == 1
+
+    living(story)
+
+
+def test_an_account_that_is_not_known_for_a_moment_is_no_fault_of_the_job() -> None:
+    async def story(world: World) -> None:
+        unknown = ApiError(401, "Unauthorized", "Unauthorized")
+        world.twin.fault = lambda verb, kind: unknown if (verb, kind) == ("create", "Pod") else None
+        world.add(rljob())
+        await asyncio.sleep(3)
+        world.twin.fault = lambda verb, kind: None
+        await until(lambda: world.holds("Ready"))
+        assert "Refused" not in world.events()
 
     living(story)
 
@@ -1296,7 +1466,63 @@ def test_a_job_whose_spec_is_refused_can_be_suspended(refused: dict[str, Any], m
     living(story)
 
 
-@pytest.mark.parametrize("ended", ["before", "after"])
+def test_a_running_job_whose_new_spec_is_refused_is_looked_after_as_before() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(3, "Training")
+        await started(world, rollout={"replicas": 1}, ttlSecondsAfterFinished=0)
+        await until(lambda: world.status().get("iteration") == 3)
+        uids = {name: pod["metadata"]["uid"] for name, pod in world.twin.of("Pod").items()}
+        world.spec(rollout={"replicas": 5}, iterations=20, templates={"reward": {"spec": {"containers": [{"name": "rewrd", "env": []}]}}})
+        await until(lambda: world.condition("Stalled").get("reason") == "InvalidSpec")
+        world.lose("x-worker-0", 1.0)
+        world.twin.erase(Ref("Deployment", "default", "x-reward"))
+        world.reports["x"] = report(9, "Rollout")
+        await asyncio.sleep(120)
+        assert world.status()["iteration"] == 9
+        assert world.status()["phase"] == "Rollout"
+        assert world.status()["rollout"]["readyReplicas"] == 1
+        now = {name: pod["metadata"]["uid"] for name, pod in world.twin.of("Pod").items()}
+        assert now.keys() == uids.keys()
+        assert {name for name in now if now[name] != uids[name]} == {"x-worker-0"}
+        assert world.twin.of("Deployment").keys() == {"x-reward"}
+        assert world.condition("Ready")["reason"] == world.condition("Stalled")["reason"] == "InvalidSpec"
+        assert not world.holds("Reconciling")
+        assert world.events().count("InvalidSpec") == 1
+        busy = [ApiError(429, "TooManyRequests", "busy")]
+        world.twin.fault = lambda verb, kind: busy.pop() if (verb, kind) == ("delete", "Pod") and busy else None
+        world.pod_ended("x-master", "Succeeded")
+        await until(lambda: world.holds("Succeeded") and world.pods() == {"x-master"})
+        await asyncio.sleep(60)
+        assert not busy
+        assert world.holds("Stalled"), "its spec is refused as before"
+        assert not world.twin.of("Deployment")
+        world.spec(templates={})
+        await until(lambda: world.holds("Ready") and len(world.pods()) == 7)
+        assert not world.holds("Succeeded"), "the spec asks for more"
+
+    living(story)
+
+
+def test_an_operator_that_was_started_under_a_refused_spec_tells_how_the_job_goes_on() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(3, "Training")
+        await started(world, rollout={"replicas": 1})
+        await world.kill()
+        world.spec(templates={"worker": {"sepc": {}}})
+        world.start()
+        await until(lambda: world.condition("Stalled").get("reason") == "InvalidSpec")
+        world.reports["x"] = report(9, "Rollout")
+        world.lose("x-rollout-0", 1.0)
+        await until(lambda: world.status().get("iteration") == 9 and world.status()["phase"] == "Rollout")
+        await until(lambda: world.status()["rollout"]["replicas"] == 0)
+        assert world.pods() == {"x-master", "x-worker-0"}, "what should be is not known"
+        world.spec(templates={})
+        await until(lambda: world.holds("Ready") and "x-rollout-0" in world.pods())
+
+    living(story)
+
+
+@pytest.mark.parametrize("ended", ["before", "after", "after a restart"])
 def test_a_pause_that_a_refused_spec_asks_for_leaves_a_master_that_is_done(ended: str) -> None:
     async def story(world: World) -> None:
         await started(world)
@@ -1305,12 +1531,21 @@ def test_a_pause_that_a_refused_spec_asks_for_leaves_a_master_that_is_done(ended
             await until(lambda: world.holds("Succeeded"))
         world.spec(templates={"worker": {"sepc": {}}})
         await until(lambda: world.condition("Stalled").get("reason") == "InvalidSpec")
-        if ended == "after":
+        if ended == "after a restart":
+            await world.kill()
+            world.start()
+            await asyncio.sleep(30)
+        if ended != "before":
             world.pod_ended("x-master", "Succeeded")
+        if ended == "after a restart":
+            await until(lambda: world.pods() == {"x-master"})
         world.spec(suspend=True)
         await asyncio.sleep(60)
         assert world.pods() == {"x-master"}
-        assert world.holds("Suspended") == (ended == "after")
+        assert world.holds("Succeeded")
+        assert not world.holds("Suspended")
+        assert world.status()["phase"] == "Succeeded"
+        assert world.status()["completionTime"] < iso(clock() - 30)
         world.spec(templates={})
         await until(lambda: not world.holds("Stalled"))
         assert world.holds("Succeeded")
@@ -1348,6 +1583,78 @@ def test_a_pod_that_a_kubelet_has_no_room_for_is_told_and_is_no_fault_of_the_job
         assert "x-worker-0" in world.pods()
 
     living(story)
+
+
+@pytest.mark.parametrize("container", ["vault-agent", "master"])
+def test_a_container_that_is_not_the_jobs_own_does_not_end_it(container: str) -> None:
+    async def story(world: World) -> None:
+        await started(world, backoffLimit=0)
+        world.container_ended("x-master", container, EXIT_CONFIGURATION, "panic: nil", restarts=3)
+        await asyncio.sleep(60)
+        assert world.holds("Failed") == (container == "master")
+        assert world.holds("Ready") == (container != "master")
+        assert ("lastFailure" in world.status()) == (container == "master")
+
+    living(story)
+
+
+def test_a_rollout_pod_that_always_fails_is_told_and_does_not_end_the_job() -> None:
+    async def story(world: World) -> None:
+        world.reports["x"] = report(3, "Training")
+        await started(world, rollout={"replicas": 2}, backoffLimit=2)
+        world.container_ended("x-rollout-1", "vllm", 137, "OOMKilled", restarts=7)
+        world.starts = lambda pod: pod["metadata"]["name"] != "x-rollout-0"
+
+        async def refused() -> None:
+            uid = world.twin.of("Pod")["x-rollout-0"]["metadata"]["uid"]
+            world.pod_ended("x-rollout-0", reason="TopologyAffinityError")
+            await until(lambda: world.condition("Ready")["reason"] == "RefusedByNode")
+            await until(lambda: world.twin.of("Pod").get("x-rollout-0", {"metadata": {"uid": uid}})["metadata"]["uid"] != uid)
+
+        for _ in range(4):
+            await refused()
+        assert not world.holds("Failed")
+        assert len(world.pods()) == 4
+
+    living(story)
+
+
+def test_an_operator_of_several_namespaces_serves_those_that_are_there() -> None:
+    async def story(world: World) -> None:
+        assert world.operator is not None
+        world.operator.leading = True
+        world.twin.forbidden = {"gone"}
+        busy = [ApiError(503, "ServiceUnavailable", "busy") for _ in range(2)]  # RLJobs are known before pods
+        world.twin.fault = lambda verb, kind: busy.pop() if (verb, kind) == ("list", "Pod") and busy else None
+        assert "are not complete" in world.operator.ready()
+        world.add(rljob())
+        await until(lambda: world.holds("Ready"))
+        other = rljob()
+        other["metadata"]["namespace"] = "gone"
+        world.twin.add(other)
+        await asyncio.sleep(3600)
+        for stream in world.operator.streams:
+            if stream.namespace == "default":
+                stream.heard = clock()  # by a bookmark; the twin sends none
+        assert (world.operator.health(), world.operator.ready()) == ("", "")
+        assert not world.twin.of("Pod", "gone"), "what is there is not known"
+        world.twin.forbidden.clear()
+        await until(lambda: len(world.twin.of("Pod", "gone")) == 2)
+
+    living(story, settings=Settings(namespaces=["default", "gone"]))
+
+
+@pytest.mark.parametrize("namespaces", [["a", "b"], []])
+def test_an_operator_that_may_look_nowhere_is_started_anew(namespaces: list[str]) -> None:
+    async def story(world: World) -> None:
+        assert world.operator is not None
+        world.operator.leading = True
+        world.twin.forbidden = {*namespaces} or {None}
+        await asyncio.sleep(600)
+        assert "are not complete" in world.operator.ready()
+        assert "no sign of life" in world.operator.health()
+
+    living(story, settings=Settings(namespaces=namespaces))
 
 
 @pytest.mark.parametrize("role", ["worker", "reward"])

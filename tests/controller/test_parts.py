@@ -4,9 +4,11 @@ import asyncio
 import json
 import random
 import socket
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterable
+from itertools import islice, pairwise
+from typing import Any, cast
 
+import kopf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +16,14 @@ from tests.controller.twin import Fault, Twin
 from tests.controller.world import report, rljob
 from tests.master.virtual import clock, run
 
-from rljob.api import InfrastructureError
+from rljob.api import ConfigurationError, InfrastructureError
 from rljob.controller.cache import Cache
 from rljob.controller.client import ApiError
+from rljob.controller.connection import Connection
 from rljob.controller.desired import Renderer
 from rljob.controller.kinds import CHILDREN, Key, Ref
 from rljob.controller.leader import Leader, LeaseLost, decide_lease
+from rljob.controller.main import Operator, configure
 from rljob.controller.metrics import Metrics
 from rljob.controller.progress import KEPT, PER_SECOND, Poller, Target, by_api_server, shortened
 from rljob.controller.progress import LONGEST_SECONDS as SLOWEST
@@ -353,10 +357,10 @@ def test_specs_that_were_refused_are_read_anew_only_if_the_definition_says_somet
     assert renderer.desired(cache.jobs[key], running=False).refusal is None
 
 
-@pytest.mark.parametrize("namespaces", [[], ["a"], ["a", "b"]])
+@pytest.mark.parametrize("namespaces", [[], ["a"], ["a", "b"], ["gone", "a", "b"]])
 def test_what_a_stream_never_brings_is_found_in_every_namespace(namespaces: list[str]) -> None:
     async def tell() -> set[Key]:
-        twin, told = Twin(), set[Key]()
+        twin, told = Twin(forbidden={"gone"}), set[Key]()
         for namespace in ("a", "b"):
             job = rljob()
             job["metadata"]["namespace"] = namespace
@@ -366,7 +370,34 @@ def test_what_a_stream_never_brings_is_found_in_every_namespace(namespaces: list
         task.cancel()
         return told
 
-    assert run(tell()) == {Key(namespace, "x") for namespace in namespaces or ["a", "b"]}
+    assert run(tell()) == {Key(namespace, "x") for namespace in namespaces or ["a", "b"] if namespace != "gone"}
+
+
+def test_the_definition_is_asked_for_where_the_operator_has_a_right_to() -> None:
+    def check(*namespaces: str, missing: bool = False) -> None:
+        twin = Twin(forbidden={"gone"})
+        if missing:
+            twin.fault = lambda verb, kind: ApiError(404, "NotFound", "page not found")
+        poller = Poller(by_api_server(twin), lambda key: None, Metrics())
+        settings, connection = Settings(namespaces=[*namespaces]), Connection(kopf.ConnectionInfo(server="http://twin"))
+        run(Operator(settings, connection, twin, Metrics(), poller, clock)._check_crd())
+
+    check("gone", "a")
+    check("a", "gone")
+    with pytest.raises(ApiError, match="forbidden"):
+        check("gone")
+    with pytest.raises(ConfigurationError, match="no CustomResourceDefinition"):
+        check("gone", "a", missing=True)
+
+
+def test_the_stream_of_one_namespace_that_is_gone_is_tried_for_as_long_as_it_takes() -> None:
+    settings = kopf.OperatorSettings()
+    configure(settings, several=False)
+    assert isinstance(settings.networking.error_backoffs, tuple), "else the process ends, and is started anew"
+    configure(settings, several=True)
+    for _ in range(2):
+        seconds = list(islice(cast(Iterable[float], settings.networking.error_backoffs), 1000))
+        assert (len(seconds), min(seconds), max(seconds)) == (1000, 1.0, 30.0)
 
 
 def test_an_answer_that_cannot_be_read_concerns_its_own_master_alone() -> None:

@@ -64,6 +64,8 @@ class Twin:
     """Implements `rljob.controller.client.Api`."""
 
     fault: Callable[[str, str], Fault] = lambda verb, kind: None
+    webhook: Callable[[Manifest], None] = lambda manifest: None
+    """What admission adds to a new object; it belongs to nobody."""
     lag: float = 0.01
     """Seconds by which watches trail."""
     latency: float = 0.001
@@ -75,6 +77,8 @@ class Twin:
     """Version to the object as it was until then."""
     documents: dict[str, Manifest] = field(default_factory=dict)
     """By path."""
+    forbidden: set[str | None] = field(default_factory=set)
+    """Namespaces in which nothing may be listed."""
     compacted: int = 0
     silent: set[str] = field(default_factory=set)
     """Kinds whose watches have died without a word."""
@@ -99,6 +103,7 @@ class Twin:
         if ref.kind == "RLJob":
             stored.setdefault("status", {"observedGeneration": -1})
         self._owners[ref] = {manager: {path: iso(clock()) for path in _owned(stored)}}
+        self.webhook(stored)
         self._store(ref, stored, "ADDED")
         return stored
 
@@ -128,6 +133,13 @@ class Twin:
     def _finish(self, ref: Ref, uid: str) -> None:
         stored = self.objects.get(ref)
         if stored is None or stored["metadata"]["uid"] != uid:
+            return
+        if stored["metadata"].get("finalizers"):
+            held = copy.deepcopy(stored)
+            held["metadata"].setdefault("deletionTimestamp", iso(clock()))
+            if held.get("status", {}).get("phase") == "Running":
+                held["status"]["phase"] = "Failed"
+            self._store(ref, held, "MODIFIED")
             return
         del self.objects[ref]
         self._owners.pop(ref, None)
@@ -182,6 +194,17 @@ class Twin:
             if stored is not None and stored["metadata"]["uid"] == uid:
                 self.erase(ref, 0.5 if ref.kind == "Pod" else 0.0)
 
+    async def release(self, ref: Ref, uid: str, finalizer: str) -> None:
+        async with self._call("release", ref.kind):
+            stored = self.objects.get(ref)
+            if stored is None or stored["metadata"]["uid"] != uid:
+                return
+            freed = copy.deepcopy(stored)
+            freed["metadata"]["finalizers"] = [name for name in freed["metadata"].get("finalizers", ()) if name != finalizer]
+            self._store(ref, freed, "MODIFIED")
+            if "deletionTimestamp" in freed["metadata"]:
+                self._finish(ref, uid)
+
     async def replace(self, manifest: Manifest) -> Manifest:
         ref = self._ref(manifest)
         async with self._call("replace", ref.kind):
@@ -200,6 +223,7 @@ class Twin:
 
     async def list_objects(self, kind: Kind, namespace: str | None, more: str = "", selector: str = "") -> Listing:
         async with self._call("list", kind.kind):
+            self._must_be_allowed(kind, namespace)
             found = [copy.deepcopy(o) for r, o in self.objects.items() if r.kind == kind.kind and namespace in (None, r.namespace)]
             return Listing([o for o in found if selected(o, selector)], str(self._version))
 
@@ -214,6 +238,7 @@ class Twin:
     @asynccontextmanager
     async def watch(self, kind: Kind, namespace: str | None, version: str, selector: str) -> AsyncIterator[AsyncIterator[Change]]:
         async with self._call("watch", kind.kind):
+            self._must_be_allowed(kind, namespace)
             if int(version) < self.compacted:
                 raise ApiError(410, "Expired", "too old resource version")
         yield self._stream(kind, namespace, int(version), selector)
@@ -255,6 +280,10 @@ class Twin:
         yield
         if fault == "lost":
             raise ApiError(0, "Unreachable", f"{verb} {kind}: the answer was lost")
+
+    def _must_be_allowed(self, kind: Kind, namespace: str | None) -> None:
+        if namespace in self.forbidden:
+            raise ApiError(403, "Forbidden", f'{kind.plural} is forbidden in the namespace "{namespace}"')
 
     def _must_be_newest(self, ref: Ref, version: str) -> None:
         if ref not in self.objects:

@@ -83,13 +83,8 @@ class World:
         async with asyncio.TaskGroup() as group:
             for stream in operator.streams:
                 stream.clock, stream.luck = clock, random.Random(3)
-                group.create_task(stream.run())
-            for stream in operator.streams:
-                await stream.listed.wait()
             await operator.look_around()
-            group.create_task(operator.queue.run(4))
-            group.create_task(operator.poller.run())
-            group.create_task(operator.resync.run())
+            operator.work(group)
             group.create_task(self._jobs(operator))
 
     async def _jobs(self, operator: Operator) -> None:

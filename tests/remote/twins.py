@@ -122,13 +122,13 @@ def event(seconds: float, reason: str, message: str, about: str = "", kind: str 
 EVENTS = [
     event(740, "Created", "created 5 pods"),
     event(300, "Replaced", "pod worker-0 was lost and is made again"),
-    event(20, "BackOff", 'Back-off pulling image "rollout:1"', "sums-rollout-1", "Warning", 7),
     event(10, "BackOff", "of another job", "other-rollout-1", "Warning"),
+    event(20, "BackOff", 'Back-off pulling image "rollout:1"', "sums-rollout-1", "Warning", 7),
 ]
 
 
 class MemoryCluster:
-    """`Api` over what it is given."""
+    """`Api` over what it is given; events come one by one."""
 
     namespace = "team-a"
     where = "context test, https://test"
@@ -147,7 +147,8 @@ class MemoryCluster:
         if "involvedObject.kind=" not in wanted:
             return found
         kind = wanted.partition("involvedObject.kind=")[2].partition(",")[0]
-        return {"items": [item for item in found["items"] if item["involvedObject"]["kind"] == kind]}
+        items, at = [item for item in found["items"] if item["involvedObject"]["kind"] == kind], int((query or {}).get("continue", "0"))
+        return {"items": items[at : at + 1], "metadata": {"continue": str(at + 1) if at + 1 < len(items) else ""}}
 
     def patch(self, path: str, body: Json) -> Json:
         self.patches.append((path, body))

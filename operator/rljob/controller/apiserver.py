@@ -147,6 +147,16 @@ class ApiServer:
             if not error.missing and not error.conflict:
                 raise
 
+    async def release(self, ref: Ref, uid: str, finalizer: str) -> None:
+        """Take a finalizer off the object of that uid, and leave those of others."""
+        body = {"metadata": {"uid": uid, "$deleteFromPrimitiveList/finalizers": [finalizer]}}
+        try:
+            await self._request("PATCH", of_ref(ref), ref.kind, body, content_type="application/strategic-merge-patch+json")
+        except ApiError as error:
+            # 422: another object has the name by now, and no uid can change.
+            if not error.missing and not error.conflict and error.code != 422:
+                raise
+
     async def replace(self, manifest: Manifest) -> Manifest:
         """Write a whole object."""
         return await self._request("PUT", _of_manifest(manifest, named=True), manifest["kind"], manifest)
@@ -213,7 +223,8 @@ class ApiServer:
             try:
                 return await self._once(verb, path, kind, data, params, content_type, accept)
             except ApiError as error:
-                if not error.temporary or attempt == tries:
+                # A webhook that does not answer takes up to 30 s for each try, and people should hear of it.
+                if not error.temporary or error.webhook or attempt == tries:
                     raise
                 wait = delay(attempt + 1, self.luck.random(), error.retry_after)
                 if wait > _LONGEST_WAIT:

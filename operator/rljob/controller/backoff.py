@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from rljob.controller.world import Observed, PodState
+from rljob.manifests.containers import NAMES
 
 
 def _pods(seen: Observed) -> dict[str, tuple[str, PodState]]:
-    """Bare pods of the job: name to (uid, state)."""
-    return {
-        name: (c.uid, c.pod) for (kind, name), c in seen.children.items() if kind == "Pod" and c.pod is not None and c.owner == seen.uid
-    }
+    """Master and workers: name to (uid, state). The job goes on without a rollout pod, so none of those can end it."""
+    return {c.name: (c.uid, c.pod) for c in seen.own_pods() if c.pod is not None and c.pod.role != "rollout"}
 
 
 def _restarts(seen: Observed) -> dict[str, int]:
-    return {f"{pod}/{container}@{uid[:8]}": count for pod, (uid, state) in _pods(seen).items() for container, count in state.restarts}
+    pods = _pods(seen).items()
+    return {f"{pod}/{name}@{uid[:8]}": count for pod, (uid, state) in pods for name, count in state.restarts if name in NAMES}
 
 
 def _failed(seen: Observed) -> dict[str, str]:

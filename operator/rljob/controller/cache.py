@@ -23,6 +23,10 @@ class Cache:
     _trusted: dict[str, int] = field(default_factory=dict)
     """uid to fingerprint of the operator's fields as it wrote them."""
 
+    def keys(self, namespace: str | None) -> set[Key]:
+        """Jobs of a namespace (None: of all), and those that are gone and of which children are left."""
+        return {key for key in (*self.jobs, *self._children) if namespace in (None, key.namespace)}
+
     def children(self, key: Key) -> Mapping[tuple[str, str], Child]:
         """Everything with the job's labels."""
         return self._children.get(key, _NONE)

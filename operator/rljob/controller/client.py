@@ -20,7 +20,13 @@ class ApiError(InfrastructureError):
     @property
     def temporary(self) -> bool:
         """The same request can succeed a moment later."""
-        return self.code in (0, 408, 429) or self.code >= 500
+        # 401: an account whose token is being renewed, or an API server that cannot ask who it is just now.
+        return self.code in (0, 401, 408, 429) or self.code >= 500
+
+    @property
+    def webhook(self) -> bool:
+        """What the API server has to ask about a request does not answer: that may last until a person looks at it."""
+        return self.code >= 500 and "failed calling webhook" in str(self)
 
     @property
     def missing(self) -> bool:
@@ -80,6 +86,9 @@ class Api(Protocol):
 
     async def delete(self, ref: Ref, uid: str) -> None:
         """Delete the object of that uid. That it is gone already is no error."""
+
+    async def release(self, ref: Ref, uid: str, finalizer: str) -> None:
+        """Take a finalizer off the object of that uid. That either is gone already is no error."""
 
     async def replace(self, manifest: Manifest) -> Manifest:
         """Write a whole object; 409 if its resourceVersion is not the newest."""

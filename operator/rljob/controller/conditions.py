@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rljob.controller.trim import iso
-from rljob.controller.verdict import Verdict, condition, holds
+from rljob.controller.verdict import FINISHED, STANDS, Verdict, condition, holds, stands
 from rljob.controller.world import Trouble
 
-STANDS = ("Suspended", "Succeeded", "Failed")
 TYPES = ("Ready", "Reconciling", "Stalled", *STANDS)
 
 
@@ -67,6 +66,13 @@ def _said(verdict: Verdict, trouble: Trouble | None, waiting: str) -> dict[str, 
             found |= {"Ready": Said(False, verdict.reason, verdict.message), "Stalled": why, "Failed": why}
         case "refused" | "foreign":
             found |= {"Ready": Said(False, verdict.reason, verdict.message), "Stalled": why}
+    if verdict.success:
+        found["Succeeded"] = Said(True, FINISHED, verdict.success)
+    if verdict.refusal is not None:
+        # Whatever else is to be said of what goes on: it is not what the spec asks for.
+        reason, message = verdict.refusal.reason, verdict.refusal.message
+        besides = f"; meanwhile, {trouble.message}" if trouble is not None and verdict.fate == "runs" else ""
+        found |= {"Ready": Said(False, reason, message + besides), "Stalled": Said(True, reason, message), "Reconciling": no}
     if verdict.paused:
         message = "spec.suspend is true: no pod runs, the state is kept; to go on, correct what Stalled names and set it to false"
         found["Suspended"] = Said(True, "Suspended", message)
@@ -98,7 +104,7 @@ def notices(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Notice]:
     ready, was = condition(new, "Ready"), condition(old, "Ready")
     was_stalled = condition(old, "Stalled").get("reason") if holds(old, "Stalled") else None
     refused = holds(new, "Stalled") and condition(new, "Stalled").get("reason") not in (condition(new, "Failed").get("reason"), was_stalled)
-    if any(holds(new, kind) for kind in STANDS) and not refused:
+    if stands(new) and not refused:
         return found
     if holds(new, "Ready") and not holds(old, "Ready"):
         found.append(Notice("Normal", "Running", ready.get("message", "")))

@@ -1,18 +1,19 @@
 """From the objects that are to those that should be. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rljob.controller.kinds import RUNNING
 from rljob.controller.verdict import Verdict
 from rljob.controller.world import Child, Desired, Observed, Trouble, Want
-from rljob.manifests.types import UPDATE
+from rljob.manifests.types import KUEUE, UPDATE
 
 REPLACE_SECONDS = 10.0
 """A pod that dies at once is made anew so often, not more."""
 LOST_SECONDS = 90.0
 """A pod that is still there so long after it should be gone is on a node that does not answer."""
-
+QUEUE_FINALIZER = f"{KUEUE}/managed"
+"""Kueue leaves it on a pod of a group until another one has taken its place. None can: it would have the same name."""
 
 EDITED = "was changed by hand and is as rendered again"
 RENDERED = "it is rendered otherwise now: the spec has changed, or the operator (its version, images or settings)"
@@ -85,6 +86,11 @@ def steps(desired: Desired, seen: Observed, verdict: Verdict, now: float) -> Ite
             yield Steps((Delete(child.kind, child.name, child.uid),))
 
 
+def held_by_queue(children: Iterable[Child]) -> list[Child]:
+    """Pods of this job, or of one before it, of which nothing is left but that their queue keeps them."""
+    return [child for child in children if child.bequeathed and QUEUE_FINALIZER in child.held]
+
+
 def pause(seen: Observed, verdict: Verdict) -> Iterator[Steps]:
     """Stop what runs, without knowing what else should be."""
     for child in seen.children.values():
@@ -96,13 +102,13 @@ def _towards(want: Want, seen: Observed, now: float) -> Steps:
     child = seen.children.get((want.kind, want.name))
     if child is None:
         return Steps((Create(want.kind, want.name),))
-    # One without an owner lost it: by hand, or because an RLJob of this name was deleted without its children (`--cascade=orphan`).
-    orphan = not child.owner and bool(child.hash)
-    if child.owner != seen.uid and not orphan:
-        return Steps(again=5.0, trouble=_foreign(child))
     if child.deleting is not None:
         lost = now - child.deleting > LOST_SECONDS and child.kind == "Pod"
         return Steps(again=30.0, trouble=_lost(child) if lost else None)
+    # One without an owner lost it: by hand, or because an RLJob of this name was deleted without its children (`--cascade=orphan`).
+    orphan = not child.owner and bool(child.hash)
+    if child.owner != seen.uid and not orphan:
+        return Steps(again=5.0, trouble=_inherited(child) if child.bequeathed else _foreign(child))
     if child.hash != want.hash and UPDATE.get(child.kind) != "keep":
         return _update(child)
     if child.pod is not None and (child.pod.phase == "Failed" or (child.pod.phase == "Succeeded" and want.pod != "master")):
@@ -150,7 +156,18 @@ def _foreign(child: Child) -> Trouble:
     )
 
 
+def _inherited(child: Child) -> Trouble:
+    """The garbage collector takes it away: the RLJob that owns it is gone."""
+    return Trouble("PodsStarting", f"waits until {child.kind} {child.name} of an earlier RLJob of this name is gone")
+
+
 def _lost(child: Child) -> Trouble:
+    if child.held:
+        return Trouble(
+            "HeldByFinalizer",
+            f"pod {child.name} has ended and should be gone, but finalizers keep it ({', '.join(child.held)}): look at what has set them, "
+            f"or take them off (kubectl edit pod {child.name}); then the pod is made anew",
+        )
     return Trouble(
         "NodeLost",
         f"pod {child.name} should be gone and is not: its node does not answer. Bring the node back, delete it (kubectl delete node), or "

@@ -12,7 +12,7 @@ from rljob.controller.conditions import Notice, conditions, names
 from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, pause, steps
 from rljob.controller.kinds import RUNNING
 from rljob.controller.trim import iso, unix
-from rljob.controller.verdict import NEWER, Failure, Verdict, ends, in_order, judge, queued, settling, trouble_of
+from rljob.controller.verdict import NEWER, Failure, Verdict, ends, in_order, judge, queued, settling, stands, trouble_of
 from rljob.controller.world import Child, DeploymentState, Desired, Observed, Trouble
 
 Status = dict[str, Any]
@@ -49,10 +49,11 @@ def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decisi
         # Children go with it: the garbage collector follows their owner references.
         return Decision()
     verdict = judge(desired, seen, now, version)
+    again = UNKNOWN_SECONDS if desired.refusal is not None and desired.refusal.reason == NEWER else None
     if verdict.fate in ("foreign", "refused"):
-        stops = pause(seen, verdict) if verdict.paused else ()
-        again = UNKNOWN_SECONDS if verdict.fate == "refused" and verdict.reason == NEWER else None
-        return Decision(tuple(action for step in stops for action in step.actions), _stand_aside(seen, verdict, now), again)
+        over = verdict.fate == "refused" and (verdict.paused or bool(verdict.success) or stands(seen.status))
+        stops = pause(seen, verdict) if over else ()
+        return Decision(tuple(action for step in stops for action in step.actions), _stand_aside(desired, seen, verdict, now), again)
     found = list(steps(desired, seen, verdict, now))
     actions = tuple(action for step in found for action in step.actions)
     trouble = trouble_of(desired, seen, now) or next((step.trouble for step in found if step.trouble), None)
@@ -62,6 +63,7 @@ def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decisi
         return Decision((DeleteJob(seen.uid),), status)
     silent = _silent(desired, seen, verdict)
     waits = [step.again for step in found] + [
+        again,
         ttl,
         _deadline(desired, verdict, status, now),
         *(max(0.1, since + SILENT_SECONDS - now) if since + SILENT_SECONDS > now else SILENT_SECONDS for since in silent.values()),
@@ -76,20 +78,27 @@ def decide(desired: Desired, seen: Observed, now: float, version: str) -> Decisi
     )
 
 
-def _stand_aside(seen: Observed, verdict: Verdict, now: float) -> Status:
+def _stand_aside(desired: Desired, seen: Observed, verdict: Verdict, now: float) -> Status:
     status: Status = dict(seen.status)
     status["conditions"] = conditions(verdict, None, "", seen.status, seen.generation, now)
     status["observedGeneration"] = seen.generation
     if verdict.paused:
         status["phase"] = "Suspended"
-        status["rollout"] = _rollout(seen, (seen.status.get("rollout") or {}).get("selector", ""))
-    elif verdict.fate == "refused" and not seen.status.get("startTime"):
+    elif verdict.fate == "refused" and not (seen.status.get("startTime") or verdict.success):
         status["phase"] = "Stalled"
+    elif verdict.fate == "refused" and not stands(seen.status):
+        # Its pods run on, though what should be is not known.
+        status |= _reported(seen)
+        status["phase"] = "Succeeded" if verdict.success else _phase(desired, seen, verdict, status)
+    if verdict.success:
+        status["completionTime"] = iso(now)
+    if "rollout" in status and verdict.fate == "refused":
+        status["rollout"] = _rollout(seen, status["rollout"].get("selector", ""))
     return status
 
 
 def _ttl(desired: Desired, verdict: Verdict, status: Mapping[str, Any], now: float) -> float | None:
-    if desired.terms.ttl is None or not verdict.finished:
+    if desired.terms.ttl is None or not verdict.finished or verdict.refusal is not None:
         return None
     return unix(status.get("completionTime")) + desired.terms.ttl - now
 

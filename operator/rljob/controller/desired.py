@@ -2,8 +2,8 @@
 
 import json
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -34,7 +34,7 @@ def refusal(error: ValidationError, version: str) -> Trouble:
     if fields and len(fields) == error.error_count():
         return Trouble(
             NEWER,
-            f"{', '.join(fields)}: not known to this operator ({version}), so the job is left alone (spec.suspend still works); run the "
+            f"{', '.join(fields)}: not known to this operator ({version}), so the spec is not used (spec.suspend still works); run the "
             "operator that belongs to the installed CustomResourceDefinition, or remove the field",
         )
     return Trouble("InvalidSpec", "; ".join(str(problem) for problem in describe(error)))
@@ -69,6 +69,15 @@ def terms_of(job: RLJob) -> Terms:
     )
 
 
+class _Known(NamedTuple):
+    """What a job's spec came to in a cluster."""
+
+    job: Job
+    """Without its status."""
+    cluster: Cluster
+    desired: Desired
+
+
 @dataclass
 class Renderer:
     """Renders jobs. Of each, the hashes are kept; whole manifests only of those that are being worked on."""
@@ -79,51 +88,60 @@ class Renderer:
     kept: int = 64
     definition: Schema = field(default_factory=dict)
     """Of RLJobs, as the API server publishes it; asked for once a spec has fields that this operator does not know."""
-    _known: dict[str, tuple[int, Cluster, Desired]] = field(default_factory=dict)
+    _known: dict[str, _Known] = field(default_factory=dict)
+    _accepted: dict[str, _Known] = field(default_factory=dict)
+    """The last of these that was not refused."""
     _manifests: OrderedDict[tuple[str, int], dict[tuple[str, str], Manifest]] = field(default_factory=OrderedDict)
 
     def desired(self, job: Job, running: bool) -> Desired:
         """What the spec comes to. As long as the job has pods (`running`), how they share accelerators stays, whatever the cluster offers
         by now."""
         known = self._known.get(job.uid)
-        stands = running and known is not None and known[2].refusal is None
-        if known is None or known[0] != job.generation or not (stands or known[1] == self.cluster):
+        stands = running and known is not None and known.desired.refusal is None
+        if known is None or known.job.generation != job.generation or not (stands or known.cluster == self.cluster):
             desired = self._desired(job, self._chosen(job) if running else None)
-            self._known[job.uid] = known = (job.generation, self.cluster, desired)
-        return known[2]
+            before = self._accepted.get(job.uid)
+            if desired.refusal is not None and before is not None:
+                terms = replace(before.desired.terms, suspend=desired.terms.suspend)
+                desired = replace(before.desired, terms=terms, refusal=desired.refusal)
+            known = self._known[job.uid] = _Known(replace(job, status=b""), self.cluster, desired)
+            if desired.refusal is None:
+                self._accepted[job.uid] = known
+        return known.desired
 
     def learn(self, definition: Schema) -> None:
         """What the installed definition says: if that is news, specs that were refused are read anew."""
         if definition == self.definition:
             return
         self.definition = definition
-        self._known = {uid: known for uid, known in self._known.items() if known[2].refusal is None}
+        self._known = {uid: known for uid, known in self._known.items() if known.desired.refusal is None}
 
     def _chosen(self, job: Job) -> SharingChoice | None:
         """How the job's pods share accelerators: as they were rendered last, or, after a restart, as the status has it."""
-        known = self._known.get(job.uid)
-        if known is not None and known[2].refusal is None:
-            return SharingChoice(*known[2].sharing)
+        known = self._accepted.get(job.uid)
+        if known is not None:
+            return SharingChoice(*known.desired.sharing)
         written = json.loads(job.status).get("sharing") or {}
         return SharingChoice(written["mode"], written.get("reason", "")) if "mode" in written else None
 
     def manifest(self, job: Job, kind: str, name: str) -> Manifest:
-        """One object of the plan."""
-        at = (job.uid, job.generation)
+        """One object of what `desired` has last answered."""
+        accepted, cluster, desired = self._accepted[job.uid]
+        at = (job.uid, accepted.generation)
         if at not in self._manifests:
-            known = self._known.get(job.uid)
-            self._render(job, parse(job, self.definition), SharingChoice(*known[2].sharing) if known is not None else None)
+            self._render(accepted, parse(accepted, self.definition), cluster, SharingChoice(*desired.sharing))
         return self._manifests[at][kind, name]
 
     def forget(self, uid: str) -> None:
         """The job is gone."""
         self._known.pop(uid, None)
+        self._accepted.pop(uid, None)
         for at in [at for at in self._manifests if at[0] == uid]:
             del self._manifests[at]
 
-    def _render(self, job: Job, parsed: RLJob, sharing: SharingChoice | None) -> tuple[Manifest, ...]:
+    def _render(self, job: Job, parsed: RLJob, cluster: Cluster, sharing: SharingChoice) -> tuple[Manifest, ...]:
         owner = Owner(job.key.name, job.key.namespace, job.uid)
-        found = render(parsed, plan(parsed), owner, self.settings, self.cluster, sharing)
+        found = render(parsed, plan(parsed), owner, self.settings, cluster, sharing)
         self._manifests[job.uid, job.generation] = {(m["kind"], m["metadata"]["name"]): m for m in found}
         while len(self._manifests) > self.kept:
             self._manifests.popitem(last=False)
@@ -138,7 +156,7 @@ class Renderer:
             return Desired(terms=terms, refusal=refusal(error, self.version))
         try:
             sharing = choose_sharing(parsed, self.settings, self.cluster, chosen)
-            manifests = self._render(job, parsed, sharing)
+            manifests = self._render(job, parsed, self.cluster, sharing)
         except ConfigurationError as error:
             return Desired(terms=terms_of(parsed), refusal=Trouble("InvalidSpec", str(error)))
         except Exception as error:  # noqa: BLE001 - `templates` may hold anything

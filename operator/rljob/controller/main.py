@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
+from itertools import chain, repeat
 from typing import Any
 
 import aiohttp
@@ -61,7 +62,7 @@ class Operator:
         version = package_version("rljob")
         self.renderer = Renderer(self.settings, version)
         self.reconciler = Reconciler(self.api, self.cache, self.renderer, self.poller, self.clock, version)
-        self.queue = WorkQueue(self.reconciler.look, self.metrics)
+        self.queue = WorkQueue(self._look, self.metrics)
         self.poller.tell = self.queue.add
         where = places(self.settings.namespaces)
         self.streams = [Stream(self.api, self.cache, kind, namespace, self.queue.add) for kind in CHILDREN for namespace in where]
@@ -72,9 +73,24 @@ class Operator:
             self.queue.forget(key)
         self.queue.add(key)
 
+    async def _look(self, key: Key) -> float | None:
+        """A job is looked at once all objects of its namespace are known; `_begin` names it then."""
+        if all(stream.listed.is_set() for stream in self.streams if stream.namespace in (None, key.namespace)):
+            return await self.reconciler.look(key)
+        return None
+
+    def denied(self) -> set[str | None]:
+        """Namespaces of which the API server tells nothing: one is gone, its Role with it, or the Role lacks a right."""
+        return {stream.namespace for stream in self.streams if stream.denied}
+
+    def _telling(self) -> list[Stream]:
+        """Streams that should show life: those of other namespaces, or all if there are none."""
+        denied = self.denied()
+        return [stream for stream in self.streams if stream.namespace not in denied] or self.streams
+
     def health(self) -> str:
         """Why this process should be started anew; empty if it should not."""
-        dead = [stream.kind.plural for stream in self.streams if self.leading and stream.silent > SILENT_SECONDS]
+        dead = [stream.kind.plural for stream in self._telling() if self.leading and stream.silent > SILENT_SECONDS]
         if dead:
             return f"no sign of life for {SILENT_SECONDS:.0f} s from the watch of {', '.join(dead)}"
         if self.resync.missed >= MISSED:
@@ -83,7 +99,7 @@ class Operator:
 
     def ready(self) -> str:
         """Why this process is not ready yet; one that stands by is."""
-        behind = [stream.kind.plural for stream in self.streams if self.leading and not stream.listed.is_set()]
+        behind = [stream.kind.plural for stream in self._telling() if self.leading and not stream.listed.is_set()]
         return f"lists of {', '.join(behind)} are not complete" if behind else ""
 
     def take(self, event: Any) -> None:
@@ -92,7 +108,6 @@ class Operator:
         if event["type"] == "DELETED":
             key = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
             if self.cache.drop_job(key, raw["metadata"]["uid"]):
-                self.renderer.forget(raw["metadata"]["uid"])
                 self._tell(key)
         elif (taken := self.cache.put_job(raw)) is not None:
             self.queue.add(taken)
@@ -104,34 +119,52 @@ class Operator:
         await self._check_crd()
         self.renderer.cluster = await discover(self.api, self.renderer.cluster)
         async with asyncio.TaskGroup() as group:
-            started = time.monotonic()
-            tasks = [group.create_task(stream.run(), name=f"stream of {stream.kind.plural}") for stream in self.streams]
-            for stream in self.streams:
-                await stream.listed.wait()
-            log.info("%d objects of jobs are known after %.1f s", self.cache.count(), time.monotonic() - started)
-            tasks += [
-                group.create_task(work)
-                for work in (self.queue.run(self.settings.workers), self.poller.run(), self.resync.run(), self._figures())
-            ]
+            tasks = self.work(group)
             await group.create_task(run_kopf(self))
             for task in tasks:
                 task.cancel()
 
+    def work(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """Everything beside the stream of RLJobs."""
+        tasks = [group.create_task(stream.run(), name=f"stream of {stream.kind.plural}") for stream in self.streams]
+        tasks += [group.create_task(self._begin(namespace)) for namespace in places(self.settings.namespaces)]
+        others = (self.queue.run(self.settings.workers), self.poller.run(), self.resync.run(), self._figures())
+        return tasks + [group.create_task(other) for other in others]
+
+    async def _begin(self, namespace: str | None) -> None:
+        """Once all objects of a namespace are known, look at its jobs, and at what is left of those that are gone; another namespace,
+        that may be gone, is not waited for."""
+        started = time.monotonic()
+        for stream in self.streams:
+            if stream.namespace == namespace:
+                await stream.listed.wait()
+        log.info("%d objects of jobs are known after %.1f s", self.cache.count(), time.monotonic() - started)
+        for key in self.cache.keys(namespace):
+            self.queue.add(key)
+
     async def _check_crd(self) -> None:
-        try:
-            await self.api.list_objects(RLJOB._replace(whole=False), places(self.settings.namespaces)[0])
-        except ApiError as error:
-            if error.missing:
-                raise ConfigurationError(
-                    f"the cluster has no CustomResourceDefinition rljobs.{GROUP}: apply crds/rljobs.{GROUP}.yaml, or let the chart do so"
-                ) from error
-            raise
+        namespaces = places(self.settings.namespaces)
+        for namespace in namespaces:
+            try:
+                await self.api.list_objects(RLJOB._replace(whole=False), namespace)
+                return
+            except ApiError as error:
+                if error.missing:
+                    remedy = f"apply crds/rljobs.{GROUP}.yaml, or let the chart do so"
+                    raise ConfigurationError(f"the cluster has no CustomResourceDefinition rljobs.{GROUP}: {remedy}") from error
+                if error.code != 403 or namespace == namespaces[-1]:
+                    raise
 
     async def _figures(self) -> None:
         """What is counted now and then, and what the cluster offers."""
-        looked = time.monotonic()
+        looked, known = time.monotonic(), set[str | None]()
         while True:
             self.metrics.count_phases(self.reconciler.phases())
+            denied = self.denied()
+            self.metrics.denied.set(len(denied))
+            for namespace in denied - known - {None}:
+                log.warning("jobs of namespace %s are left alone: is it still there, and is the operator's Role in it whole?", namespace)
+            known = denied
             await asyncio.sleep(15)
             if time.monotonic() - looked > CLUSTER_SECONDS:
                 looked = time.monotonic()
@@ -152,7 +185,7 @@ class Operator:
 
 async def run_kopf(operator: Operator) -> None:
     """kopf until a signal comes."""
-    registry = kopf.OperatorRegistry()
+    registry, namespaces = kopf.OperatorRegistry(), operator.settings.namespaces
 
     @kopf.on.login(registry=registry)
     def login(**_: Any) -> kopf.ConnectionInfo:
@@ -160,13 +193,12 @@ async def run_kopf(operator: Operator) -> None:
 
     @kopf.on.startup(registry=registry)
     def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
-        configure(settings)
+        configure(settings, several=len(namespaces) > 1)
 
     @kopf.on.event(GROUP, "rljobs", registry=registry)
     async def on_rljob(event: Any, **_: Any) -> None:
         operator.take(event)
 
-    namespaces = operator.settings.namespaces
     await kopf.operator(registry=registry, clusterwide=not namespaces, namespaces=namespaces, standalone=True)
 
 
@@ -183,7 +215,14 @@ class NoDifference(kopf.DiffBaseStorage):
         pass
 
 
-def configure(settings: kopf.OperatorSettings) -> None:
+class Endless:
+    """Seconds between kopf's tries of a request that the API server forbids or cannot answer."""
+
+    def __iter__(self) -> Iterator[float]:
+        return chain((1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0), repeat(30.0))
+
+
+def configure(settings: kopf.OperatorSettings, several: bool) -> None:
     """kopf for a thousand jobs. Each line says what the default would do."""
     settings.persistence.diffbase_storage = NoDifference()  # else: copies the whole object twice for each event, half of kopf's time
     settings.posting.enabled = False  # else: an event for each log line of a handler
@@ -195,6 +234,8 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 60
     settings.process.ultimate_exiting_timeout = 20
+    if several:
+        settings.networking.error_backoffs = Endless()  # else: the stream of a namespace that is gone ends all others after a minute
 
 
 async def run(settings: Settings, connection: Connection, dev: bool = False) -> None:

@@ -33,6 +33,7 @@ class Metrics:
         self.requests = counter("api_requests", "Requests to the API server", "verb", "kind", "code")
         self.polls = counter("progress_polls", "Masters asked for their progress", "result")
         self.phases = Gauge("rljob_operator_jobs", "Jobs", ["phase"], registry=self.registry)
+        self.denied = Gauge("rljob_operator_namespaces_denied", "Namespaces of which the API server tells nothing", registry=self.registry)
         self.leading = Gauge("rljob_operator_leading", "1 while this operator acts, 0 while it stands by", registry=self.registry)
 
     @contextmanager

@@ -12,7 +12,7 @@ from rljob.api import GROUP, KIND, VERSION
 from rljob.controller.cache import Cache
 from rljob.controller.client import Api, ApiError
 from rljob.controller.conditions import Notice, notices
-from rljob.controller.converge import Action, Apply, Create, Delete, DeleteJob, repair
+from rljob.controller.converge import QUEUE_FINALIZER, Action, Apply, Create, Delete, DeleteJob, held_by_queue, repair
 from rljob.controller.decide import SILENT_SECONDS, Decision, Status, decide, difference, merge_patch, notices_of
 from rljob.controller.definition import DOCUMENT, schema_of
 from rljob.controller.desired import Renderer
@@ -27,6 +27,8 @@ from rljob.manifests.types import ANNOTATION_HASH, UPDATE
 
 PATIENCE = 5
 """A refused object waits as if it had failed so many times more often: no moment cures a quota."""
+RELEASE_SECONDS = 30.0
+"""A finalizer that could not be taken off a pod is tried again after so long."""
 DEFINITION_SECONDS = 10.0
 """What the installed definition says is not asked for more often."""
 
@@ -48,6 +50,7 @@ class Progress(Protocol):
 class Memory:
     """What is remembered of a job between looks. All of it can be lost: it only saves repeated work."""
 
+    uid: str
     refused: dict[tuple[str, str], Trouble] = field(default_factory=dict)
     refusals: int = 0
     """Looks in a row in which the API server refused something."""
@@ -85,11 +88,12 @@ class Reconciler:
         Raises:
             ApiError: the API server could not be used; what was done is done, and the next look goes on from there.
         """
+        held = await self._let_go(key)
         job = self.cache.jobs.get(key)
         if job is None:
             self._forget(key)
-            return None
-        memory = self._memory.setdefault(key, Memory())
+            return held
+        memory = self._remembered(job)
         if self._is_strange(job):
             await self._understand(job)
         first = self._decide(job, memory)
@@ -109,15 +113,37 @@ class Reconciler:
         again = await self._write(job, second, memory)
         if failure is not None:
             raise failure
-        waits = [again, second.again, self._retry(memory)]
+        waits = [again, second.again, held, self._retry(memory)]
         return min((wait for wait in waits if wait is not None), default=None)
 
     def phases(self) -> list[str]:
         """Phase of each job."""
         return [str(json.loads(job.status).get("phase") or "") for job in self.cache.jobs.values()]
 
+    async def _let_go(self, key: Key) -> float | None:
+        """Take the queue's finalizer off pods that are over, also of a job that is gone. Answers when to try again, if that failed."""
+        again = None
+        for child in held_by_queue(self.cache.children(key).values()):
+            try:
+                await self.api.release(Ref(child.kind, key.namespace, child.name), child.uid, QUEUE_FINALIZER)
+            except ApiError as error:
+                log.warning("%s: %s could not be taken off pod %s: %s", key, QUEUE_FINALIZER, child.name, error)
+                again = RELEASE_SECONDS
+        return again
+
+    def _remembered(self, job: Job) -> Memory:
+        """What is remembered of this job; nothing of one before it that had its name."""
+        memory = self._memory.get(job.key)
+        if memory is None or memory.uid != job.uid:
+            self._forget(job.key)
+            memory = self._memory[job.key] = Memory(job.uid)
+        return memory
+
     def _forget(self, key: Key) -> None:
-        self._memory.pop(key, None)
+        """The job is gone, however that became known."""
+        memory = self._memory.pop(key, None)
+        if memory is not None:
+            self.renderer.forget(memory.uid)
         self.progress.leave(key)
 
     def _desired(self, job: Job) -> Desired:
@@ -196,10 +222,10 @@ class Reconciler:
                     await self.api.delete(Ref(KIND, job.key.namespace, job.key.name), action.uid)
                     done = action
         except ApiError as error:
-            if error.temporary or error.missing or error.conflict:
-                return error
-            memory.refused[at] = _refused(at, error)
-            return None
+            passes = error.temporary or error.missing or error.conflict
+            if error.webhook or not passes:
+                memory.refused[at] = _refused(action, at, error)
+            return error if passes else None
         memory.refused.pop(at, None)
         return done
 
@@ -253,7 +279,7 @@ class Reconciler:
             # same name. It is made anew; what is kept is not, because it holds the state.
             known = self.cache.children(job.key).get((action.kind, action.name))
             spoilt = known is not None and known.hash == manifest["metadata"]["annotations"][ANNOTATION_HASH]
-            if error.code == 422 and not kept and (spoilt or _is_fixed(error)):
+            if not kept and (_is_fixed(error) or (spoilt and error.code == 422)):
                 await self.api.delete(self._ref(job, action.kind, action.name), action.uid)
                 return True
             raise
@@ -415,13 +441,15 @@ def _as_made(manifest: Manifest, there: Manifest) -> Manifest:
 
 
 def _is_fixed(error: ApiError) -> bool:
-    """Was an apply refused because a field of the existing object cannot be changed?"""
-    return any(words in str(error) for words in ("immutable", "may not change", "may not be changed", "field is not mutable"))
+    """Was an apply refused because a field of the existing object cannot be changed? The API server says so with 422, a webhook with 403:
+    Kueue's lets nobody take its queue's label off a Deployment."""
+    words = ("immutable", "may not change", "may not be changed", "field is not mutable")
+    return error.code in (403, 422) and any(each in str(error) for each in words)
 
 
-def _refused(at: tuple[str, str], error: ApiError) -> Trouble:
+def _refused(action: Action, at: tuple[str, str], error: ApiError) -> Trouble:
     kind, name = at
-    what = f"{kind} {name} cannot be made: {short(str(error))}"
+    what = f"{kind} {name} cannot be {'removed' if isinstance(action, Delete | DeleteJob) else 'made'}: {short(str(error))}"
     if error.reason == "NameTaken":
         return Trouble("NameTaken", what)
     reason, remedy = refusal(str(error), error.code)

@@ -57,12 +57,14 @@ class Resync:
         """Compare until cancelled."""
         while True:
             await asyncio.sleep(RESYNC_SECONDS)
-            try:
-                found = [await self._compare(namespace) for namespace in places(self.namespaces)]
-            except ApiError as error:
-                log.warning("resync of RLJobs: %s", error)
-                continue
-            self.missed = self.missed + 1 if any(found) else 0
+            found = []
+            for namespace in places(self.namespaces):
+                try:
+                    found.append(await self._compare(namespace))
+                except ApiError as error:
+                    log.warning("resync of RLJobs: %s", error)
+            if found:
+                self.missed = self.missed + 1 if any(found) else 0
 
     async def _compare(self, namespace: str | None) -> int:
         present, more, version, late = set(), "", "", set()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zlib import crc32
 
+from rljob.api import KIND
 from rljob.api.errors import one_line
 from rljob.controller.kinds import Key
 from rljob.controller.world import Child, DeploymentState, Exit, Job, PodState, Trouble, Unseen
@@ -28,10 +29,17 @@ _NO_VOLUME = re.compile(r"persistentvolumeclaim|\bpvc\b|volumebinding|persistent
 _SELECTED_NODE = "volume.kubernetes.io/selected-node"
 """On a claim whose class waits for the first pod: a scheduler has chosen the node, now the volume is to be made."""
 _REFUSALS = (
+    ("^Internal error occurred", "Refused", "the API server or a webhook of it fails: look at that"),
     ("exceeded quota", "QuotaExceeded", "raise the quota, or ask for less"),
     ("failed quota", "Forbidden", "name it in spec.templates, or let a LimitRange fill it in"),
     ("(minimum|maximum) .+ usage per |max limit to request ratio", "LimitRange", "change the LimitRange, or resources in spec.templates"),
+    (
+        "must be less than or equal to .*limit",
+        "LimitRange",
+        "a LimitRange fills in a lower limit than the job asks for, or spec.templates sets one: change that one, or set limits there",
+    ),
     ("violates PodSecurity", "PodSecurity", "lower the namespace's label pod-security.kubernetes.io/enforce, or change spec.templates"),
+    ("denied the request", "Refused", "a policy of the cluster refuses it: do as it says in spec.templates, or change the policy"),
     ("unknown field|field not declared", "Refused", "a field of spec.templates is misspelt, or newer than this cluster"),
 )
 """Words of an API server that refuses an object, the reason that a condition gives, and what helps."""
@@ -82,6 +90,7 @@ def child_of(kind: str, raw: Manifest) -> Child:
     """A child, from the whole object or from its metadata."""
     meta = raw["metadata"]
     own, edited = _managers(meta.get("managedFields", ()))
+    owner: Mapping[str, Any] = next((o for o in meta.get("ownerReferences", ()) if o.get("controller")), {})
     grace = meta.get("deletionTimestamp")
     return Child(
         kind=kind,
@@ -89,12 +98,20 @@ def child_of(kind: str, raw: Manifest) -> Child:
         uid=meta["uid"],
         version=int(meta["resourceVersion"]),
         hash=meta.get("annotations", {}).get(ANNOTATION_HASH, ""),
-        owner=next((o["uid"] for o in meta.get("ownerReferences", ()) if o.get("controller")), ""),
+        owner=owner.get("uid", ""),
         deleting=unix(grace) if grace else None,
         own=own,
         edited=edited,
+        bequeathed=(owner.get("kind"), owner.get("name")) == (KIND, meta.get("labels", {}).get(LABEL_JOB)),
+        held=_held(raw) if grace and kind == "Pod" else (),
         state=_pod(raw) if kind == "Pod" else _deployment(raw) if kind == "Deployment" else None,
     )
+
+
+def _held(raw: Manifest) -> tuple[str, ...]:
+    phase = raw.get("status", {}).get("phase", "Pending")
+    over = phase in ("Succeeded", "Failed") or (phase == "Pending" and not raw.get("spec", {}).get("nodeName"))
+    return tuple(raw["metadata"].get("finalizers", ())) if over else ()
 
 
 def _managers(entries: Any) -> tuple[int, bool]:
@@ -132,6 +149,7 @@ def _pod(raw: Manifest) -> PodState:
         name in c.get(where, {}) for c in _containers(status) for where in ("state", "lastState") for name in ("running", "terminated")
     )
     silent = phase == "Pending" and trouble is None
+    end = _end_of_master(status) if labels.get(LABEL_ROLE) == "master" else None
     return PodState(
         plan_name=labels.get(LABEL_POD, ""),
         role=labels.get(LABEL_ROLE, ""),
@@ -148,14 +166,15 @@ def _pod(raw: Manifest) -> PodState:
         begun=begun,
         pending_since=_pending_since(raw, unix(placed.get("lastTransitionTime") or meta.get("creationTimestamp"))) if silent else None,
         unseen=_unseen(raw) if silent and not placed else None,
-        last_words=_left(status) if phase == "Succeeded" and labels.get(LABEL_ROLE) == "master" else "",
+        done=end is not None,
+        last_words=end.get("message", "") if end else "",
     )
 
 
-def _left(status: Mapping[str, Any]) -> str:
-    """The message of a container that ended without an error; init containers leave none."""
-    ends = (container.get("state", {}).get("terminated") for container in status.get("containerStatuses", ()))
-    return next((end["message"] for end in ends if end and not end.get("exitCode") and end.get("message")), "")
+def _end_of_master(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The master's end, if it ended without an error. Other containers of its pod may run on: `spec.templates` or a webhook adds them."""
+    ends = (c.get("state", {}).get("terminated") for c in status.get("containerStatuses", ()) if c["name"] == "master")
+    return next((end for end in ends if end and not end.get("exitCode")), None)
 
 
 def _pending_since(raw: Manifest, placed: float) -> float | None:
@@ -304,8 +323,6 @@ def _deployment(raw: Manifest) -> DeploymentState:
     if failure.get("status") == "True":
         said = failure.get("message", "")
         reason, remedy = refusal(said)
-        if said.startswith("Internal error occurred"):
-            reason, remedy = "Refused", "the API server or a webhook of it fails: look at that"
         trouble = Trouble(reason, f"Deployment {name}: {short(said)}; {remedy}")
     stuck = None
     if progress.get("reason") == "ProgressDeadlineExceeded":

@@ -1,16 +1,21 @@
 """What has become of a job, read from what exists. Pure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rljob.api.errors import EXIT_CONFIGURATION, EXIT_FAILED
 from rljob.controller.backoff import worst
 from rljob.controller.trim import ANNOTATION_OPERATOR, unix
 from rljob.controller.world import Child, DeploymentState, Desired, Exit, Observed, PodState, Trouble
+from rljob.manifests.containers import NAMES
 
+FINISHED = "Finished"
+"""Reason of a job that is done."""
 NEWER = "NewerOperator"
 """Reason of a job that this operator leaves to a newer one."""
+STANDS = ("Suspended", "Succeeded", "Failed")
+"""Conditions of which one is true while a job does not run."""
 Fate = Literal["runs", "suspended", "succeeded", "failed", "refused", "foreign"]
 
 
@@ -37,6 +42,10 @@ class Verdict:
     """A job that stood still (failed, suspended) goes on: its clock starts anew."""
     paused: bool = False
     """The spec is refused, but that it asks for a pause can be read, and is done."""
+    success: str = ""
+    """The spec is refused, but what one before it asked for is done; what is said of that."""
+    refusal: Trouble | None = None
+    """The spec is refused, and this is the state of what the spec before it came to."""
 
     @property
     def finished(self) -> bool:
@@ -55,6 +64,11 @@ def holds(status: Mapping[str, Any], kind: str) -> bool:
     return condition(status, kind).get("status") == "True"
 
 
+def stands(status: Mapping[str, Any]) -> bool:
+    """Has the job ended, or was it paused?"""
+    return any(holds(status, kind) for kind in STANDS)
+
+
 def _version(text: str) -> tuple[int, ...]:
     parts = text.split(".")[:2]
     return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()
@@ -71,8 +85,7 @@ def judge(desired: Desired, seen: Observed, now: float, version: str) -> Verdict
     if (other := newer_operator(seen, version)) is not None:
         return Verdict("foreign", NEWER, _newer(other, version))
     if desired.refusal is not None:
-        ended = holds(seen.status, "Succeeded") or holds(seen.status, "Failed")
-        return Verdict("refused", desired.refusal.reason, desired.refusal.message, paused=desired.terms.suspend and not ended)
+        return _refused(desired, desired.refusal, seen, now)
     return _ended(desired, seen) or _going(desired, seen, now)
 
 
@@ -81,6 +94,18 @@ def _newer(other: str, version: str) -> str:
         f"operator {other} has worked on this job and this one is {version}: it is left alone. Run operator {other} or newer, or hand the "
         f"job to this one with the annotation {ANNOTATION_OPERATOR}={version}"
     )
+
+
+def _refused(desired: Desired, refusal: Trouble, seen: Observed, now: float) -> Verdict:
+    """A spec that cannot be used can ask for a pause, and sets nothing going; what ran before it goes on to its end, if it is known."""
+    if desired.wants and not stands(seen.status):
+        going = _going(desired, seen, now)
+        if going.fate != "suspended":
+            return replace(going, refusal=refusal)
+    ended = holds(seen.status, "Succeeded") or holds(seen.status, "Failed")
+    success = _success(seen) if not stands(seen.status) and _master_done(desired, seen) else ""
+    paused = desired.terms.suspend and not ended and not success
+    return Verdict("refused", refusal.reason, refusal.message, paused=paused, success=success)
 
 
 def _ended(desired: Desired, seen: Observed) -> Verdict | None:
@@ -97,13 +122,11 @@ def _ended(desired: Desired, seen: Observed) -> Verdict | None:
 
 def _going(desired: Desired, seen: Observed, now: float) -> Verdict:
     status, terms = seen.status, desired.terms
-    stood = holds(status, "Suspended") or holds(status, "Failed") or holds(status, "Succeeded")
     if _master_done(desired, seen):
-        total = f" after {status['iteration']} iterations" if status.get("iteration") else ""
-        return Verdict("succeeded", "Finished", f"the job is done{total}; its model is on its volume, the master's pod is kept for its log")
+        return Verdict("succeeded", FINISHED, _success(seen))
     if terms.suspend:
         return Verdict("suspended", "Suspended", "spec.suspend is true: no pod runs, the state is kept; set it to false to go on")
-    if stood:
+    if stands(status):
         return Verdict("runs", retried=True)
     return _failed(desired, seen, now) or Verdict("runs")
 
@@ -114,15 +137,18 @@ def queued(seen: Observed) -> bool:
     return bool(pods) and all(pod.trouble is not None and pod.trouble.reason == "Queued" for pod in pods)
 
 
+def _success(seen: Observed) -> str:
+    total = f" after {seen.status['iteration']} iterations" if seen.status.get("iteration") else ""
+    return f"the job is done{total}; its model is on its volume, the master's pod is kept for its log"
+
+
 def _master_done(desired: Desired, seen: Observed) -> bool:
-    want = next((w for w in desired.wants if w.pod == "master"), None)
-    if want is None:
+    child = next((c for c in seen.own_pods() if c.pod is not None and c.pod.plan_name == "master"), None)
+    if child is None or child.pod is None or not (child.pod.done or child.pod.phase == "Succeeded"):
         return False
-    child = seen.children.get(("Pod", want.name))
-    if child is None or child.owner != seen.uid or child.pod is None or child.pod.phase != "Succeeded":
-        return False
-    # A master of an older spec that has ended did not know of iterations that were added since.
-    return child.hash == want.hash or desired.terms.iterations <= seen.status.get("iterations", 0)
+    # A master of an older spec that has ended did not know of iterations that were added since; a refused spec adds none.
+    current = not desired.wants or any(want.name == child.name and want.hash == child.hash for want in desired.wants)
+    return current or desired.terms.iterations <= seen.status.get("iterations", 0)
 
 
 def _failed(desired: Desired, seen: Observed, now: float) -> Verdict | None:
@@ -152,7 +178,8 @@ def _failed(desired: Desired, seen: Observed, now: float) -> Verdict | None:
 
 
 def ends(desired: Desired, seen: Observed) -> Iterator[tuple[Child, PodState, Exit]]:
-    """Containers that ended with an error, in pods that are as they should be."""
+    """Containers of the job that ended with an error, in pods that are as they should be. What the exit status of one means that
+    `spec.templates` or a webhook has added, nobody knows here."""
     wanted = {(w.kind, w.name): w.hash for w in desired.wants}
     for at, child in sorted(seen.children.items()):
         pod = child.pod
@@ -161,7 +188,7 @@ def ends(desired: Desired, seen: Observed) -> Iterator[tuple[Child, PodState, Ex
         # Pods of a Deployment carry no hash: the time of their end tells whether it counts.
         if pod.plan_name and (child.owner != seen.uid or wanted.get(at) != child.hash):
             continue
-        yield from ((child, pod, end) for end in pod.exits)
+        yield from ((child, pod, end) for end in pod.exits if end.container in NAMES)
 
 
 SETTLE_SECONDS = 10.0
@@ -188,6 +215,15 @@ def in_order(desired: Desired, seen: Observed) -> list[Child]:
     return sorted(children, key=lambda child: (order.get(child.name, len(order)), child.kind, child.name))
 
 
+def _made_up_for(desired: Desired, seen: Observed, child: Child) -> bool:
+    """Is it a pod that failed and that its Deployment has replaced? Such pods are kept, for days in a small cluster."""
+    pod = child.pod
+    if pod is None or pod.plan_name or pod.phase not in ("Failed", "Succeeded"):
+        return False
+    deployments = (seen.children.get((want.kind, want.name)) for want in desired.wants if want.role == pod.role)
+    return any(isinstance(found.state, DeploymentState) and found.state.available for found in deployments if found is not None)
+
+
 def trouble_of(desired: Desired, seen: Observed, now: float) -> Trouble | None:
     """What keeps the job from running, the most telling first. It goes on without a rollout pod, so what keeps those away comes last."""
     rollouts = {f"Pod {want.name}" for want in desired.wants if want.kind == "Pod" and want.role == "rollout"}
@@ -201,7 +237,7 @@ def trouble_of(desired: Desired, seen: Observed, now: float) -> Trouble | None:
 def _troubles(desired: Desired, seen: Observed, now: float) -> Iterator[tuple[str, Trouble]]:
     """With whose they are, as `Kind name`."""
     yield from seen.troubles.items()
-    found = [(f"{child.kind} {child.name}", child) for child in in_order(desired, seen)]
+    found = [(f"{child.kind} {child.name}", child) for child in in_order(desired, seen) if not _made_up_for(desired, seen, child)]
     for at, child in found:
         if child.state is not None and child.state.trouble is not None and _unsettled(child, now) <= 0:
             yield at, child.state.trouble

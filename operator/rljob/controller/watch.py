@@ -40,6 +40,8 @@ class Stream:
     """Set once the first list is complete."""
     heard: float = field(default=0.0)
     """Time of the last sign of life."""
+    denied: bool = False
+    """The server says that this may not be looked at (403), and has shown nothing since."""
 
     def __post_init__(self) -> None:
         self.heard = self.clock()
@@ -70,7 +72,8 @@ class Stream:
                     continue
                 failures += 1
                 wait = delay(min(failures, 8), self.luck.random(), error.retry_after)
-                if failures > 1:
+                known, self.denied = self.denied, self.denied or error.code == 403
+                if (failures > 1 or self.denied) and not known:
                     log.warning("watch of %s: %s; next try in %.1f s", self.kind.plural, error, wait)
                 if failures > 2 or error.code == 403:
                     version = ""
@@ -81,7 +84,7 @@ class Stream:
         more, version = "", ""
         while True:
             part = await self.api.list_objects(self.kind, self.namespace, more, SELECTOR)
-            self.heard = self.clock()
+            self.heard, self.denied = self.clock(), False
             for item in part.items:
                 present.add(item["metadata"]["uid"])
                 self._tell(self.cache.put_child(self.kind.kind, item))

@@ -65,6 +65,8 @@ class PodState:
     """Since when it waits for a node or for its next container without saying why (volume, mounts, sandbox, image)."""
     unseen: Unseen | None = None
     """It waits for a node."""
+    done: bool = False
+    """The master has ended without an error, whatever other containers of its pod do."""
     last_words: str = ""
     """What a master that has succeeded left behind (`rljob.master.lastwords`): a JobStatus in JSON."""
 
@@ -97,6 +99,10 @@ class Child:
     """Fingerprint of the fields that the operator owns in it: another one means that somebody took or removed some."""
     edited: bool = False
     """Somebody else wrote to it after the operator did."""
+    bequeathed: bool = False
+    """Its owner is, or was, an RLJob of the name that its label says: if not this job, one before it."""
+    held: tuple[str, ...] = ()
+    """Of a pod that is being deleted and of which nothing runs any more: the finalizers that keep it."""
     state: PodState | DeploymentState | None = None
 
     @property
@@ -146,7 +152,8 @@ class Want:
 
 @dataclass(frozen=True)
 class Desired:
-    """What a spec comes to: objects, or the reason why there are none."""
+    """What a spec comes to: objects, or the reason why it is refused. Beside that reason stands what the spec before it came to, if it is
+    known: that goes on."""
 
     terms: Terms = field(default_factory=Terms)
     wants: tuple[Want, ...] = ()

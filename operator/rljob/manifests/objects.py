@@ -64,13 +64,10 @@ def deployment(context: Context, pod: Pod) -> Manifest:
     for container in template["spec"]["containers"]:
         if "livenessProbe" in container:
             container.setdefault("readinessProbe", container["livenessProbe"] | {"failureThreshold": 2})
-    meta = metadata(context.owner, child(context.name, pod.name), pod.role)
-    if context.job.spec.queue_name:
-        meta["labels"]["kueue.x-k8s.io/queue-name"] = context.job.spec.queue_name
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": meta,
+        "metadata": metadata(context.owner, child(context.name, pod.name), pod.role),
         "spec": {
             "replicas": pod.replicas,
             "revisionHistoryLimit": 1,
@@ -82,10 +79,15 @@ def deployment(context: Context, pod: Pod) -> Manifest:
 
 
 def disruption_budget(context: Context, pod: Pod) -> Manifest:
-    """One replica at a time may be evicted; a single one may, because whoever asks asks again."""
+    """One replica at a time may be evicted; a single one may, because whoever asks asks again. One that is not ready always may: it answers
+    nobody, and would hold up the drain of its node for as long as it crashes or loads."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": metadata(context.owner, child(context.name, pod.name), pod.role),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": match(context.name, pod.role)}},
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": match(context.name, pod.role)},
+        },
     }

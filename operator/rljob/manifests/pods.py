@@ -10,13 +10,12 @@ from rljob.manifests.jobfile import AUDIENCE
 from rljob.manifests.merge import merge_template
 from rljob.manifests.names import checked, child, labels, match, metadata
 from rljob.manifests.settings import SandboxPods
-from rljob.manifests.types import LABEL_ROLE, Manifest
+from rljob.manifests.types import KUEUE, LABEL_ROLE, Manifest
 from rljob.plan import Pod
 from rljob.plan.types import Volume
 
 USER = 65532
 """User and group of every process; the images have it."""
-_KUEUE = "kueue.x-k8s.io"
 
 
 def pod_manifest(context: Context, pod: Pod) -> Manifest:
@@ -175,8 +174,8 @@ def _queue(context: Context, pod: Pod) -> tuple[dict[str, str], dict[str, str]]:
     queue = context.job.spec.queue_name
     if not queue or pod.role in ("reward", "sandbox"):
         return {}, {}
-    label = {f"{_KUEUE}/queue-name": queue}
+    label = {f"{KUEUE}/queue-name": queue}
     if pod.role == "rollout":
         return label, {}
     members = sum(p.role in ("master", "worker") for p in context.plan.pods)
-    return label | {f"{_KUEUE}/pod-group-name": context.name}, {f"{_KUEUE}/pod-group-total-count": str(members)}
+    return label | {f"{KUEUE}/pod-group-name": context.name}, {f"{KUEUE}/pod-group-total-count": str(members)}

@@ -15,6 +15,8 @@ ANNOTATION_HASH = "rljob.dev/spec-hash"
 """Hash of the rendered object. An object whose hash differs from the wanted one is out of date; live objects are never compared deeply."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "rljob"}
 FIELD_MANAGER = "rljob"
+KUEUE = "kueue.x-k8s.io"
+"""Prefix of Kueue's labels, annotations and finalizer."""
 LABEL_COMPONENT = "app.kubernetes.io/component"
 OPERATOR_LABELS = {"app.kubernetes.io/name": "rljob", LABEL_COMPONENT: "operator"}
 """Labels of the operator's own pods: the chart sets them, NetworkPolicies let them reach masters."""

@@ -348,9 +348,14 @@ def _ended(terminated: Mapping[str, Any]) -> str:
 
 
 def _events(api: Api, fields: Mapping[str, str], job: str) -> list[Event]:
-    selector = ",".join(f"{name}={value}" for name, value in fields.items())
-    found = api.get(f"/api/v1/namespaces/{api.namespace}/events", {"fieldSelector": selector, "limit": "500"})
-    return [_event(item, job) for item in found.get("items", [])]
+    # Parts come in the order of names: what is newest, or of this job, can be in any of them.
+    query = {"fieldSelector": ",".join(f"{name}={value}" for name, value in fields.items()), "limit": "500"}
+    events, more = list[Event](), ""
+    while True:
+        found = api.get(f"/api/v1/namespaces/{api.namespace}/events", query | ({"continue": more} if more else {}))
+        events += [_event(item, job) for item in found.get("items", [])]
+        if not (more := found.get("metadata", {}).get("continue", "")):
+            return events
 
 
 def _event(item: Json, job: str) -> Event:
