@@ -241,6 +241,14 @@ def test_what_does_not_fit_is_refused_with_the_same_words(judge: Judge, changes:
     assert message in verdict.message
 
 
+def test_what_a_verifier_asks_of_the_sandbox_only_validate_can_weigh(judge: Judge) -> None:
+    """And the operator. docs/gitops.md says so; a definition that can say it should."""
+    text = as_yaml(put(minimal(), ("reward",), {"verifier": "code", "options": {"memory_mb": 2048}}))
+    _, refusal = local(text)
+    assert "memory_mb of the verifier code (2048) is more than sandbox.memoryPerRun (1Gi)" in str(refusal)
+    assert judge.create(text).accepted
+
+
 OTHER: dict[str, Any] = {"string": "other", "integer": 3, "number": 0.25}
 """Another valid value of a type; where the field wants more, `ALTERNATIVES` has it."""
 ALTERNATIVES: dict[str, Any] = {

@@ -39,6 +39,11 @@ def problems(extra: str, text: str = GOOD) -> list[str]:
         ("  maxTokens: 3\n", "line 10: spec.maxTokens: is not a field here; there is spec.rollout.maxTokens"),
         ("  iterations: 0\n", "line 10: spec.iterations: is 0; it must be at least 1"),
         ('  iterations: "3"\n', "line 10: spec.iterations: is '3'; it must be a whole number; remove the quotes"),
+        (
+            "  warmStart: {data: {path: ''}}\n",
+            "line 10: spec.warmStart.data.path: is ''; it must not be empty (A `.jsonl` or `.parquet` file; relative to the folder of the "
+            "job file)",
+        ),
         ("  iterations: 2.5\n", "line 10: spec.iterations: is 2.5; it must be a whole number"),
         ("  iterations: 99999999999\n", "line 10: spec.iterations: is 99999999999; it must be at most 2147483647"),
         ("  activeDeadlineSeconds: 1h\n", "line 10: spec.activeDeadlineSeconds: is '1h'; it must be a whole number of seconds"),

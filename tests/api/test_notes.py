@@ -14,6 +14,27 @@ def test_a_regulariser_that_has_nothing_to_do_is_said(tau: float, steps: int, sa
     assert all("raise spec.algorithm.stepsPerIteration or leave tau out" in note for note in found)
 
 
+@pytest.mark.parametrize(
+    ("train", "strategy", "said"),
+    [
+        ({"reasoningGym": {"dataset": "chain_sum"}}, "curriculum", True),
+        ({"reasoningGym": {"dataset": "chain_sum"}}, "prioritized", False),
+        ({"path": "train.jsonl"}, "curriculum", False),
+    ],
+)
+def test_a_curriculum_of_prompts_without_difficulty_is_said(train: dict[str, object], strategy: str, said: bool) -> None:
+    found = inert(RLJobSpec.model_validate(minimal() | {"data": {"train": train}, "algorithm": {"sampling": {"strategy": strategy}}}))
+    words = "spec.algorithm.sampling.strategy is curriculum, but prompts of spec.data.train.reasoningGym have no difficulty"
+    assert [note.startswith(words) for note in found] == [True] * said
+
+
+@pytest.mark.parametrize(("kind", "devices", "used", "said"), [("nvidia", 8, 2, "6 of the 8"), ("nvidia", 2, 2, ""), ("cpu", 2, 1, "")])
+def test_devices_that_no_engine_uses_are_said(kind: str, devices: int, used: int, said: str) -> None:
+    sizes = {"accelerator": {"type": kind, "perNode": devices}, "rollout": {"tensorParallel": used}}
+    found = inert(RLJobSpec.model_validate(minimal() | sizes))
+    assert [f"so {said} devices of a worker pod are idle while it generates" in note for note in found] == [True] * (said != "")
+
+
 def test_what_a_reward_models_training_does_not_read_is_said() -> None:
     ignored = {"rollout": {"replicas": 3}, "reward": {"verifier": "code"}, "algorithm": {"samplesPerPrompt": 4}}
     rate = {"trainer": {"optimizer": {"learningRate": 1e-4}}}

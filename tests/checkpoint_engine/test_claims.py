@@ -12,7 +12,7 @@ from tests.checkpoint_engine.twins import GiB, Nvml
 
 from rljob.api import ConfigurationError, RLJob
 from rljob.api.errors import EXIT_CONFIGURATION
-from rljob.checkpoint_engine.__main__ import claims, device_memory, main
+from rljob.checkpoint_engine.__main__ import claims, device_memory, main, storage_seconds
 from rljob.checkpoint_engine.gate import IDLE_CARD, Reading
 from rljob.checkpoint_engine.state import Owner
 from rljob.wire.data import Prepared
@@ -59,10 +59,28 @@ def test_an_engine_claims_the_share_of_a_device_that_its_arguments_say() -> None
     assert claimed(job(extra_args={"gpu-memory-utilization": "0.5"}))["engine"] == 40 * GiB
 
 
+def test_a_checkpoint_of_a_big_model_has_the_time_that_slow_storage_takes() -> None:
+    assert storage_seconds(PREPARED) == 12 * 32 * GiB / 200e6
+
+
 @pytest.mark.parametrize("share", ["half", "0", "50"])
 def test_a_share_that_is_none_is_refused_with_the_field(share: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"rollout\.engine\.extraArgs\.gpu-memory-utilization is '{share}': say a share"):
         claimed(job(extra_args={"gpu-memory-utilization": share}))
+
+
+def test_a_worker_whose_shared_memory_cannot_hold_the_weights_ends_before_anything_is_asked_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.json").write_text(job().model_dump_json(by_alias=True))
+    (tmp_path / "prepared.json").write_text(PREPARED.model_copy(update={"parameters": 1 << 50}).model_dump_json())
+    folders = {f"RLJOB_DIR_{name}": str(tmp_path) for name in ("DATA", "SHM")}
+    monkeypatch.setattr(os, "environ", {"RLJOB_JOB": str(tmp_path / "job.json"), "RLJOB_NODE": "worker-0", **folders})
+    assert main() == EXIT_CONFIGURATION
+    assert f"error: {tmp_path}/weights.safetensors needs 2097152.0 GiB, {tmp_path} has " in capsys.readouterr().err
+    monkeypatch.setitem(os.environ, "RLJOB_NODE", "rollout-0")
+    assert main() == EXIT_CONFIGURATION
+    assert "RLJOB_DIR_SOCKETS is not set" in capsys.readouterr().err, "the job goes on without a rollout node"
 
 
 def test_an_agent_reads_the_devices_that_its_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,7 @@ def test_the_arenas_version_is_read_without_torch_and_only_if_complete(tmp_path:
 
 
 def test_a_payloads_end_says_how_and_its_last_word() -> None:
-    assert str(exit_error("engine", -9, "")) == "the engine was killed by signal 9; it is started again"
+    assert str(exit_error("engine", -9, "")) == "the engine was killed by signal 9"
     error = exit_error("trainer", 2, "error: no such model")
     assert isinstance(error, ConfigurationError)
     assert str(error) == "no such model"

@@ -405,6 +405,14 @@ def test_a_hung_training_is_ended_after_the_deadline() -> None:
     assert "made no progress for 60 s" in failure.message
 
 
+@pytest.mark.parametrize(("point", "seconds"), [("trainer.load", 90), ("trainer.export", 60)])
+def test_a_step_that_hangs_is_ended_after_the_deadline_and_one_of_storage_a_little_later(point: str, seconds: int) -> None:
+    world = play(iterations=1, faults=[Fault(point, 1, "hang")])
+    check_end(world)
+    failure = next(r.failure for r in world.master.reports if r.failure is not None)
+    assert f"not done after {seconds} s" in failure.message
+
+
 def test_a_configuration_error_is_reported_once_and_not_tried_again() -> None:
     async def job() -> World:
         world = World()
@@ -434,7 +442,7 @@ def test_a_trainer_that_keeps_dying_is_started_less_and_less_often() -> None:
     world = run(job())
     report = world.master.reports[-1]
     assert report.failure is not None
-    assert report.failure.message == "the trainer ended with status 1; it is started again; its last output: bye"
+    assert report.failure.message == "the trainer ended with status 1; its last output: bye"
     assert report.failures == world.sidecars["trainer"].starts == 9
 
 

@@ -555,7 +555,7 @@ class World:
         return Plan(
             site=Site("worker", self.accelerator, self.policy), node="worker-0", engine_url="http://e", engine_argv=("--x",), engine_env={},
             trainer_env={}, model=Path("/model"), checkpoints=Path("/checkpoints"), arena=Path("/shm/weights"), deadline=60,
-            gate_deadline=5, leak_tolerance=GiB // 2, claims=self.claims,
+            gate_deadline=5, storage=30, leak_tolerance=GiB // 2, claims=self.claims,
         )  # fmt: skip
 
     def parts(self) -> Parts:

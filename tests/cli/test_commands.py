@@ -55,7 +55,9 @@ def job_file(tmp_path: Path) -> Path:
 def folder(tmp_path: Path, job_file: Path) -> Path:
     """A job folder that was stopped in its third iteration."""
     root = tmp_path / "runs" / "tiny"
-    (root / "logs").mkdir(parents=True)
+    for name in ("logs", "run"):
+        (root / name).mkdir(parents=True)
+    (root / "run" / "lock").touch()
     (root / "job.yaml").write_text(JOB)
     status = JobStatus(phase="Rollout", iteration=3, iterations=8, policy_version=2, rewards=[0.1, 0.3], timings={"rollout": 8.0})
     (root / "status.json").write_text(status.model_dump_json(by_alias=True))
@@ -350,6 +352,16 @@ def test_a_status_that_cannot_be_read_is_said_so_and_keeps_nobody_from_going_on(
     assert (done.returncode, done.stderr) == (0, "")
     assert f"phase    unknown: {folder}/status.json is damaged or of another version; a run writes it anew" in done.stdout
     assert JobFolder(folder).status() is None
+
+
+def test_the_status_of_a_job_that_this_version_cannot_read_is_shown_and_says_so(folder: Path) -> None:
+    (folder / "job.yaml").write_text(JOB + "  later: 1\n  and: 2\n")
+    done = rljob("status", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = f"{folder}/job.yaml was changed or is from another version (spec.later: is not a field, and 1 more); change it back"
+    assert ["job.yaml", said] in [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert re.search(r"^job +tiny$", done.stdout, re.MULTILINE)
+    assert "2 of 8 done" in done.stdout
 
 
 def test_logs_are_chosen_by_pod_and_container(folder: Path) -> None:

@@ -66,6 +66,7 @@ class TestTheMachine:
         folder = tmp_path / "job"
         if existing:
             (folder / "run").mkdir(parents=True)
+            (folder / "run" / "lock").touch(0o444)
             JobFolder(folder).write_job(load(TINY))
             (folder / "run").chmod(0o555)
         tmp_path.chmod(0o555)

@@ -453,8 +453,6 @@ PROMPTS, SAMPLES = 128, 16
 """Of an iteration, which then takes longer than rollout pods need for a new version."""
 
 
-# Rollout pods must find the time to answer within an iteration.
-@pytest.mark.alone
 @pytest.mark.timeout(2400)
 def test_a_job_survives_everything_that_dies_under_it(cluster: Cluster, operators: Operators, tmp_path: Path) -> None:
     """The operator killed 20 times, each kind of pod deleted once, rollout pods scaled 0 -> 3 -> 1 -> 0 and killed where it hurts,

@@ -32,7 +32,8 @@ def main(folder: Path, code: str, mode: Literal["auto", "resume", "fresh"] = "au
         return replace(base, pods=(*base.pods, *replicas))
 
     try:
-        return run_in(JobFolder(folder), base, JOB, request, console(width=200), planner=planner)
+        with (job_folder := JobFolder(folder)).claim():
+            return run_in(job_folder, base, JOB, request, console(width=200), planner=planner)
     except RLJobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

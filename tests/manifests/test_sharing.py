@@ -53,6 +53,10 @@ def test_a_claim_is_one_for_all_containers_and_asks_for_devices_once() -> None:
         assert "nvidia.com/gpu" not in resources.get("limits", {})
     assert "claims" not in container(worker, "wait")["resources"]
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in worker["tolerations"]
+    (request,) = find(manifests, "ResourceClaimTemplate", "math-7b-rollout-devices")["spec"]["spec"]["devices"]["requests"]
+    assert request["exactly"]["count"] == 4, "a rollout pod has an engine and no trainer"
+    (named,) = pod(manifests, "math-7b-rollout-1")["resourceClaims"]
+    assert named["resourceClaimTemplateName"] == "math-7b-rollout-devices"
     assert "resourceClaims" not in pod(manifests, "math-7b-master")
 
 
@@ -82,6 +86,7 @@ def test_the_owners_devices_are_made_visible_to_the_other() -> None:
 
 
 def test_a_rollout_pod_holds_its_own_devices() -> None:
+    """Those of its engine; there is no trainer that would have use for more."""
     rollout = pod(objects(nvidia("spec.accelerator.sharing=visible"), VISIBLE), "math-7b-rollout-0")
-    assert container(rollout, "vllm")["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert container(rollout, "vllm")["resources"]["limits"]["nvidia.com/gpu"] == "4"
     assert variables(rollout, "vllm")["RLJOB_DEVICES"] == "publish"

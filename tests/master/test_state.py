@@ -9,6 +9,7 @@ import pytest
 from tests.master.twins import World, inputs, job, prompt
 from tests.master.virtual import run
 
+from rljob.master.app import open_database
 from rljob.master.decisions.evaluation import HeldOutAnswer
 from rljob.master.state import Buffer, Database, History, StoredBatch, Versions
 from rljob.wire.node import TrainMetrics, TrainTask
@@ -76,6 +77,14 @@ def test_a_full_disk_is_named_and_not_what_follows_from_it(tmp_path: Path) -> No
         add_iterations(database, 8, text="x" * 20_000)
     assert History(database).iterations() == ()
     database.close()
+
+
+def test_a_database_that_cannot_be_opened_is_not_told_as_damaged(tmp_path: Path) -> None:
+    """As on a full disk, where SQLite finds no page for the file that processes share."""
+    Database(tmp_path).close()
+    (tmp_path / "master.sqlite-shm").symlink_to("/dev/full")
+    with pytest.raises(sqlite3.OperationalError, match=r"unable to open database file"):
+        open_database(tmp_path)
 
 
 def test_a_file_of_before_gets_what_came_later(tmp_path: Path) -> None:

@@ -30,6 +30,17 @@ def job(source: dict[str, Any], **spec: Any) -> RLJob:
     return RLJob.model_validate({"apiVersion": "rljob.dev/v1alpha1", "kind": "RLJob", "metadata": {"name": "x"}, "spec": base | spec})
 
 
+def test_what_the_trainer_keeps_on_disk_while_the_engine_runs_is_of_every_rank() -> None:
+    def offloaded(**spec: Any) -> int:
+        return estimate(job({"path": "m"}, **spec), SMOL, TWO_CORES).offloaded
+
+    assert offloaded() == 4 * SMOL.parameters
+    assert offloaded(algorithm={"resetOptimizer": False}) == 12 * SMOL.parameters
+    assert offloaded(trainer={"nodes": 2}, accelerator={"perNode": 2}) == 4 * 4 * SMOL.parameters
+    assert offloaded(trainer={"tensorParallel": 3}, accelerator={"perNode": 3}) == pytest.approx(4 * SMOL.parameters, abs=12)
+    assert offloaded(accelerator={"type": "nvidia"}) == offloaded(rewardModel={}, warmStart=None) == 0
+
+
 def test_a_config_json_gives_the_shape(tmp_path: Path) -> None:
     config = {
         "model_type": "llama",
@@ -167,12 +178,17 @@ def mask_of(micro_batches: int, layers: int) -> int:
     return 2048 * 160 * micro_batches * (1 + 4 * layers)
 
 
+IN_LAYER = 39 * 576 + 20 * 1536
+"""Bytes of a token in fp32."""
+
+
 def test_a_pipeline_divides_weights_but_not_the_activations_of_its_first_stage() -> None:
     def of(stages: int) -> list[tuple[int, int]]:
         sizes = {"trainer": {"pipelineParallel": stages, "precision": "fp32"}, "accelerator": {"perNode": 6}}
         asked = job({"path": "m"}, rollout={"maxTokens": 64}, **sizes)
         held = [rank_memory(asked, SMOL, stage) for stage in range(stages)]
-        assert trainer_memory(asked, SMOL).parts[1:] == (
+        assert trainer_memory(asked, SMOL, 1000).parts[1:] == (
+            ("batch", 6 * 78 * 1000),
             ("weights and optimizer", 6 // stages * sum(state for state, _ in held)),
             ("activations", 6 // stages * sum(kept for _, kept in held)),
         )
@@ -182,16 +198,16 @@ def test_a_pipeline_divides_weights_but_not_the_activations_of_its_first_stage()
     embedding = 49152 * 576 * 16
     assert sum(state for state, _ in three) == pytest.approx(alone[0] + embedding, abs=100), "the last stage has a copy"
     assert three[0][0] == three[2][0] == three[1][0] + embedding
-    assert three[0][1] == 3 * 2048 * 10 * 576 * 68 + mask_of(3, 10)
-    assert three[1][1] == 2 * 2048 * 10 * 576 * 68 + mask_of(2, 10)
-    assert alone[1] == 2048 * (30 * 576 * 68 + 12 * 49152) + mask_of(1, 30)
+    assert three[0][1] == 3 * 2048 * 10 * IN_LAYER + mask_of(3, 10)
+    assert three[1][1] == 2 * 2048 * 10 * IN_LAYER + mask_of(2, 10)
+    assert alone[1] == 2048 * (30 * IN_LAYER + 4 * 49152) + mask_of(1, 30)
 
 
 def test_of_nodes_with_stages_of_their_own_the_one_that_holds_most_counts() -> None:
     asked = job({"path": "m"}, trainer={"nodes": 2, "pipelineParallel": 2, "precision": "fp32"}, rollout={"maxTokens": 64})
     stages = [rank_memory(asked, SMOL, stage) for stage in range(2)]
     assert sum(stages[0]) != sum(stages[1])
-    assert tuple(size for _, size in trainer_memory(asked, SMOL).parts[1:]) == max(stages, key=sum)
+    assert tuple(size for _, size in trainer_memory(asked, SMOL, 0).parts[2:]) == max(stages, key=sum)
 
 
 def test_interleaved_chunks_keep_more_activations_and_wait_less() -> None:
@@ -200,7 +216,7 @@ def test_interleaved_chunks_keep_more_activations_and_wait_less() -> None:
         return job({"path": "m"}, trainer=trainer, accelerator={"perNode": 3}, rollout={"maxTokens": 64})
 
     kept = [rank_memory(of(2), SMOL, stage)[1] for stage in range(2)]
-    assert kept == [passes * 5 * 2048 * 576 * 68 + mask_of(passes, 5) for passes in (2 * 2 + 1 + 3, 2 * 1 + 1 + 3)]
+    assert kept == [passes * 5 * 2048 * IN_LAYER + mask_of(passes, 5) for passes in (2 * 2 + 1 + 3, 2 * 1 + 1 + 3)]
     assert [rank_memory(of(chunks), SMOL, 0)[0] for chunks in (1, 2, 5)] == [rank_memory(of(1), SMOL, 0)[0]] * 3
     plain, interleaved = (estimate(of(chunks), SMOL, TWO_CORES).seconds["training"] for chunks in (1, 2))
     assert interleaved < plain
@@ -217,7 +233,7 @@ def test_context_parallel_ranks_share_activations_and_hold_the_same_weights() ->
 def test_which_tokens_see_which_takes_the_square_of_a_long_sequence_on_cpu_and_nothing_on_a_gpu() -> None:
     def of(tokens: int, kind: str = "cpu", **trainer: Any) -> int:
         spec = {"rollout": {"maxTokens": tokens}, "trainer": {"precision": "bf16"} | trainer, "accelerator": {"type": kind}}
-        return rank_memory(job({"path": "m"}, **spec), replace(SMOL, context=1 << 20), 0)[1]
+        return rank_memory(job({"path": "m"}, **spec), replace(SMOL, context=1 << 20, vocabulary=0), 0)[1]
 
     assert of(8000) - of(8000, "nvidia") == 8096 * 8096 * (1 + 2 * 30)
     assert of(8000, recompute=True) - of(8000, "nvidia", recompute=True) == 8096 * 8096 * (1 + 2)
@@ -326,7 +342,8 @@ def test_main_memory_beside_gpus_is_what_leaves_them_and_each_has_a_line_of_its_
     sizes = {"trainer": {"tensorParallel": 8}, "rollout": {"tensorParallel": 4, "maxTokens": 8192}}
     asked = job({"path": "m"}, accelerator={"type": "nvidia", "perNode": 8}, **sizes)
     found = estimate(asked, shape, TWO_CORES)
-    assert dict(found.memory["megatron"].parts) == {"interpreter": 8 * 900 * MiB, "offloaded weights and optimizer": 12 * shape.parameters}
+    held = {"interpreter": 8 * 900 * MiB, "batch": 8 * 78 * found.trained_tokens}
+    assert dict(found.memory["megatron"].parts) == held | {"offloaded weights and optimizer": 4 * shape.parameters}
     assert [part for part, _ in found.memory["vllm"].parts] == ["zygote", "engine"]
     state, activations = rank_memory(asked, shape, 0)
     assert state == 18 * 10**9
@@ -404,14 +421,14 @@ def test_checkpoints_that_are_kept_for_good_count_and_are_named() -> None:
 
 def test_a_kept_optimizer_makes_checkpoints_larger() -> None:
     fresh, kept = (estimate(job({"path": "m"}, algorithm={"resetOptimizer": reset}), SMOL, TWO_CORES).disk for reset in (True, False))
-    assert kept - fresh == 3 * 12 * SMOL.parameters
+    assert kept - fresh == 3 * 8 * SMOL.parameters
 
 
 def test_checkpoints_of_a_reward_model_hold_its_optimizer() -> None:
     """Its iterations are one training: nothing is reset between them."""
     pairs = [job({"path": "m"}, rewardModel={}, warmStart=None, checkpoint={"keep": keep}) for keep in (1, 2)]
     one, two = (estimate(asked, SMOL, TWO_CORES).disk for asked in pairs)
-    assert two - one == 16 * SMOL.parameters
+    assert two - one == 12 * SMOL.parameters
 
 
 def test_the_held_out_file_is_counted_and_its_evaluation_is_part_of_the_time(tmp_path: Path) -> None:

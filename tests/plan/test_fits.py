@@ -13,6 +13,7 @@ from tests.plan.test_estimate import MOE, SMOL, job
 
 from rljob.api import RLJob
 from rljob.plan import ModelShape, misfits
+from rljob.plan.fits import BLOCK
 from rljob.plan.shape import of_config
 
 
@@ -26,6 +27,32 @@ def test_sequences_are_as_long_as_the_context_at_most(length: int, field: str | 
 def test_an_answer_leaves_room_for_a_prompt(more: dict[str, Any], fits: bool) -> None:
     assert (misfits(job({"path": "m"}, rollout=more), SMOL) == []) is fits
     assert misfits(job({"path": "m"}, rollout=more, rewardModel={}, warmStart=None), SMOL) == [], "nobody generates"
+
+
+@pytest.mark.parametrize(
+    ("size", "more", "needed"),
+    [
+        ("25Mi", {}, "one sequence of 513 tokens takes 26Mi"),  # 18 blocks of 32 tokens of 45 KiB
+        ("26Mi", {}, ""),
+        ("26Mi", {"model": {"source": {"path": "m"}, "maxLength": 1024}}, "one sequence of 1024 tokens takes 47Mi"),
+        ("11Mi", {"accelerator": {"type": "nvidia"}}, "one sequence of 513 tokens takes 12Mi"),
+        ("12Mi", {"accelerator": {"type": "nvidia"}}, ""),
+        ("9Mi", {"accelerator": {"perNode": 3}, "trainer": {"tensorParallel": 3}}, ""),
+        ("1Mi", {"rewardModel": {}, "warmStart": None}, ""),
+    ],
+)
+def test_a_kv_cache_holds_the_longest_sequence(size: str, more: dict[str, Any], needed: str) -> None:
+    spec = {"rollout": {"engine": {"kvCacheMemory": size}, "tensorParallel": more.get("accelerator", {}).get("perNode", 1)}} | more
+    found = misfits(job({"path": "m"}, **spec), SMOL)
+    assert len(found) == (needed != "")
+    for line in found:
+        assert line.startswith(f"spec.rollout.engine.kvCacheMemory is {size}, but {needed} of an engine's process; raise it")
+
+
+def test_blocks_of_the_kv_cache_are_as_large_as_the_engine_makes_them() -> None:
+    from rljob.rollout.engine import BLOCK as made
+
+    assert BLOCK["cpu"] == made
 
 
 def test_the_expert_that_every_token_goes_through_is_divided_too() -> None:

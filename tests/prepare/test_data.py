@@ -272,6 +272,12 @@ def test_a_generator_that_knows_no_answer_demonstrates_none() -> None:
         ({"dataset": "chainsum"}, r"no generator 'chainsum'; did you mean chain_sum"),
         ({"dataset": "chain_sum", "parameters": {"terms": 2}}, r"unexpected keyword argument 'terms'; chain_sum takes min_terms"),
         ({"dataset": "chain_sum", "parameters": {"min_terms": 5, "max_terms": 2}}, "chain_sum refuses .*max_terms must be"),
+        ({"dataset": "spell_backward", "parameters": {"data_file": "x"}}, r"spell_backward refuses {'data_file': 'x'}: .*No such file"),
+        ({"dataset": "chain_sum", "parameters": {"seed": 3}}, r"parameters holds seed \(3\), a field of its own; set reasoningGym.seed"),
+        (
+            {"dataset": "spell_backward", "parameters": {"min_word_len": 60, "max_word_len": 70}},
+            r"^spec.data.train.reasoningGym.parameters: spell_backward cannot make item 0 with .* \(IndexError\(.*\); change them$",
+        ),
         ({"dataset": "rearc"}, "rearc does not recognise its own answers"),
         ({"dataset": "coin_flip", "size": 50}, "the scorer of coin_flip takes '0' for right in 17 of 18 prompts with different answers"),
         ({"dataset": "complex_arithmetic", "size": 50}, "the scorer of complex_arithmetic takes 'nan' for right in 20 of 20"),
@@ -375,6 +381,14 @@ def test_a_sandbox_that_gives_less_than_before_is_refused_if_prepared_prompts_wa
     assert place.prepare(sandbox={"enabled": True}) == first
 
 
+def test_a_curriculum_without_difficulties_is_refused(place: Place) -> None:
+    curriculum = {"sampling": {"strategy": "curriculum"}}
+    with pytest.raises(ConfigurationError, match=r"strategy is curriculum, but all prompts of spec.data.train have the difficulty 0; give"):
+        place.prepare(algorithm=curriculum)
+    place.write("train.jsonl", [record | {"difficulty": number} for number, record in enumerate(words(3))])
+    assert place.prepare(algorithm=curriculum).train == 3
+
+
 def test_a_line_that_is_not_utf8_is_named(place: Place) -> None:
     (place.folders.source / "train.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
     with pytest.raises(ConfigurationError, match=r"train.jsonl line 2: not UTF-8"):
@@ -385,12 +399,13 @@ def test_a_line_that_is_not_utf8_is_named(place: Place) -> None:
     ("name", "message"),
     [
         ("gone.jsonl", "gone.jsonl does not exist"),
+        (".", "source is a folder; name a .jsonl or .parquet file"),
         ("data.csv", "neither .jsonl nor .parquet"),
         ("data.parquet", "data.parquet cannot be read"),
     ],
 )
 def test_a_file_that_is_missing_or_of_another_kind_is_named(place: Place, name: str, message: str) -> None:
-    if name != "gone.jsonl":
+    if name not in ("gone.jsonl", "."):
         (place.folders.source / name).write_text("prompt\na\n")
     with pytest.raises(ConfigurationError, match=message):
         place.prepare(data={"train": {"path": name}})
@@ -406,6 +421,18 @@ def test_a_demonstration_that_does_not_fit_is_named(place: Place) -> None:
     place.write("train.jsonl", [{"id": "a", "prompt": "x", "reference": "x", "demonstration": "y" * 200}])
     with pytest.raises(ConfigurationError, match=r"demonstration of 'a' has 201 tokens after a prompt of 5"):
         place.prepare()
+
+
+def test_records_that_are_too_long_are_left_out_if_so_asked(place: Place) -> None:
+    long = {"id": "long-one", "prompt": "x" * 120, "reference": "x", "demonstration": "x"}
+    shown = {"id": "long-demonstration", "prompt": "x", "reference": "x", "demonstration": "y" * 200}
+    place.write("train.jsonl", [*words(2), long, shown])
+    prepared = place.prepare(data={"train": {"path": "train.jsonl"}, "tooLong": "drop"})
+    assert (prepared.train, prepared.max_length <= prepared.context_length) == (2, True)
+    assert "data: dropped 2 of 4 train records, which are too long" in place.said
+    place.write("train.jsonl", [long])
+    with pytest.raises(ConfigurationError, match=r"every train record is too long for the model's context \(128\); shorten them, or lower"):
+        place.prepare(data={"train": {"path": "train.jsonl"}, "tooLong": "drop"})
 
 
 def test_a_max_length_beyond_the_context_is_refused(place: Place) -> None:

@@ -4,15 +4,21 @@ import io
 import re
 import shutil
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.prepare.servers import Quiet, serving
-from tests.prepare.support import Place
+from tests.prepare.support import Place, spec
 
 from rljob.api import ConfigurationError
+from rljob.prepare.download import fetch_url
+from rljob.prepare.files import NoSpace
+from rljob.prepare.preparation import prepare
 
 Saved = Callable[..., Path]
 Server = tuple[str, Path]
@@ -31,6 +37,11 @@ def pack(model: Path, archive: Path) -> None:
 
 def at(address: str) -> dict[str, object]:
     return {"model": {"source": {"url": address}}, "warmStart": None}
+
+
+def kept(place: Place) -> list[str]:
+    """Files in the cache, locks aside."""
+    return [path.name for path in place.folders.cache.rglob("*") if not path.is_dir() and path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("name", ["model.zip", "model.tar", "model.tgz", "model.tar.gz"])
@@ -55,7 +66,7 @@ def test_a_broken_archive_is_refused_and_fetched_again(place: Place, saved_model
     archive.write_bytes({"cut off": whole[: len(whole) // 2], "altered": altered, "a page": b"<html>Log in</html>" * 50}[damage])
     with pytest.raises(ConfigurationError, match=rf"{name} is not a readable archive \(.*\); check the address$|holds no config.json"):
         place.prepare(**at(f"{address}/{name}"))
-    assert [p for p in (place.folders.cache / "url").rglob("*") if p.is_file()] == []
+    assert kept(place) == []
     archive.write_bytes(whole)
     assert place.prepare(**at(f"{address}/{name}")).train == 5
 
@@ -98,7 +109,7 @@ def test_an_archive_that_reaches_out_of_its_folder_is_refused_whole(place: Place
     make(served / name)
     with pytest.raises(ConfigurationError, match=rf"the archive {name} is refused: .*; pack a Hugging Face model folder by relative names"):
         place.prepare(**at(f"{address}/{name}"))
-    assert [p for p in place.folders.cache.rglob("*") if not p.is_dir()] == []
+    assert kept(place) == []
     assert not list(place.folders.cache.parent.glob("outside"))
 
 
@@ -180,7 +191,7 @@ def test_a_page_instead_of_a_gguf_file_is_named_and_not_kept(place: Place, serve
     (served / "m.gguf").write_text("<html>Log in</html>")
     with pytest.raises(ConfigurationError, match=r"m.gguf answers is no GGUF file \(it begins with b'<htm'\); check the address"):
         place.prepare(**at(f"{address}/m.gguf"))
-    assert list(place.folders.cache.rglob("*.gguf")) == []
+    assert kept(place) == []
 
 
 def test_a_download_that_breaks_off_is_named_and_not_kept(place: Place) -> None:
@@ -191,7 +202,58 @@ def test_a_download_that_breaks_off_is_named_and_not_kept(place: Place) -> None:
 
     with serving(Short) as address, pytest.raises(ConfigurationError, match=r"m.gguf cannot be fetched \(.*\); check the address"):
         place.prepare(**at(f"{address}/m.gguf"))
-    assert list(place.folders.cache.rglob("m.gguf")) == []
+    assert kept(place) == []
+
+
+def test_two_jobs_that_want_one_address_fetch_it_once_and_both_get_all_of_it(place: Place, saved_model: Saved, tmp_path: Path) -> None:
+    folder, asked, joined = saved_model(), [], threading.Event()
+    pack(folder, tmp_path / "model.tar")
+    whole, half = (tmp_path / "model.tar").read_bytes(), threading.Event()
+
+    class Slow(Quiet):
+        """The first download goes on only when the second job has come to it."""
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if len(asked) > 1:
+                joined.set()
+                return self.answer(200, whole)
+            self.answer(200, whole[: len(whole) // 2], Content_Length=str(len(whole)))
+            half.set()
+            assert joined.wait(30)
+            self.wfile.write(whole[len(whole) // 2 :])
+            return None
+
+    def second(line: str) -> None:
+        if "waiting for another job that is fetching or reading" in line:
+            joined.set()
+
+    with serving(Slow) as address, ThreadPoolExecutor(2) as jobs:
+        wanted, other = spec(**at(f"{address}/model.tar")), replace(place.folders, model=tmp_path / "model2", data=tmp_path / "data2")
+        first = jobs.submit(prepare, wanted, place.folders, place.said.append)
+        assert half.wait(30)
+        assert jobs.submit(prepare, wanted, other, second).result(60) == first.result(60)
+    assert (other.model / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert len(asked) == 1
+
+
+def test_a_download_that_does_not_fit_is_refused_before_it_begins_and_names_the_caches_disk(place: Place) -> None:
+    class Huge(Quiet):
+        def do_GET(self) -> None:
+            self.answer(200, b"GGUF", Content_Length=str(1 << 60))
+            self.close_connection = True
+
+    with serving(Huge) as address, pytest.raises(NoSpace, match=r"m.gguf needs \d+ MiB in .*cache.* are free; free .* set XDG_CACHE_HOME"):
+        place.prepare(**at(f"{address}/m.gguf"))
+    assert kept(place) == []
+
+
+def test_a_disk_that_a_download_fills_is_the_caches_and_is_left_as_it_was(tmp_path: Path, server: Server) -> None:
+    (server[1] / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / ".m.gguf.partial").symlink_to("/dev/full")
+    with pytest.raises(NoSpace, match=rf"^fetching {server[0]}/m.gguf: disk full at {tmp_path}; free some space or set XDG_CACHE_HOME"):
+        fetch_url(f"{server[0]}/m.gguf", tmp_path / "m.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
 
 
 def test_an_address_that_answers_with_an_error_is_named(place: Place, server: Server) -> None:

@@ -84,6 +84,16 @@ def test_records_that_are_no_pairs_are_refused(place: Place, record: dict[str, A
         place.prepare(**PAIR)
 
 
+def test_pairs_that_are_too_long_are_left_out_if_so_asked(place: Place) -> None:
+    long = {"prompt": "a", "chosen": "b" * 200, "rejected": "b"}
+    place.write("train.jsonl", [*pairs(2), long])
+    asked = PAIR | {"data": {"train": {"path": "train.jsonl"}, "tooLong": "drop"}}
+    assert place.prepare(**asked).train == 2
+    place.write("train.jsonl", [long])
+    with pytest.raises(ConfigurationError, match=r"^every train record is too long for the model's context \(128\); shorten them$"):
+        place.prepare(**asked)
+
+
 def test_a_reward_model_is_no_policy(place: Place) -> None:
     place.write("train.jsonl", pairs(2))
     place.prepare(**PAIR)

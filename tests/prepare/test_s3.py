@@ -61,9 +61,11 @@ def test_a_model_comes_from_the_endpoint_with_the_keys_of_the_environment_and_is
 
 def test_an_object_larger_than_a_piece_arrives_whole(service: Service) -> None:
     service.objects["/bucket/big"] = bytes(range(256)) * 100_000
-    pieces = list(chunks("s3://bucket/big"))
+    sizes: list[int] = []
+    pieces = list(chunks("s3://bucket/big", sizes.append))
     assert len(pieces) > 1
     assert b"".join(pieces) == service.objects["/bucket/big"]
+    assert sizes == [len(service.objects["/bucket/big"])]
 
 
 @pytest.mark.parametrize("chosen", [None, "other"], ids=["default profile", "AWS_PROFILE"])

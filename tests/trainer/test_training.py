@@ -422,6 +422,16 @@ def test_offload_and_onload_keep_every_bit(
     assert list(tmp_path.iterdir()) == [], "the offloaded state has no name on disk"
 
 
+def test_a_disk_that_is_too_small_for_an_offloaded_trainer_is_said_with_the_remedy() -> None:
+    from rljob.trainer.device import Cpu
+
+    folder = Path("/dev/shm")
+    with pytest.raises(
+        ConfigurationError, match=r"MiB for the offloaded trainer in /dev/shm: No space left on device; free space there, or"
+    ):
+        Cpu().host_buffer(2 * shutil.disk_usage(folder).total, folder)
+
+
 def test_moments_that_are_reset_after_an_offload_are_free(
     llama: Path, replica: Any, spec: Callable[..., RLJobSpec], batch: Callable[..., Batch], tmp_path: Path
 ) -> None:

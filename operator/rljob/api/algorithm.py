@@ -185,7 +185,7 @@ class RolloutSpec(Part):
     replicas: Annotated[int, Field(ge=0, le=1024)] = 0
     """Rollout-only pods beside the worker pods; may change at any time (`kubectl scale`)."""
     tensor_parallel: Small = 1
-    """Tensor parallel size of one engine."""
+    """Tensor parallel size of one engine, of which a pod has one."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Sampling temperature of training answers."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -194,11 +194,13 @@ class RolloutSpec(Part):
     """Longest answer in tokens."""
     token_budget: Positive | None = None
     """Tokens that one answer may grow by in one iteration (partial rollouts, §2.6.2): what is unfinished goes to the replay buffer
-    and on in the next iteration. Default: maxTokens, so nothing is cut."""
+    and on in the next iteration. Counted for each version of the weights: of an answer that was begun ahead (maxStaleness) the version
+    before may write as much, and the new one as much again. Default: maxTokens, so nothing is cut."""
     max_staleness: Natural = 0
     """A segment written by a policy more than so many versions old is left out of the loss (the answer still counts). 0, as in Kimi k1.5:
     what earlier iterations wrote of an answer is not trained on. From 1 on, rollout replicas also generate while the trainer trains: they
-    begin the next iteration's answers with the version that is being replaced. `prioritized` sampling then chooses those prompts before it
+    begin the next iteration's answers with the version that is being replaced. What they write is trained on as if the version that is
+    trained had written it: there are no importance weights and no clipping. `prioritized` sampling then chooses those prompts before it
     knows the results of the iteration that is trained on."""
     repetition: Repetition = Repetition()
     """Repetition detection."""

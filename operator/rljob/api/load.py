@@ -141,6 +141,8 @@ def _message(error: ErrorDetails, path: Path_, root: type[BaseModel]) -> str:
     if kind == "string_pattern_mismatch":
         form = "be a size such as 512Mi or 2Gi" if context["pattern"] == MEMORY else f"match {context['pattern']}"
         return f"is {said}; it must {form}" + _described(path, root)
+    if kind == "string_too_short":
+        return f"is {said}; it must not be empty" + _described(path, root)
     if kind in ("model_type", "dict_type", "mapping_type", "model_attributes_type"):
         remedy = "write them without a dash or bracket" if isinstance(value, list) else "write them below it, indented"
         return f"is {said}, but has fields of its own; {remedy}"

@@ -27,7 +27,8 @@ class SwitchSpec(Part):
     """`restart` ends vLLM after each rollout (as k1.5 does); `sleep` keeps it (on CPU: paused, memory kept). `auto` sleeps where the
     engine can and the gate finds the memory free, else restarts; on CPU it restarts."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """How long one step of the cycle (start, load, attest, export, ...) may take before it counts as failed."""
+    """How long one step of the cycle (start, load, attest, export, ...) may take before it counts as failed. One that reads or writes a
+    checkpoint has as much more as storage of 200 MB/s needs for it."""
     memory_gate: MemoryGate = MemoryGate()
     """The memory gate."""
 
@@ -38,7 +39,7 @@ class AcceleratorSpec(Part):
     type: Literal["cpu", "nvidia"] = "cpu"
     """Kind of accelerator."""
     per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    """Devices of a worker pod; on CPU the number of its trainer processes."""
+    """Devices of a worker pod (a rollout pod has `rollout.tensorParallel`); on CPU the number of its trainer processes."""
     sharing: Literal["auto", "claim", "single", "visible"] = "auto"
     """How the two sidecars share the devices in a cluster: one DRA `claim`, one `single` container, or the owner's device list made
     `visible` to the other. `auto` takes the first that the cluster supports."""

@@ -61,7 +61,7 @@ class ScratchSource(Part):
 class ModelSource(Part):
     """Where the starting weights come from. Exactly one field is set."""
 
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
     """Folder in Hugging Face format (config.json, safetensors, tokenizer), or a `.gguf` file."""
     hub: HubSource | None = None
     """Repository on the Hugging Face hub."""
@@ -118,7 +118,7 @@ class DataSource(Part):
     `rejected` (a better and a worse answer, for a reward model).
     """
 
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
     """A `.jsonl` or `.parquet` file; relative to the folder of the job file."""
     hub: HubDataSource | None = None
     """A file of a data set on the Hugging Face hub."""
@@ -145,3 +145,6 @@ class DataSpec(Part):
     """System message put before every question."""
     order: Literal["shuffled", "file"] = "shuffled"
     """Order in which uniform sampling walks the set: shuffled by `spec.seed`, or as in the file."""
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What becomes of a record that does not fit into the context together with `rollout.maxTokens` (of a pair or a demonstration: with its
+    answers): the job is refused, or the record is left out, and the log of `prepare` says how many were. Held-out records count too."""

@@ -25,6 +25,7 @@ from rljob.cli.output import Output, console
 from rljob.cli.render import rendered
 from rljob.cli.show_plan import document, show
 from rljob.local import inspect, scale
+from rljob.local.hub import known_shape
 from rljob.local.preflight import missing_files, not_there, without_effect
 from rljob.local.run import Request, run, this_machine
 from rljob.plan import count_held_out, count_prompts, count_scorers, estimate, misfits, plan, prompt_length, read_shape
@@ -180,7 +181,7 @@ def _of_cluster(where: Where, name: str, overrides: Sequence[str] | None) -> RLJ
 def _show_plan(job: RLJob, folder: Path | None, output: Output, env: bool) -> None:
     """`folder`: of the job's file; None: the job is in a cluster, and so are its files."""
     here = folder or Path(os.devnull)
-    shape = read_shape(job, here)
+    shape = known_shape(job, here)
     if lines := misfits(job, shape):
         raise ConfigurationError("; also ".join(lines))
     counts = count_held_out(job, here), count_scorers(job, here), count_prompts(job, here), prompt_length(job, here)

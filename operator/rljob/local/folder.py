@@ -16,11 +16,14 @@ import yaml
 from pydantic import ValidationError
 
 from rljob.api import ConfigurationError, RLJob
+from rljob.api.load import describe
 from rljob.api.status import JobStatus
-from rljob.local.marked import sweep
+from rljob.local.marked import began, sweep
+from rljob.plan import prompt_sets
 
-CONTENTS = ("job.yaml", "state", "source", "data", "checkpoints", "model", "logs", "run", "metrics.jsonl", "report.html", "status.json")
-"""What a job puts into its folder; nothing else in it is ever removed."""
+CONTENTS = ("checkpoints", "state", "source", "data", "model", "logs", "metrics.jsonl", "report.html", "status.json", "run", "job.yaml")
+"""What a job puts into its folder; nothing else in it is ever removed. In this order: what is left when somebody is interrupted may be
+refused, but never is an old checkpoint beside a new state, which would take it for its own."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,13 @@ class Current:
     """The job file."""
     lock: tuple[int, int] | None = None
     """Device and inode of the folder's lock, filled in when this is written; None: by an older version."""
+    began: int | None = None
+    """When the process began, in the kernel's ticks; likewise."""
+
+    @property
+    def lives(self) -> bool:
+        """Is the process still there? Its number may have gone to another one since."""
+        return (found := began(self.pid)) is not None and self.began in (None, found)
 
 
 @dataclass(frozen=True)
@@ -106,17 +116,29 @@ class JobFolder:
         except FileNotFoundError:
             return None
         except (yaml.YAMLError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise ConfigurationError(
-                f"{self.job_file} was changed or is from another version ({first}); use --fresh or another --workdir"
-            ) from error
+            problems = describe(error) if isinstance(error, ValidationError) else [str(error).splitlines()[0]]
+            said = str(problems[0]).partition(";")[0] + (f", and {len(problems) - 1} more" if len(problems) > 1 else "")
+            raise ConfigurationError(f"{self.job_file} was changed or is from another version ({said}); change it back") from error
 
     def job_name(self) -> str | None:
         """Name of the job that the folder holds, also if this version cannot read the rest; None if it cannot be told."""
+        return self._kind_and_name()[1]
+
+    def _kind_and_name(self) -> tuple[str | None, str | None]:
         try:
-            return str(yaml.safe_load(self.job_file.read_text(encoding="utf-8"))["metadata"]["name"])
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-            return None
+            data = yaml.safe_load(self.job_file.read_text(encoding="utf-8"))
+            return str(data.get("kind")), str(data["metadata"]["name"])
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+            return None, None
+
+    def kept_from(self, name: str) -> str:
+        """Why what is here is not removed for the job of that name to start over; empty if it is."""
+        kind, held = self._kind_and_name()
+        if held not in (None, name):
+            return f"{self.root} holds the job {held!r}, which --fresh would remove"
+        if self.job_file.exists() and kind != RLJob.__name__ and not self.begun:
+            return f"{self.job_file} is no job's, so --fresh removes nothing there"
+        return ""
 
     def status(self) -> JobStatus | None:
         """What the master wrote last, as far as this version knows it; None before its first word, and if it is no status: it is made
@@ -131,8 +153,9 @@ class JobFolder:
         try:
             record = json.loads(self.current_file.read_text(encoding="utf-8"))
             data = {field.name: record[field.name] for field in fields(Current) if field.name in record}
-            lock = data.get("lock")
-            return Current(**data | {"temporary": tuple(data["temporary"]), "lock": tuple(lock) if lock else None})
+            lock = tuple(data["lock"]) if data.get("lock") else None
+            numbers = {"pid": int(data["pid"]), "started": float(data["started"])}
+            return Current(**data | numbers | {"temporary": tuple(data["temporary"]), "lock": lock})
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
 
@@ -141,12 +164,12 @@ class JobFolder:
         if current is None:
             self.current_file.unlink(missing_ok=True)
         else:
-            replace_text(self.current_file, json.dumps(asdict(replace(current, lock=self._lock_identity())), indent=1))
+            current = replace(current, lock=self._lock_identity(), began=began(current.pid))
+            replace_text(self.current_file, json.dumps(asdict(current), indent=1))
 
     def write_job(self, job: RLJob) -> None:
         """Record the job with every default filled in."""
-        data = job.model_dump(mode="json", by_alias=True, exclude_none=True)
-        replace_text(self.job_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
+        replace_text(self.job_file, _written(job.model_dump(mode="json", by_alias=True, exclude_none=True)))
 
     def running(self) -> bool:
         """Does a supervisor hold the folder?"""
@@ -163,16 +186,26 @@ class JobFolder:
             os.close(lock)
         return False
 
+    @property
+    def empty(self) -> bool:
+        """Does the folder hold nothing, or not exist?"""
+        return not self.root.is_dir() or next(self.root.iterdir(), None) is None
+
     def foreign(self) -> list[str]:
-        """Names in the folder if it is no job folder; empty if it is one, is empty or does not exist."""
-        if self.job_file.exists() or self._lock_file.exists() or not self.root.is_dir():
+        """Names in the folder if it is no job folder; empty if it is one, is empty or does not exist.
+
+        A `job.yaml` makes none: people have files of that name, their jobs' or other ones, with data of theirs beside it.
+        """
+        if self._lock_file.exists() or self.begun or self.empty:
             return []
         return sorted(entry.name for entry in self.root.iterdir())
 
     def clear(self) -> None:
-        """Remove what a job put here, except the lock of the one who asks."""
+        """Remove what a job put here, except the lock of the one who asks, and its record, which is replaced when the job is written."""
         for name in CONTENTS:
             path = self.root / name
+            if name == "job.yaml":
+                continue
             if name == "run":
                 self.write_current(None)
             elif path.is_dir() and not path.is_symlink():
@@ -232,6 +265,17 @@ def program() -> str:
     return "rljob" if shutil.which("rljob") or not ours.exists() else str(ours)
 
 
+def _written(data: Any) -> str:
+    """A job's record."""
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _is_record(file: Path) -> bool:
+    """Was the file written by a run, of whichever release? Then nothing in it is lost when it is written anew."""
+    text = file.read_text(encoding="utf-8")
+    return _written(yaml.safe_load(text)) == text
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new text, never half."""
     new = path.with_name(f".{path.name}.new")
@@ -273,13 +317,39 @@ def changes_that_break(old: RLJob, new: RLJob) -> list[tuple[str, Any, Any]]:
     return [d for d in found if not any(d[0] == p or d[0].startswith(f"{p}.") for p in _MAY_CHANGE)]
 
 
+def check_inputs(folder: JobFolder, job: RLJob, file: Path) -> None:
+    """Does the job start from nothing that it writes or removes itself? `file`: the job's; what relative paths start at is its folder.
+
+    Raises:
+        ConfigurationError: its file, its model or its data lie among what a job puts into the folder.
+    """
+    named = [(f"{field}.path", data.path) for field, data in prompt_sets(job)]
+    named += [("spec.model.source.path", job.spec.model.source.path)]
+    named += [("spec.reward.options: folder", path) for path in job.spec.reward.model_folders]
+    start = file.absolute().parent
+    inputs = [(f"{field} is {path!r}", start / path) for field, path in named if path is not None]
+    if file.resolve() != folder.job_file.resolve() or not _is_record(file):
+        inputs.append((f"the job's file is {str(file)!r}", file.absolute()))
+    for said, path in inputs:
+        for own in (folder.root / name for name in CONTENTS):
+            if path.resolve().is_relative_to(own.resolve()):
+                raise ConfigurationError(
+                    f"{said}, but the job itself writes and removes {'it' if own == path else own}; copy it elsewhere, "
+                    "or give another folder with --workdir"
+                )
+
+
 def check_same_job(folder: JobFolder, job: RLJob) -> None:
     """Is the job that the folder holds the one that is to run? One that has not begun may change in everything but its name.
 
     Raises:
         ConfigurationError: it is another one, or so changed that it cannot go on.
     """
-    old = folder.job()
+    over = "" if folder.kept_from(job.metadata.name) else ", start over with --fresh,"
+    try:
+        old = folder.job()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}{over} or give another folder with --workdir") from error
     if old is None:
         return
     if old.metadata.name != job.metadata.name:
@@ -291,5 +361,5 @@ def check_same_job(folder: JobFolder, job: RLJob) -> None:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         raise ConfigurationError(
             f"{path} was {json.dumps(before)} when the job in {folder.root} began and is {json.dumps(after)} now{more}; "
-            "change it back, start over with --fresh, or give another folder with --workdir"
+            f"change it back{over} or give another folder with --workdir"
         )

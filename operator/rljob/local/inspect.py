@@ -4,13 +4,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rljob.api import ConfigurationError, InfrastructureError
 from rljob.api.status import JobStatus
 from rljob.local import view
-from rljob.local.folder import JobFolder
+from rljob.local.folder import Current, JobFolder
 
 _POLL = 0.1
 
@@ -32,9 +33,12 @@ def open_folder(root: Path) -> JobFolder:
 
 def describe(folder: JobFolder, now: float) -> list[tuple[str, str]]:
     """Label and text of every line of `rljob status`."""
-    job, status, running = folder.job(), folder.status(), folder.running()
-    assert job is not None
-    rows = [("job", job.metadata.name), ("folder", str(folder.root))]
+    status, running = folder.status(), folder.running()
+    rows = [("job", folder.job_name() or "unknown"), ("folder", str(folder.root))]
+    try:
+        folder.job()
+    except ConfigurationError as error:
+        rows.append(("job.yaml", str(error)))
     current = folder.current()
     if running:
         rows.append(("running", f"process {current.pid}, for {view.clock(now - current.started)}" if current else "starting"))
@@ -117,12 +121,20 @@ def stop(folder: JobFolder, timeout: float, wait: Callable[[float], None] = time
     """
     if not folder.running():
         return False
-    current = folder.current()
-    if current is None:
-        raise InfrastructureError(f"the run on {folder.root} is only just starting; try again in a second")
-    os.kill(current.pid, signal.SIGTERM)
-    for _ in range(int(timeout / _POLL)):
+    asked: Current | None = None
+    for _ in range(max(1, int(timeout / _POLL))):
+        current = folder.current()
+        # A run that only begins has not noted itself yet: what is noted then is one that was killed, and its number may be somebody else's.
+        if current is not None and current != asked and current.lives:
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(current.pid, signal.SIGTERM)
+            asked = current
+        wait(_POLL)
         if not folder.running():
             return True
-        wait(_POLL)
-    raise InfrastructureError(f"process {current.pid} has not ended within {timeout:.0f} s; see {folder.logs}")
+    if asked is None:
+        raise InfrastructureError(
+            f"the run on {folder.root} is only just starting, or is on another machine or in another container; try again in a second, "
+            "or stop it there"
+        )
+    raise InfrastructureError(f"process {asked.pid} has not ended within {timeout:.0f} s; see {folder.logs}")

@@ -36,6 +36,14 @@ def marks(proc: Path = Path("/proc")) -> dict[int, str]:
     return found
 
 
+def began(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did; None if there is none. With its number it names a process for good."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
+
+
 def of_container(mark: str) -> Callable[[str], bool]:
     """Is it exactly this container?"""
     return lambda value: value == mark

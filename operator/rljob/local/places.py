@@ -115,12 +115,8 @@ def visible_devices(count: int, inherited: Mapping[str, str]) -> tuple[str, ...]
 
 def devices_of(plan: Plan, places: Places, pod: Pod) -> tuple[str, ...]:
     """The accelerators of a pod, which no other pod has: as many as it asks for, after those of the pods before it."""
-    each = max(container.resources.accelerators for container in pod.all_containers)
-    if not each:
-        return ()
-    users = [other.name for other in plan.pods if any(container.resources.accelerators for container in other.all_containers)]
-    first = each * users.index(pod.name)
-    return places.devices[first : first + each]
+    first = sum(other.accelerators for other in takewhile(lambda other: other.name != pod.name, plan.pods))
+    return places.devices[first : first + pod.accelerators]
 
 
 def command(places: Places, container: Container) -> list[str]:

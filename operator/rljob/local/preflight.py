@@ -17,6 +17,9 @@ from rljob.plan.shape import find_package, locate
 
 MiB = 1 << 20
 
+_SLACK_ON_DISK, _SLACK_IN_MEMORY = 100 * MiB, 16 * MiB
+"""Beside what the estimate knows: logs, metrics, prepared prompts; sockets and what others have in /dev/shm."""
+
 LIBRARIES = {"libnuma.so.1": "libnuma1", "libgomp.so.1": "libgomp1"}
 """Shared libraries that vLLM's CPU build links and no Python package brings, and the Debian package of each."""
 
@@ -42,6 +45,8 @@ class Facts:
     """Bytes free in /dev/shm."""
     memory_total: int
     """Bytes of memory."""
+    cache_free: int | None = None
+    """Bytes free where downloads are kept; None: that is the disk of the job folder."""
     libraries_missing: tuple[str, ...] = ()
     commands_missing: tuple[str, ...] = ()
     files_missing: tuple[MissingFile, ...] = ()
@@ -88,7 +93,7 @@ def not_there(file: MissingFile) -> str:
     return f"{field} is {said!r}, but {path} does not exist; correct the path ({hint})"
 
 
-def gather(job: RLJob, folder: Path, source: Path) -> Facts:
+def gather(job: RLJob, folder: Path, source: Path, cache: Path) -> Facts:
     """Look at the machine."""
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     model, packages = job.spec.model.source, []
@@ -100,6 +105,7 @@ def gather(job: RLJob, folder: Path, source: Path) -> Facts:
         disk_free=shutil.disk_usage(existing(folder)).free + held(folder),
         memory_free=shared_memory_free(),
         memory_total=pages * page,
+        cache_free=None if existing(cache).stat().st_dev == existing(folder).stat().st_dev else shutil.disk_usage(existing(cache)).free,
         libraries_missing=tuple(name for name in LIBRARIES if not _loads(name)),
         commands_missing=() if shutil.which("lscpu") else ("lscpu",),
         files_missing=missing_files(job, source),
@@ -132,14 +138,20 @@ def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
     for field, package in facts.packages_missing:
         found.append(f"{field} is {package!r}, which is not installed; {REMEDIES.get(field, 'install the package that provides it')}")
     found += map(not_there, facts.files_missing)
-    if facts.disk_free < sizes.disk + 100 * MiB:
+    disk = sizes.disk + _SLACK_ON_DISK + (sizes.offloaded if facts.cache_free is None else 0)
+    if facts.disk_free < disk:
         fewer = "lower spec.checkpoint.keep" + (", raise spec.checkpoint.keepEvery" if job.spec.checkpoint.keep_every else "")
         found.append(
-            f"the job needs about {_mib(sizes.disk)} on the disk of the job folder, {_mib(facts.disk_free)} are free for it; "
+            f"the job needs about {_mib(disk)} on the disk of the job folder, {_mib(facts.disk_free)} are free for it; "
             f"free space, {fewer}, or give a folder on another disk with --workdir"
         )
-    arena = sizes.arena * (job.spec.trainer.nodes + job.spec.rollout.replicas)
-    if facts.memory_free < arena + 16 * MiB:
+    if facts.cache_free is not None and sizes.offloaded and facts.cache_free < sizes.offloaded + _SLACK_ON_DISK:
+        found.append(
+            f"the trainer needs {_mib(sizes.offloaded + _SLACK_ON_DISK)} on the disk where downloads are kept, for its weights while the "
+            f"engine runs, {_mib(facts.cache_free)} are free; free space, or set XDG_CACHE_HOME to a folder on another disk"
+        )
+    arena = sizes.arena * (job.spec.trainer.nodes + job.spec.rollout.replicas) + _SLACK_IN_MEMORY
+    if facts.memory_free < arena:
         found.append(
             f"the weights need {_mib(arena)} in /dev/shm, {_mib(facts.memory_free)} are free; "
             "enlarge it (mount -o remount,size=..., or --shm-size for a container)"
@@ -152,13 +164,14 @@ def problems(job: RLJob, sizes: Estimate, facts: Facts) -> list[str]:
 def too_few_devices(job: RLJob, devices: int) -> str:
     """Why so many accelerators are not enough; empty if they are. Pods share none: each has a trainer or an engine that fills it."""
     each, nodes = job.spec.accelerator.per_node, job.spec.trainer.nodes
-    replicas = job.spec.rollout.replicas if job.spec.generates else 0
-    if job.spec.accelerator.type == "cpu" or each * (nodes + replicas) <= devices:
+    replicas, ranks = (job.spec.rollout.replicas if job.spec.generates else 0), job.spec.rollout.tensor_parallel
+    needed = each * nodes + ranks * replicas
+    if job.spec.accelerator.type == "cpu" or needed <= devices:
         return ""
+    engines = f" and spec.rollout.tensorParallel ({ranks}) × spec.rollout.replicas ({replicas})" if replicas else ""
     return (
-        f"spec.accelerator.perNode ({each}) × {nodes + replicas} pods (spec.trainer.nodes is {nodes}, spec.rollout.replicas {replicas}) "
-        f"needs {each * (nodes + replicas)} nvidia devices, {devices} are visible here; "
-        "lower one of the three, or set spec.accelerator.type: cpu"
+        f"spec.accelerator.perNode ({each}) × spec.trainer.nodes ({nodes}){engines} need {needed} nvidia devices, "
+        f"{devices} are visible here; lower one of them, or set spec.accelerator.type: cpu"
     )
 
 
@@ -169,9 +182,10 @@ def shared_memory_free() -> int:
 
 def no_room_for(replicas: int, more: int, free: int) -> str:
     """Why rollout replicas that need so many bytes more of shared memory cannot be added; empty if they can."""
-    if free >= more + 16 * MiB or not more:
+    needed = more + _SLACK_IN_MEMORY
+    if free >= needed or not more:
         return ""
-    return f"spec.rollout.replicas: {replicas} need {_mib(more)} more in /dev/shm for their weights, {_mib(free)} are free; give fewer"
+    return f"spec.rollout.replicas: {replicas} need {_mib(needed)} more in /dev/shm for their weights, {_mib(free)} are free; give fewer"
 
 
 def warnings(sizes: Estimate, facts: Facts) -> list[str]:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,13 +23,14 @@ from rljob.api.notes import inert
 from rljob.local import preflight, view
 from rljob.local.decide import Limits
 from rljob.local.display import Display, choose
-from rljob.local.folder import Current, JobFolder, check_same_job, program
+from rljob.local.folder import Current, JobFolder, check_inputs, check_same_job, program
+from rljob.local.hub import known_shape
 from rljob.local.places import Places, service_url
 from rljob.local.ports import pick
 from rljob.local.scale import scaled
 from rljob.local.supervisor import Guardian, Outcome, Supervisor, last_lines
 from rljob.local.watch import Watcher
-from rljob.plan import Machine, Plan, count_held_out, count_prompts, count_scorers, estimate, plan, prompt_length, read_shape
+from rljob.plan import Machine, Plan, count_held_out, count_prompts, count_scorers, estimate, plan, prompt_length
 
 _PORT_TRIES = 3
 
@@ -79,16 +81,24 @@ def run(request: Request, console: Console) -> int:
     if job.spec.suspend:
         raise ConfigurationError("spec.suspend is true, so there is nothing to run; set it to false")
     folder = JobFolder((request.workdir or Path("runs") / job.metadata.name).absolute())
-    source = request.file.absolute().parent
-    shape = read_shape(job, source)
-    counts = count_held_out(job, source), count_scorers(job, source), count_prompts(job, source), prompt_length(job, source)
-    sizes = estimate(job, shape, this_machine(), *counts)
-    facts = preflight.gather(job, folder.root, source)
-    if found := preflight.problems(job, sizes, facts):
-        raise ConfigurationError(found[0] if len(found) == 1 else "this cannot run here:\n  " + "\n  ".join(found))
-    cache_folder()  # refuses before anything else is made
-    notes = (*preflight.warnings(sizes, facts), *inert(job.spec), *preflight.without_effect(job))
-    return run_in(folder, plan(job, shape), job, request, console, notes, lambda scaled: plan(scaled, shape))
+    check_inputs(folder, job, request.file)
+    with ExitStack() as held:
+        # Whose it is comes before what the machine lacks, and what a killed run left in its memory goes first.
+        if exists := not folder.empty:
+            held.enter_context(folder.claim())
+            _check_folder(folder, job, request)
+        cache = cache_folder()  # refuses before anything else is made
+        source = request.file.absolute().parent
+        shape = known_shape(job, source)
+        counts = count_held_out(job, source), count_scorers(job, source), count_prompts(job, source), prompt_length(job, source)
+        sizes = estimate(job, shape, this_machine(), *counts)
+        facts = preflight.gather(job, folder.root, source, cache)
+        if found := preflight.problems(job, sizes, facts):
+            raise ConfigurationError(found[0] if len(found) == 1 else "this cannot run here:\n  " + "\n  ".join(found))
+        notes = (*preflight.warnings(sizes, facts), *inert(job.spec), *preflight.without_effect(job))
+        if not exists:
+            held.enter_context(folder.claim())
+        return run_in(folder, plan(job, shape), job, request, console, notes, lambda scaled: plan(scaled, shape))
 
 
 Planner = Callable[[RLJob], Plan]
@@ -104,45 +114,50 @@ def run_in(
     notes: Sequence[str] = (),
     planner: Planner | None = None,
 ) -> int:
-    """Run a plan in a job folder: take the folder over as `request` says, or refuse. Returns the exit status of the command.
+    """Run a plan in a folder that the caller has claimed: take it over as `request` says, or refuse. Returns the command's exit status.
 
     Without a `planner` the job stays as large as it is.
 
     Raises:
-        ConfigurationError: the folder is in use, holds another job, or nothing to resume.
+        ConfigurationError: the folder holds another job, or nothing to resume.
         InfrastructureError: the job failed.
     """
-    with folder.claim():
-        resumed = _take_over(folder, job, request)
-        done = folder.status()
-        if resumed and done is not None and done.phase == "Succeeded" and done.iteration >= job.spec.iterations:
-            _summarize(console, job, folder, 0.0, {}, done.finished)
-            console.print("This job has finished before; --fresh starts over, a larger spec.iterations goes on.")
-            return 0
-        folder.write_job(job)
-        say = f"resuming {job.metadata.name} in {folder.root}" if resumed else f"running {job.metadata.name} in {folder.root}"
-        console.print(say, soft_wrap=True)
-        for note in notes:
-            console.print(Text.assemble(("note:", "yellow"), f" {note}"), soft_wrap=True)
-        return run_plan(planned, job, folder, request, console, planner)
+    resumed = _take_over(folder, job, request)
+    done = folder.status()
+    if resumed and done is not None and done.phase == "Succeeded" and done.iteration >= job.spec.iterations:
+        _summarize(console, job, folder, 0.0, {}, done.finished)
+        console.print("This job has finished before; --fresh starts over, a larger spec.iterations goes on.")
+        return 0
+    folder.write_job(job)
+    say = f"resuming {job.metadata.name} in {folder.root}" if resumed else f"running {job.metadata.name} in {folder.root}"
+    console.print(say, soft_wrap=True)
+    for note in notes:
+        console.print(Text.assemble(("note:", "yellow"), f" {note}"), soft_wrap=True)
+    return run_plan(planned, job, folder, request, console, planner)
+
+
+def _check_folder(folder: JobFolder, job: RLJob, request: Request) -> None:
+    """May the claimed folder be this job's, as `request` says?"""
+    if request.mode == "fresh":
+        if why := folder.kept_from(job.metadata.name):
+            raise ConfigurationError(f"{why}; give another folder with --workdir")
+        return
+    check_same_job(folder, job)
+    if request.mode == "resume" and not folder.begun:
+        raise ConfigurationError(f"{folder.root} holds nothing to resume; leave --resume out to start")
 
 
 def _take_over(folder: JobFolder, job: RLJob, request: Request) -> bool:
     """Make the claimed folder this job's. Is there something to go on from?"""
+    _check_folder(folder, job, request)
     if request.mode == "fresh":
-        old = folder.job_name()
-        if old is not None and old != job.metadata.name:
-            raise ConfigurationError(f"{folder.root} holds the job {old!r}, which --fresh would remove; give another folder with --workdir")
-        if old is None and folder.job_file.exists() and not (folder.root / "state").exists():
-            raise ConfigurationError(f"{folder.job_file} is no job's, so --fresh removes nothing there; give another folder with --workdir")
         folder.clear()
-        return False
-    check_same_job(folder, job)
-    if request.mode == "resume" and not folder.begun:
-        raise ConfigurationError(f"{folder.root} holds nothing to resume; leave --resume out to start")
-    if not folder.begun:
+    elif not folder.begun:
         # Pods wait for it, and the job may have changed since it was prepared.
         (folder.root / "data" / "prepared.json").unlink(missing_ok=True)
+        if job.spec.model.source.path is not None:
+            # The same of a model that lies at the same path: without its mark it is taken anew.
+            (folder.root / "source" / ".source.json").unlink(missing_ok=True)
     return folder.begun
 
 

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from rljob.api import ConfigurationError, InfrastructureError, RLJob
 from rljob.api.load import load
 from rljob.local.folder import JobFolder, replace_text
+from rljob.local.hub import known_shape
 from rljob.local.preflight import devices_here, no_room_for, shared_memory_free, too_few_devices
-from rljob.plan import Machine, estimate, read_shape
+from rljob.plan import Machine, estimate
 
 _POLL, _PATIENCE = 0.1, 10.0
 
@@ -71,7 +72,7 @@ def scale(folder: JobFolder, replicas: int, wait: Callable[[float], None] = time
         )
     before = job.spec.rollout.replicas
     wanted = scaled(job, replicas)
-    sizes = estimate(wanted, read_shape(wanted, Path(current.source).parent), Machine(cores=1, bf16=False))
+    sizes = estimate(wanted, known_shape(wanted, Path(current.source).parent), Machine(cores=1, bf16=False))
     if refusal := no_room_for(replicas, sizes.arena * max(0, replicas - before), shared_memory_free()):
         raise ConfigurationError(refusal)
     on_cpu = job.spec.accelerator.type == "cpu"

@@ -28,6 +28,14 @@ from rljob.plan.types import Container, ExecProbe, Plan, Pod, Probe, VolumePath
 
 _TICK = 0.05
 
+_PAYLOADS = {
+    **dict.fromkeys(("start-trainer", "load", "train", "checkpoint", "export", "offload", "onload"), "megatron"),
+    **dict.fromkeys(("start-engine", "load-engine", "attest", "rollout", "stop-engine"), "vllm"),
+}
+"""The container whose process does a step that a status names."""
+_PAYLOAD_LINES = 30
+"""Of a traceback in each of its processes."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -304,11 +312,23 @@ class Supervisor:
         if fail.cause in ("configuration", "job"):
             said = _own_words(lines)
             kind: Literal["configuration", "failed"] = "configuration" if fail.cause == "configuration" else "failed"
-            return Outcome(kind, said or f"{key} {how_it_ended(state)}", log, () if said else lines)
+            if said:
+                log, lines = (self._last_failure() if fail.cause == "job" else None) or (log, ())
+            return Outcome(kind, said or f"{key} {how_it_ended(state)}", log, lines)
         times = f"{state.failures} times in a row without progress of the job" if state.failures > 1 else "and may not be restarted"
         why = f"{how_it_ended(state)} ({_own_words(lines)})" if _own_words(lines) else how_it_ended(state)
         message = f"{key} failed {times} (spec.backoffLimit is {self._limits.backoff_limit}): {why}"
         return Outcome("failed", message, log, lines)
+
+    def _last_failure(self) -> tuple[Path, tuple[str, ...]] | None:
+        """Log, and its end, of the trainer or the engine that failed last: the master knows a line of it, which seldom is the cause."""
+        status = self._folder.status()
+        failure = status.last_failure if status is not None else None
+        key = Key(failure.pod, _PAYLOADS.get(failure.stage, "")) if failure is not None else None
+        if key is None or key not in self._log_starts:
+            return None
+        log = self._folder.log(*key)
+        return log, last_lines(log, self._log_starts[key], _PAYLOAD_LINES)
 
 
 async def _get(url: str, socket: Path | None = None) -> bool:

@@ -27,7 +27,9 @@ _IMAGES = {
     "reward": "reward",
     "sandbox": "sandbox",
 }
-_OF_MODEL, _OF_PROMPTS = ("prepare", "megatron", "vllm"), ("prepare", "master")
+NAMES = frozenset({*_IMAGES, WAIT})
+"""Containers that the operator puts into pods; others come from `spec.templates` or from a webhook of the cluster."""
+_OF_MODEL, _OF_PROMPTS = ("prepare", AGENT, "megatron", "vllm"), ("prepare", "master")
 """Containers whose memory depends on the model; on the prompts."""
 
 

@@ -9,32 +9,43 @@ from rljob.manifests.environment import environment, mounted
 from rljob.manifests.names import child, metadata
 from rljob.manifests.types import Manifest
 from rljob.plan import Container, Pod
-from rljob.plan.types import ExecProbe, HttpProbe, Probe, Resources, VolumePath
+from rljob.plan.types import ExecProbe, HttpProbe, Probe, Resources, Role, VolumePath
 
 DEVICES = "RLJOB_DEVICES"
 """`publish`: write the list of own devices to the sockets folder. `adopt`: use those of that list (rljob.checkpoint_engine.container)."""
 
 
-def claim_template(context: Context, per_node: int) -> Manifest:
-    """Devices of one pod, for all containers that name the claim. resource.k8s.io/v1 (Kubernetes 1.34)."""
+def claim_templates(context: Context) -> list[Manifest]:
+    """Devices of a pod, for all containers that name the claim; one for each number of them, whether or not there are rollout pods now.
+    resource.k8s.io/v1 (Kubernetes 1.34)."""
+    spec = context.job.spec
+    counts = {claim_template_name(context, "worker"): spec.accelerator.per_node}
+    if spec.generates:
+        counts[claim_template_name(context, "rollout")] = spec.rollout.tensor_parallel
+    return [_claim_template(context, name, count) for name, count in counts.items()]
+
+
+def _claim_template(context: Context, name: str, count: int) -> Manifest:
     device_class = context.devices.device_class if context.devices else ""
-    request = {"name": CLAIM, "exactly": {"deviceClassName": device_class, "allocationMode": "ExactCount", "count": per_node}}
+    request = {"name": CLAIM, "exactly": {"deviceClassName": device_class, "allocationMode": "ExactCount", "count": count}}
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceClaimTemplate",
-        "metadata": metadata(context.owner, claim_template_name(context)),
+        "metadata": metadata(context.owner, name),
         "spec": {"spec": {"devices": {"requests": [request]}}},
     }
 
 
-def claim_template_name(context: Context) -> str:
-    """Name of the ResourceClaimTemplate."""
-    return child(context.name, CLAIM)
+def claim_template_name(context: Context, role: Role) -> str:
+    """Name of the ResourceClaimTemplate of a role's pods."""
+    spec = context.job.spec
+    own = role == "rollout" and spec.rollout.tensor_parallel != spec.accelerator.per_node
+    return child(context.name, f"{role}-{CLAIM}" if own else CLAIM)
 
 
 def pod_devices(context: Context, spec: Manifest, pod: Pod) -> None:
     """Give a rendered pod its devices, in place. The node agent is among those who see them: it measures their memory."""
-    if context.devices is None or not any(c.resources.accelerators for c in pod.all_containers):
+    if context.devices is None or not pod.accelerators:
         return
     spec["tolerations"] = [{"key": context.devices.resource, "operator": "Exists", "effect": "NoSchedule"}]
     everyone: list[Manifest] = [*spec.get("initContainers", ()), *spec["containers"]]
@@ -45,7 +56,7 @@ def pod_devices(context: Context, spec: Manifest, pod: Pod) -> None:
         user["securityContext"]["readOnlyRootFilesystem"] = False
     if context.sharing.mode == "claim":
         # An extended resource beside the claim would ask for the devices a second time.
-        spec["resourceClaims"] = [{"name": CLAIM, "resourceClaimTemplateName": claim_template_name(context)}]
+        spec["resourceClaims"] = [{"name": CLAIM, "resourceClaimTemplateName": claim_template_name(context, pod.role)}]
         for user in users:
             user["resources"]["claims"] = [{"name": CLAIM}]
         return
@@ -85,7 +96,7 @@ def combined(context: Context, pod: Pod) -> tuple[Pod, Manifest]:
         resources=Resources(
             memory=sum(m.resources.memory for m in members),
             cpus=max(s.resources.cpus for s in pod.sidecars) + agent.resources.cpus,
-            accelerators=max(m.resources.accelerators for m in members),
+            accelerators=pod.accelerators,
         ),
         restart=agent.restart,
         ports=tuple(_unique(port for m in members for port in m.ports)),

@@ -42,7 +42,7 @@ LEFT_OUT: Mapping[str, tuple[str, ...]] = {
 }
 """Fields below `spec`, at most two levels deep, that a file leaves out. `node` is for worker and rollout pods."""
 
-LATER: Mapping[str, Any] = {"sandbox.memoryPerRun": "1Gi"}
+LATER: Mapping[str, Any] = {"sandbox.memoryPerRun": "1Gi", "data.tooLong": "refuse"}
 """Fields that came later, at most two levels deep, each with the value that stands for what was done before there was such a field. At that
 value no file has them: a new operator then leaves the pods of running jobs alone, and images of before, which refuse a field that they do
 not know, can read their file. The value is the field's default. A field whose default changes has to leave this list, because a reader of

@@ -51,7 +51,7 @@ def _objects(context: Context) -> Iterator[Manifest]:
     if context.several_workers:
         yield objects.nodes(context)
     if context.sharing.mode == "claim":
-        yield devices.claim_template(context, context.job.spec.accelerator.per_node)
+        yield from devices.claim_templates(context)
     for pod in plan.pods:
         if pod.role in ("reward", "sandbox"):
             yield objects.deployment(context, pod)

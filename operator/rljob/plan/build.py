@@ -150,16 +150,17 @@ def _threads(sizes: Estimate, processes: int) -> dict[str, Value]:
     return {"OMP_NUM_THREADS": "1" if tiny else Threads(processes), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def _shim(payload: str, name: str, env: dict[str, Value], sizes: Estimate, job: RLJob, ports: tuple[Port, ...]) -> Container:
-    """A sidecar: the shim is its first process and starts the payload when the node agent says so."""
-    per_node = job.spec.accelerator.per_node
-    devices = per_node if job.spec.accelerator.type != "cpu" else 0
+def _shim(
+    payload: str, name: str, env: dict[str, Value], sizes: Estimate, job: RLJob, ports: tuple[Port, ...], processes: int
+) -> Container:
+    """A sidecar: the shim is its first process and starts the payload, of so many processes, when the node agent says so."""
+    devices = processes if job.spec.accelerator.type != "cpu" else 0
     return Container(
         name=name,
         command=_module("checkpoint_engine.shim", "--payload", payload),
         env=env,
         mounts=(_JOB, _WORK, _CACHE, _MEMORY, _SOCKETS),
-        resources=_resources(sizes, name, per_node, devices),
+        resources=_resources(sizes, name, processes, devices),
         restart="always",
         ports=ports,
         probe=Probe(HttpProbe(VolumePath("sockets", f"{name}-shim.sock"), "/v1/status")),
@@ -180,23 +181,24 @@ def _megatron(job: RLJob, sizes: Estimate, rank: int) -> Container:
     if not job.spec.generates:
         ports = (*ports, ENGINE)  # the node's address for others, which else is the engine's
     folders = ("model", "data", "checkpoints", "cache", "shm", "sockets")
-    return _shim("trainer", "megatron", _env(*folders, RLJOB_URL_MASTER=ServiceUrl("master"), **ranks), sizes, job, ports)
+    return _shim("trainer", "megatron", _env(*folders, RLJOB_URL_MASTER=ServiceUrl("master"), **ranks), sizes, job, ports, per_node)
 
 
-def _vllm(job: RLJob, sizes: Estimate) -> Container:
+def _vllm(job: RLJob, sizes: Estimate, devices: int) -> Container:
+    """`devices`: of the pod. In a worker pod those of the trainer, which may be more than the engine uses."""
     folders = ("model", "data", "checkpoints", "cache", "shm", "sockets")
     env = _env(*folders, RLJOB_LISTEN_ENGINE=Listen(ENGINE.name), **_threads(sizes, job.spec.rollout.tensor_parallel))
-    return _shim("vllm", "vllm", env, sizes, job, (ENGINE,))
+    return _shim("vllm", "vllm", env, sizes, job, (ENGINE,), devices)
 
 
-def _agent(sizes: Estimate) -> Container:
+def _agent(memory: int) -> Container:
     folders = ("model", "data", "checkpoints", "cache", "shm", "sockets")
     return Container(
         name="checkpoint-engine",
         command=_module("checkpoint_engine"),
         env=_env(*folders, RLJOB_URL_MASTER=ServiceUrl("master"), RLJOB_LISTEN_ENGINE=Listen(ENGINE.name)),
         mounts=(_JOB, _WORK, _CACHE, _MEMORY, _SOCKETS),
-        resources=_resources(sizes, "checkpoint-engine", 0.1),
+        resources=Resources(memory, 0.1),
         restart="on-failure",
     )
 
@@ -206,12 +208,15 @@ _PREPARED = (VolumePath("work", "data/prepared.json"), VolumePath("work", "sourc
 
 def _worker(job: RLJob, sizes: Estimate, index: int) -> Pod:
     megatron = _megatron(job, sizes, index)
-    sidecars = (megatron, _vllm(job, sizes)) if job.spec.generates else (megatron,)
-    return Pod("worker", f"worker-{index}", (_agent(sizes),), sidecars=sidecars, waits=_PREPARED)
+    sidecars = (megatron, _vllm(job, sizes, job.spec.accelerator.per_node)) if job.spec.generates else (megatron,)
+    agent = _agent(sizes.memory["checkpoint-engine"].total)
+    return Pod("worker", f"worker-{index}", (agent,), sidecars=sidecars, waits=_PREPARED)
 
 
 def _rollout(job: RLJob, sizes: Estimate, index: int) -> Pod:
-    return Pod("rollout", f"rollout-{index}", (_agent(sizes),), sidecars=(_vllm(job, sizes),), waits=_PREPARED)
+    # No batch passes through it, and it has devices for its engine alone.
+    agent = _agent(dict(sizes.memory["checkpoint-engine"].parts)["interpreter"])
+    return Pod("rollout", f"rollout-{index}", (agent,), sidecars=(_vllm(job, sizes, job.spec.rollout.tensor_parallel),), waits=_PREPARED)
 
 
 def _reward(job: RLJob, sizes: Estimate) -> Pod:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from rljob.api import RLJob
+from rljob.api.sources import ModelSource
 from rljob.plan.records import count_prompts
 from rljob.plan.shape import ModelShape
 
@@ -32,6 +33,19 @@ _RECORD, _TEXT = 2048, 3
 _TOKEN, _TEXT_OF_TOKEN, _BATCH_TOKEN = 8, 5, 9
 """Bytes of an answer's token in the master's database: number and log-probability until it is trained on; its text, which stays for two
 versions more; in the batch for the trainer, which SQLite writes to its log first."""
+_HELD_TOKEN, _PASSED_TOKEN, _RANK_TOKEN = 52, 20, 78
+"""Bytes of an answer's token in the master while it assembles the batch, in a node agent that passes the batch on, and in every rank of the
+trainer (all three measured, 4 to 34 million tokens)."""
+_WHOLE, _DIVIDED, _FFN = {2: 21, 4: 29}, {2: 8, 4: 10}, {2: 10, 4: 20}
+"""Bytes that the backward pass keeps of a token in every layer, by the bytes of a number: for each of its `hidden` numbers, whole on every
+tensor parallel rank (norms, residuals) and divided among them; for each of the feed-forward part, divided. Measured on CPU with one rank
+and two, without attention's squares."""
+_LOGITS = 512 * MiB
+"""Most that the logits of a micro-batch take (`rljob.trainer.logprobs` cuts them in pieces)."""
+_LOGITS_COPIES = {"cpu": 1, "nvidia": 5}
+"""So many times their size are they in memory: a GPU does the softmax of a whole piece at once, in fp32."""
+_DISK = 1e9
+"""Bytes per second that a checkpoint is taken to be written with; no storage of GPU machines was measured."""
 _TRAIN_FLOPS = {("cpu", "fp32"): 69e9, ("cpu", "bf16"): 180e9, ("nvidia", "fp32"): 30e12, ("nvidia", "bf16"): 300e12}
 _GENERATE_FLOPS = {"cpu": 80e9, "nvidia": 20e12}
 _LARGEST_RATE = {"cpu": 3000.0, "nvidia": 30000.0}
@@ -77,6 +91,8 @@ class Estimate:
     seconds: dict[str, float]
     """Per phase of an iteration; empty if the model's shape is unknown."""
     notes: tuple[str, ...]
+    offloaded: int = 0
+    """Where trainer and engine take turns on CPU: what the trainer keeps in files in the cache meanwhile, those of all worker pods."""
 
 
 def prompt_tokens(job: RLJob, shape: ModelShape | None, length: int | None = None) -> int:
@@ -109,18 +125,34 @@ def parse_size(text: str) -> int:
     return int(text[:-2]) * (MiB if text.endswith("Mi") else GiB)
 
 
-def trainer_memory(job: RLJob, shape: ModelShape) -> Memory:
-    """Main memory of all ranks of the node that holds most: fp32 weights, gradients and Adam's two moments; activations of micro-batches.
+def trainer_memory(job: RLJob, shape: ModelShape, trained: int) -> Memory:
+    """Main memory of all ranks of the node that holds most: fp32 weights, gradients and Adam's two moments; activations of micro-batches;
+    in each rank the whole batch of `trained` tokens.
 
-    Of ranks with devices only what they leave there while the engine has them: fp32 weights and moments.
+    Of ranks with devices only what they leave there while the engine has them: fp32 weights, and the moments if they are kept.
     """
     ranks, per_stage = job.spec.accelerator.per_node, job.spec.world_size // job.spec.trainer.pipeline_parallel
     nodes = [[rank_memory(job, shape, (node * ranks + i) // per_stage) for i in range(ranks)] for node in range(job.spec.trainer.nodes)]
     most = max(nodes, key=lambda held: sum(sum(rank) for rank in held))
     state, activations = (sum(part) for part in zip(*most, strict=True))
+    base = (("interpreter", ranks * _TORCH), ("batch", ranks * _RANK_TOKEN * trained))
     if job.spec.accelerator.type != "cpu":
-        return Memory((("interpreter", ranks * _TORCH), ("offloaded weights and optimizer", 12 * state // _state_bytes(job))))
-    return Memory((("interpreter", ranks * _TORCH), ("weights and optimizer", state), ("activations", activations)))
+        return Memory((*base, ("offloaded weights and optimizer", _kept_bytes(job) * state // _state_bytes(job))))
+    return Memory((*base, ("weights and optimizer", state), ("activations", activations)))
+
+
+def _offloaded(job: RLJob, shape: ModelShape) -> int:
+    """Of every rank its fp32 weights, and its two moments if they are kept."""
+    if job.spec.accelerator.type != "cpu" or not job.spec.generates:
+        return 0
+    per_stage = job.spec.world_size // job.spec.trainer.pipeline_parallel
+    held = per_stage * sum(rank_memory(job, shape, stage)[0] for stage in range(job.spec.trainer.pipeline_parallel))
+    return _kept_bytes(job) * (held // _state_bytes(job))
+
+
+def _kept_bytes(job: RLJob) -> int:
+    """Bytes of a parameter from one iteration to the next: its fp32 weight, and two moments if they are not begun anew."""
+    return 4 if job.spec.algorithm.reset_optimizer and job.spec.generates else 12
 
 
 def _state_bytes(job: RLJob) -> int:
@@ -146,7 +178,7 @@ def rank_memory(job: RLJob, shape: ModelShape, stage: int) -> tuple[int, int]:
     many micro-batches as there are stages from it to the end (1F1B), so the first one keeps as much as if there were no pipeline. With
     interleaved chunks it keeps those of more passes through a chunk (schedules.py, `get_pp_rank_microbatches`, and the one in progress).
     Experts are spread over expert parallel ranks; tensor parallel ones split the rest, and each sends its share of the tokens to the
-    experts.
+    experts. Recomputed, a layer keeps its input alone, whole on every rank, and one layer at a time has everything.
     """
     t, stages = job.spec.trainer, job.spec.trainer.pipeline_parallel
     last = stage == stages - 1
@@ -158,15 +190,18 @@ def rank_memory(job: RLJob, shape: ModelShape, stage: int) -> tuple[int, int]:
     tokens = row // t.context_parallel
     # Every expert that a token goes through has its copy of it, and what its feed-forward part keeps.
     in_experts = 4 * shape.chosen * (4 * shape.hidden + 3 * shape.ffn)
-    in_layer = 2 * shape.hidden if t.recompute else 68 * shape.hidden + in_experts
+    number = 2 if t.precision == "bf16" or (t.precision == "auto" and job.spec.accelerator.type != "cpu") else 4
+    dense = shape.shared_ffn if shape.experts else shape.ffn
+    in_layer = _WHOLE[number] * shape.hidden + (_DIVIDED[number] * shape.hidden + _FFN[number] * dense + in_experts) // t.tensor_parallel
     chunks = t.virtual_pipeline_parallel
     waiting = stages - stage if chunks == 1 else 2 * (stages - stage) - 1 + (chunks - 1) * stages
     layers = shape.layers // (stages * chunks)
-    activations = tokens * (waiting * layers * in_layer + (12 * shape.vocabulary if last else 0)) // t.tensor_parallel
+    logits = _LOGITS_COPIES[job.spec.accelerator.type] * min(number * shape.vocabulary * tokens // t.tensor_parallel, _LOGITS)
+    kept = waiting * layers * number * shape.hidden + in_layer if t.recompute else waiting * layers * in_layer
+    activations = tokens * kept + (logits if last else 0)
     if job.spec.accelerator.type == "cpu":
         # Which tokens see which, whole on every rank: a byte for each pair, and as numbers again in every layer whose activations are kept.
         # A GPU's kernels need none.
-        number = 2 if t.precision == "bf16" else 4
         activations += row * longest * (waiting + number * (1 if t.recompute else waiting * layers))
     return (weights // t.tensor_parallel + experts) * _state_bytes(job), activations
 
@@ -194,11 +229,22 @@ def sandbox_memory(job: RLJob) -> Memory:
     return Memory((("interpreter", 2 * _PYTHON), ("programs", sandbox.slots * parse_size(sandbox.memory_per_run) // 2)))
 
 
+def _is_made(source: ModelSource) -> bool:
+    """Whether `prepare` makes the weights of a model whose shape is known: at random, or from a GGUF file."""
+    name = source.path or (source.package.file if source.package else "")
+    return source.scratch is not None or name.endswith(".gguf")
+
+
 def _unknown(job: RLJob, length: int, notes: tuple[str, ...], scorers: int, prompts: int) -> Estimate:
+    a, r = job.spec.algorithm, job.spec.rollout
+    answers = int(a.prompts_per_iteration * a.samples_per_prompt * r.max_tokens * ANSWER_SHARE)
+    trained = answers + a.prompts_per_iteration * length
+    if (pairs := job.spec.reward_model) is not None:
+        answers, trained = 0, pairs.steps_per_iteration * pairs.batch_size * length
     memory = {
         "prepare": Memory((("interpreter", 2 * _TORCH), ("prompts", 2 * prompts))),
-        "master": Memory((("interpreter", 2 * _PYTHON), ("prompts", prompts))),
-        "checkpoint-engine": Memory((("interpreter", _PYTHON),)),
+        "master": Memory((("interpreter", 2 * _PYTHON), ("prompts", prompts), ("answers", _HELD_TOKEN * trained))),
+        "checkpoint-engine": Memory((("interpreter", _PYTHON), ("batch", _PASSED_TOKEN * trained))),
         "megatron": Memory((("interpreter", job.spec.accelerator.per_node * _TORCH),)),
         "vllm": Memory((("zygote", _ZYGOTE), ("engine", _ENGINE))),
         # One more for answers that take long.
@@ -208,12 +254,8 @@ def _unknown(job: RLJob, length: int, notes: tuple[str, ...], scorers: int, prom
         memory["reward"] = Memory((*memory["reward"].parts, ("reward model", _TORCH + 4 * scorers)))
     if job.spec.needs_sandbox:
         memory["sandbox"] = sandbox_memory(job)
-    a, r = job.spec.algorithm, job.spec.rollout
-    answers = int(a.prompts_per_iteration * a.samples_per_prompt * r.max_tokens * ANSWER_SHARE)
-    trained = answers + a.prompts_per_iteration * length
-    if (pairs := job.spec.reward_model) is not None:
+    if pairs is not None:
         del memory["vllm"], memory["reward"]
-        answers, trained = 0, pairs.steps_per_iteration * pairs.batch_size * length
     return Estimate(None, memory, 0, 0, answers, trained, {}, notes)
 
 
@@ -232,9 +274,10 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
     low = job.spec.trainer.precision == "bf16" or (job.spec.trainer.precision == "auto" and (machine.bf16 or kind == "nvidia"))
     units = machine.cores if kind == "cpu" else job.spec.world_size
     engines = job.spec.trainer.nodes + job.spec.rollout.replicas
+    generating = machine.cores if kind == "cpu" else engines * job.spec.rollout.tensor_parallel
 
     def generate(tokens: float) -> float:
-        return max(2 * shape.active * tokens / (_GENERATE_FLOPS[kind] * units), tokens / (_LARGEST_RATE[kind] * engines))
+        return max(2 * shape.active * tokens / (_GENERATE_FLOPS[kind] * generating), tokens / (_LARGEST_RATE[kind] * engines))
 
     # One step is bounded below by its micro-batches' fixed cost, some 50 ms each.
     steps = (job.spec.reward_model or job.spec.algorithm).steps_per_iteration
@@ -244,9 +287,11 @@ def _seconds(job: RLJob, shape: ModelShape, machine: Machine, answers: int, trai
     # Interleaved, that is a chunk's time.
     stages, chunks = job.spec.trainer.pipeline_parallel, job.spec.trainer.virtual_pipeline_parallel
     training *= 1 + (stages - 1) / chunks / max(1, micro_batches / steps / job.spec.data_parallel)
+    # Of models that a CPU trains it takes less than the training step varies.
+    checkpoint = {} if kind == "cpu" else {"checkpoint": _kept_bytes(job) * shape.parameters / _DISK}
     if not job.spec.generates:
-        return {"training": training}
-    seconds = {"rollout": generate(answers), "training": training}
+        return {"training": training} | checkpoint
+    seconds = {"rollout": generate(answers), "training": training} | checkpoint
     seconds["switch"] = _SWITCH_SECONDS[kind] + shape.parameters * engine_bytes(job) / 2e9
     if job.spec.evaluation is not None and held_out:
         seconds["evaluation"] = generate(held_out * job.spec.rollout.max_tokens * ANSWER_SHARE) / job.spec.evaluation.every
@@ -292,10 +337,11 @@ def estimate(
     base = _unknown(job, each, (), scorers, held)
     weights = shape.parameters * engine_bytes(job)
     peers = job.spec.trainer.nodes + job.spec.rollout.replicas > 1
-    optimizer = 0 if job.spec.algorithm.reset_optimizer and job.spec.generates else 12 * shape.parameters
+    # Folders are copied file by file.
+    converted = 8 * shape.parameters if _is_made(job.spec.model.source) else 0
     memory = base.memory | {
-        "prepare": Memory((("interpreter", _TORCH), ("weights", 8 * shape.parameters), ("prompts", 2 * held))),
-        "megatron": trainer_memory(job, shape),
+        "prepare": Memory((("interpreter", _TORCH), ("weights", converted), ("prompts", 2 * held))),
+        "megatron": trainer_memory(job, shape, base.trained_tokens),
     }
     taken = f"a pair is taken to have {each} tokens"
     if job.spec.generates:
@@ -307,7 +353,7 @@ def estimate(
     elif (stages := job.spec.trainer.pipeline_parallel) > 1:
         largest = max(sum(rank_memory(job, shape, stage)) for stage in range(stages)) + _TORCH
         notes.append(f"a trainer rank needs at most {_mib(largest)} of the memory of megatron; pipeline stages differ")
-    checkpoint = 4 * shape.parameters + optimizer
+    checkpoint = _kept_bytes(job) * shape.parameters
     for_good = job.spec.iterations // job.spec.checkpoint.keep_every if job.spec.checkpoint.keep_every else 0
     if for_good:
         notes.append(f"checkpoint.keepEvery keeps {for_good} checkpoints for good: {_mib(for_good * checkpoint)} of the disk")
@@ -326,4 +372,5 @@ def estimate(
         trained_tokens=base.trained_tokens,
         seconds=_seconds(job, shape, machine, base.answer_tokens, base.trained_tokens, held_out or 0),
         notes=tuple(notes),
+        offloaded=_offloaded(job, shape),
     )

@@ -158,6 +158,11 @@ class Pod:
         """Every container, in the order of their first start."""
         return self.init_containers + self.sidecars + self.containers
 
+    @property
+    def accelerators(self) -> int:
+        """Devices of the pod; those of its containers that use any use all of them."""
+        return max(container.resources.accelerators for container in self.all_containers)
+
 
 @dataclass(frozen=True)
 class Volume:

@@ -21,6 +21,7 @@ from rljob.checkpoint_engine.gate import CpuMemory, DeviceMemory, NvmlMemory
 from rljob.checkpoint_engine.mooncake import Memory, MooncakeTransport, open_engine
 from rljob.checkpoint_engine.node import Node
 from rljob.checkpoint_engine.pull import Puller
+from rljob.checkpoint_engine.space import require_room
 from rljob.checkpoint_engine.state import Owner, Site
 from rljob.checkpoint_engine.transport import HttpTransport, Transport
 from rljob.checkpoint_engine.weight_server import Shelf, WeightServer
@@ -38,6 +39,8 @@ _OVERHEAD = GiB
 """What a process with torch takes besides weights and caches."""
 _TRAINER_BYTES = 16
 """Per parameter: fp32 weight, gradient and Adam's two moments."""
+_CHECKPOINT_BYTES, _SLOW_STORAGE = 12, 2e8
+"""Per parameter: fp32 weight and the moments; bytes per second."""
 
 
 def main() -> int:
@@ -60,9 +63,10 @@ async def run(environment: Environment) -> None:
     """Serve until the job is over or SIGTERM comes.
 
     Raises:
-        ConfigurationError: the environment or the prepared model cannot be used.
+        ConfigurationError: the environment or the prepared model cannot be used, or the weights do not fit into shared memory.
     """
     job = environment.job
+    check_shared_memory(job, environment)
     async with (
         socket_client(environment.socket("megatron-shim")) as trainer_shim,
         socket_client(environment.socket("vllm-shim")) as engine_shim,
@@ -144,12 +148,36 @@ def make_plan(job: RLJob, environment: Environment, memory: DeviceMemory, weight
         checkpoints=environment.directory("checkpoints"),
         arena=environment.directory("shm") / ARENA,
         deadline=spec.switch.deadline_seconds,
+        storage=storage_seconds(prepared),
         gate_deadline=spec.switch.memory_gate.deadline_seconds,
         leak_tolerance=parse_size(spec.switch.memory_gate.leak_tolerance),
         claims=claims(job, prepared, model, memory),
         engine_grace=engine_grace(job),
         weights_url=environment.advertised_url(weights_port),
     )
+
+
+def storage_seconds(prepared: Prepared) -> float:
+    """Seconds that slow storage needs for a checkpoint with its optimizer."""
+    return _CHECKPOINT_BYTES * prepared.parameters / _SLOW_STORAGE
+
+
+def check_shared_memory(job: RLJob, environment: Environment) -> None:
+    """Refuse a worker that has no room for the weights: the first export would find it, after the warm start. A rollout node that has none
+    says so where the job goes on without it.
+
+    Raises:
+        ConfigurationError: the weights do not fit.
+    """
+    if environment.node.startswith("rollout"):
+        return
+    prepared, arena = read_prepared(environment.directory("data") / "prepared.json"), environment.directory("shm") / ARENA
+    require_room(arena, weight_bytes(job, prepared), arena.stat().st_size if arena.exists() else 0)
+
+
+def weight_bytes(job: RLJob, prepared: Prepared) -> int:
+    """Bytes of a version in the engine's type."""
+    return (4 if job.spec.engine_dtype == "float32" else 2) * prepared.parameters
 
 
 def engine_grace(job: RLJob) -> float:
@@ -173,8 +201,7 @@ def claims(job: RLJob, prepared: Prepared, model: Path, memory: DeviceMemory) ->
     if job.spec.accelerator.type == "nvidia":
         # vLLM itself refuses to start when less than this share of the device is free.
         return {"trainer": trainer, "engine": int(utilization(job) * memory.total())}
-    width = 4 if job.spec.engine_dtype == "float32" else 2
-    return {"trainer": trainer, "engine": width * prepared.parameters + kv_cache_bytes(job, prepared, model) + _OVERHEAD}
+    return {"trainer": trainer, "engine": weight_bytes(job, prepared) + kv_cache_bytes(job, prepared, model) + _OVERHEAD}
 
 
 def utilization(job: RLJob) -> float:

@@ -79,6 +79,8 @@ class Plan:
     leak_tolerance: int
     claims: Mapping[Owner, int]
     """Bytes that an owner is estimated to need."""
+    storage: float = 0.0
+    """Seconds on top for a step that reads or writes a checkpoint."""
     engine_grace: float = STOP_GRACE
     """Seconds that an engine gets between SIGTERM and SIGKILL."""
     weights_url: str = ""
@@ -127,7 +129,8 @@ class Actor:
             return replace(known, trained=trained, manifest=None if stale else known.manifest)
         if isinstance(step, Pull):
             return await self._pull(step, known)
-        limit = self.plan.gate_deadline + self.plan.deadline if isinstance(step, Gate) else self.plan.deadline
+        extra = self.plan.gate_deadline if isinstance(step, Gate) else self.plan.storage if isinstance(step, Load | Checkpoint) else 0.0
+        limit = self.plan.deadline + extra
         try:
             async with asyncio.timeout(limit):
                 done = await self._act(step, seen)

@@ -135,7 +135,7 @@ def exit_error(what: str, exit_status: int | None, last_line: str) -> RLJobError
     how = f"was killed by signal {-exit_status}" if exit_status is not None and exit_status < 0 else f"ended with status {exit_status}"
     if exit_status == EXIT_CONFIGURATION:
         return ConfigurationError(last_line.removeprefix("error: ") or f"the {what} {how}; see its log")
-    return InfrastructureError(f"the {what} {how}; it is started again" + (f"; its last output: {last_line}" if last_line else ""))
+    return InfrastructureError(f"the {what} {how}" + (f"; its last output: {last_line}" if last_line else ""))
 
 
 def telling_line(lines: tuple[str, ...]) -> str:
@@ -177,7 +177,7 @@ def _engine_noticed(known: Known, engine: EngineSeen, now: float) -> Known:
 
 
 def _lost(what: str) -> InfrastructureError:
-    return InfrastructureError(f"the {what} is gone together with its shim; it is started again")
+    return InfrastructureError(f"the {what} is gone together with its shim")
 
 
 def _failure(known: Known, stage: str, error: RLJobError, now: float) -> Known:

@@ -17,6 +17,17 @@ def human_size(count: int) -> str:
     return f"{size:.1f} GiB"
 
 
+def require_room(path: Path, need: int, held: int) -> None:
+    """Refuse a file that its folder has no room for, before it is begun. `held`: bytes of the folder that are for it already.
+
+    Raises:
+        ConfigurationError: fewer bytes are free.
+    """
+    status = os.statvfs(path.parent)
+    if need > held + (free := status.f_bavail * status.f_frsize):
+        raise _no_room(path, need, free)
+
+
 def reserve(path: Path, descriptor: int, need: int) -> None:
     """Allocate every page now: a write to a full shared-memory folder later would be a bus error, which nobody can catch."""
     try:
@@ -28,10 +39,13 @@ def reserve(path: Path, descriptor: int, need: int) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InfrastructureError(f"cannot allocate {human_size(need)} for {path}: {error.strerror}") from error
         status = os.fstatvfs(descriptor)
-        remedy = (
-            "raise the size of the shared-memory volume (`mount -o remount,size=...` on /dev/shm, `sizeLimit` of the emptyDir)"
-            if str(path).startswith("/dev/shm")
-            else "free space there or choose another folder"
-        )
-        free = human_size(status.f_bavail * status.f_frsize)
-        raise ConfigurationError(f"{path} needs {human_size(need)}, {path.parent} has {free} free: {remedy}") from error
+        raise _no_room(path, need, status.f_bavail * status.f_frsize) from error
+
+
+def _no_room(path: Path, need: int, free: int) -> ConfigurationError:
+    remedy = (
+        "raise the size of the shared-memory volume (`mount -o remount,size=...` on /dev/shm, `sizeLimit` of the emptyDir)"
+        if str(path).startswith("/dev/shm")
+        else "free space there or choose another folder"
+    )
+    return ConfigurationError(f"{path} needs {human_size(need)}, {path.parent} has {human_size(free)} free: {remedy}")

@@ -22,7 +22,7 @@ def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return explained(error)
     if isinstance(error, sqlite3.OperationalError):
-        return f"the state database cannot be written ({error}): check space and permissions of the state volume, then resume"
+        return f"the state database cannot be opened or written ({error}): check space and permissions of the state volume, then resume"
     return str(error) if isinstance(error, RLJobError) else f"{type(error).__name__}: {error}"
 
 

@@ -201,9 +201,12 @@ def open_database(folder: Path) -> Database:
 
     Raises:
         ConfigurationError: it is damaged, of another release, or in use.
+        sqlite3.OperationalError: nothing is wrong with it: a disk that is full, say, or a missing permission.
     """
     try:
         return Database(folder)
+    except sqlite3.OperationalError:
+        raise
     except sqlite3.DatabaseError as error:
         raise ConfigurationError(
             f"the state in {folder} cannot be read ({error}): restore it, or start afresh in an empty folder"

@@ -58,6 +58,8 @@ def _rows(source: DataSource, field: str, base: Path, cache: Path, distinct: boo
 
 def _file(path: Path, name: str, field: str, columns: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     """`name`: the path as the job has it, by which records are found again."""
+    if path.is_dir():
+        raise ConfigurationError(f"{field}: {path} is a folder; name a .jsonl or .parquet file, one of those in it perhaps")
     if not path.is_file():
         raise ConfigurationError(f"{field}: {path} does not exist; name a .jsonl or .parquet file")
     if path.suffix in (".jsonl", ".ndjson"):
@@ -125,21 +127,40 @@ def generated(source: ReasoningGymSource, field: str, distinct: bool = False) ->
         near = get_close_matches(source.dataset, DATASETS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(DATASETS))}"
         raise ConfigurationError(f"{field}.reasoningGym.dataset: no generator {source.dataset!r}; {hint}")
+    for name in ("seed", "size"):
+        if name in source.parameters:
+            raise ConfigurationError(
+                f"{field}.reasoningGym.parameters holds {name} ({source.parameters[name]!r}), a field of its own; set reasoningGym.{name}"
+            )
     try:
         dataset = create_dataset(source.dataset, size=source.size, seed=source.seed * SEED_STRIDE, **source.parameters)
     except TypeError as error:
         known = ", ".join(n for n in DATASETS[source.dataset][1].__dataclass_fields__ if n not in ("seed", "size"))
         raise ConfigurationError(f"{field}.reasoningGym.parameters: {error}; {source.dataset} takes {known}") from None
-    except (AssertionError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - of a hundred generators; most often an AssertionError
         raise ConfigurationError(f"{field}.reasoningGym.parameters: {source.dataset} refuses {source.parameters}: {error}") from None
-    _refuse_unscorable(dataset, [stored(dataset[index]) for index in range(min(source.size, _LOOKED_AT))], field, source.dataset)
+    _refuse_unscorable(dataset, [_item(dataset, i, source, field) for i in range(min(source.size, _LOOKED_AT))], field, source.dataset)
     asked: set[str] = set()
     for index in range(source.size):
-        entry = stored(dataset[index])
+        entry = _item(dataset, index, source, field)
         if distinct and entry["question"] in asked:
             continue
         asked.add(entry["question"])
         yield f"{source.dataset} item {index}", _generated_row(source, index, entry)
+
+
+def _item(dataset: Any, index: int, source: ReasoningGymSource, field: str) -> dict[str, Any]:
+    """An entry as it will be stored.
+
+    Raises:
+        ConfigurationError: parameters that the generator took are none that it can make entries with.
+    """
+    try:
+        return stored(dataset[index])
+    except Exception as error:  # whatever one of a hundred generators raises: not with these parameters
+        raise ConfigurationError(
+            f"{field}.reasoningGym.parameters: {source.dataset} cannot make item {index} with {source.parameters} ({error!r}); change them"
+        ) from error
 
 
 def stored(entry: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from huggingface_hub import constants, errors, hf_hub_download, snapshot_downloa
 
 from rljob.api import ConfigurationError
 from rljob.prepare import s3
+from rljob.prepare.files import CACHE, explained, require_space
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 IN_FOLDERS = ["*/*"]
@@ -26,15 +27,17 @@ def hub_snapshot(repo: str, revision: str, cache: Path) -> Path:
     Raises:
         ConfigurationError: no such repository, no access, or the hub cannot be reached.
     """
-    return Path(
-        from_hub(
-            repo,
-            revision,
-            lambda: snapshot_download(
-                repo, revision=revision, cache_dir=cache / "hub", allow_patterns=MODEL_FILES, ignore_patterns=IN_FOLDERS
-            ),
+    folder = cache / "hub"
+    with explained(f"fetching {repo}", folder, CACHE):
+        return Path(
+            from_hub(
+                repo,
+                revision,
+                lambda: snapshot_download(
+                    repo, revision=revision, cache_dir=folder, allow_patterns=MODEL_FILES, ignore_patterns=IN_FOLDERS
+                ),
+            )
         )
-    )
 
 
 def hub_data_file(repo: str, revision: str, file: str, cache: Path) -> Path:
@@ -43,11 +46,9 @@ def hub_data_file(repo: str, revision: str, file: str, cache: Path) -> Path:
     Raises:
         ConfigurationError: no such repository or file, no access, or the hub cannot be reached.
     """
-    return Path(
-        from_hub(
-            repo, revision, lambda: hf_hub_download(repo, file, repo_type="dataset", revision=revision, cache_dir=cache / "hub")
-        )
-    )  # fmt: skip
+    folder = cache / "hub"
+    with explained(f"fetching {file} of {repo}", folder, CACHE):
+        return Path(from_hub(repo, revision, lambda: hf_hub_download(repo, file, repo_type="dataset", revision=revision, cache_dir=folder)))
 
 
 def from_hub(repo: str, revision: str, download: Callable[[], Any]) -> Any:
@@ -91,39 +92,39 @@ def shown(url: str) -> str:
 
 
 def fetch_url(url: str, out: Path) -> None:
-    """Stream an address into a file, put in place complete.
+    """Stream an address into a file, put in place complete. A download that breaks off leaves nothing.
 
     Raises:
+        NoSpace: the file does not fit.
         ConfigurationError: the address cannot be reached or answers with an error.
     """
+
+    def announced(size: int) -> None:
+        require_space(out.parent, size, shown(url), CACHE)
+
     partial = out.with_name(f".{out.name}.partial")
-    if url.startswith("s3://"):
-        _fetch_s3(url, partial)
-    else:
-        _fetch_http(url, partial)
-    os.replace(partial, out)
+    try:
+        with explained(f"fetching {shown(url)}", out.parent, CACHE), partial.open("wb") as file:
+            for chunk in s3.chunks(url, announced) if url.startswith("s3://") else _http_chunks(url, announced):
+                file.write(chunk)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _fetch_http(url: str, out: Path) -> None:
+def _http_chunks(url: str, announced: Callable[[int], None]) -> Iterator[bytes]:
     try:
         with (
             httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client,
             client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response,
-            out.open("wb") as file,
         ):
             response.raise_for_status()
-            for chunk in response.iter_raw(1 << 20):
-                file.write(chunk)
+            announced(int(response.headers.get("Content-Length", 0)))
+            yield from response.iter_raw(1 << 20)
     except httpx.HTTPStatusError as error:
         raise ConfigurationError(f"{shown(url)} answers {error.response.status_code}; check the address and its permissions") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ConfigurationError(f"{shown(url)} cannot be fetched ({_first_line(error)}); check the address, or set HTTPS_PROXY") from error
-
-
-def _fetch_s3(url: str, out: Path) -> None:
-    with out.open("wb") as file:
-        for chunk in s3.chunks(url):
-            file.write(chunk)
 
 
 def _first_line(error: Exception) -> str:

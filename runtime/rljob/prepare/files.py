@@ -13,20 +13,33 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST}
 
+JOB_FOLDER = "put the job folder on another disk"
+CACHE = "set XDG_CACHE_HOME to a folder on another disk (in a cluster: give the volume `cache` another source in spec.templates.master)"
+"""What else helps where space is missing: downloads do not lie in the job folder."""
+
+
+class NoSpace(ConfigurationError):
+    """The disk is too small; nothing is wrong with what was to be written."""
+
 
 @contextmanager
-def explained(doing: str) -> Iterator[None]:
+def explained(doing: str, folder: Path | None = None, remedy: str = JOB_FOLDER) -> Iterator[None]:
     """Turns the operating system's refusals into a message with a remedy; everything else passes unchanged.
 
+    Args:
+        folder: where it is done; a refusal to write into an open file names none.
+        remedy: for a full disk, besides space that is freed.
+
     Raises:
-        ConfigurationError: disk full, quota used up, no permission, read-only file system, a file in the way.
+        NoSpace: disk full, quota used up.
+        ConfigurationError: no permission, read-only file system, a file in the way.
     """
     try:
         yield
     except OSError as error:
-        where = error.filename if error.filename is not None else "the file system"
+        where = error.filename if error.filename is not None else folder or "the file system"
         if error.errno in _NO_SPACE:
-            raise ConfigurationError(f"{doing}: disk full at {where}; free some space or put the job folder on another disk") from error
+            raise NoSpace(f"{doing}: disk full at {where}; free some space or {remedy}") from error
         if error.errno in _NO_PERMISSION:
             raise ConfigurationError(f"{doing}: no permission for {where} ({error.strerror}); change its owner or mode") from error
         if error.errno in _IN_THE_WAY:
@@ -41,24 +54,24 @@ def write_atomically(path: Path, content: str) -> None:
     os.replace(partial, path)
 
 
-class NoSpace(ConfigurationError):
-    """The disk is too small; nothing is wrong with what was to be written."""
-
-
 def require_space(
-    folder: Path, needed: int, what: str, free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
+    folder: Path,
+    needed: int,
+    what: str,
+    remedy: str = JOB_FOLDER,
+    free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
 ) -> None:
     """Refuse before the work starts if `needed` bytes will not fit.
+
+    Args:
+        remedy: what helps besides space that is freed.
 
     Raises:
         NoSpace: fewer bytes are free.
     """
     available = free(folder)
     if available < needed:
-        raise NoSpace(
-            f"{what} needs {needed >> 20} MiB in {folder}, {available >> 20} MiB are free; "
-            "free some space or put the job folder on another disk"
-        )
+        raise NoSpace(f"{what} needs {-(-needed >> 20)} MiB in {folder}, {available >> 20} MiB are free; free some space or {remedy}")
 
 
 @contextmanager

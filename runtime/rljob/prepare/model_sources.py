@@ -1,8 +1,9 @@
 """Where the starting weights come from: each source ends in a folder with config.json or in a `.gguf` file."""
 
+import fcntl
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from hashlib import sha256
@@ -12,7 +13,7 @@ from rljob.api import ConfigurationError
 from rljob.api.sources import HubSource, ModelSource, PackageSource
 from rljob.prepare.archives import SUFFIXES, unpack
 from rljob.prepare.download import fetch_url, hub_snapshot, shown
-from rljob.prepare.files import NoSpace
+from rljob.prepare.files import CACHE, NoSpace, explained
 
 
 def locate(source: ModelSource, base: Path, cache: Path) -> Path:
@@ -34,6 +35,26 @@ def locate(source: ModelSource, base: Path, cache: Path) -> Path:
     if source.url is not None:
         return _from_url(source.url, cache)
     raise AssertionError("scratch models are made, not located")
+
+
+@contextmanager
+def alone_with(source: ModelSource, cache: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """While inside, no other job fetches, unpacks, reads or removes what comes from the same address: jobs of a machine share the cache.
+
+    Whoever waits finds the file there. The hub's client locks its own files.
+    """
+    if source.url is None:
+        yield
+        return
+    folder = _url_folder(source.url, cache)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("wb") as lock:  # never removed: others may wait for it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"model: waiting for another job that is fetching or reading {shown(source.url)}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -97,7 +118,8 @@ def _from_url(url: str, cache: Path) -> Path:
     if file.suffix == ".gguf":
         return _checked_gguf(file, url)
     if not unpacked.exists():
-        unpack(file, unpacked)
+        with explained(f"unpacking {name}", folder, CACHE):
+            unpack(file, unpacked)
     found = sorted(unpacked.rglob("config.json"), key=lambda p: len(p.parts))
     if not found:
         shutil.rmtree(folder)  # so that a better archive at the same address is fetched

@@ -78,21 +78,19 @@ def replies(
     return [tuple(ids) for ids in tokens.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
-def check_pair_lengths(records: Sequence[PromptRecord], context: int, context_name: str) -> int:
-    """Longest sequence of these pairs.
+def check_pair_length(record: PromptRecord, context: int, context_name: str) -> int:
+    """Longest sequence of a pair.
 
     Raises:
         ConfigurationError: it is more than `context`; the message names the record.
     """
-    longest = 0
-    for record in records:
-        length = len(record.tokens) + max(len(record.chosen or ()), len(record.rejected or ()))
-        if length > context:
-            raise ConfigurationError(
-                f"the longer answer of {record.id!r} makes {length} tokens with its prompt, {context_name} is {context}: shorten it"
-            )
-        longest = max(longest, length)
-    return longest
+    length = len(record.tokens) + max(len(record.chosen or ()), len(record.rejected or ()))
+    if length > context:
+        raise ConfigurationError(
+            f"the longer answer of {record.id!r} makes {length} tokens with its prompt, {context_name} is {context}: shorten it, "
+            "or set spec.data.tooLong: drop"
+        )
+    return length
 
 
 def add_value_head(folder: Path, seed: int) -> None:

@@ -16,13 +16,13 @@ from rljob.api.sources import DataSource, ModelSource
 from rljob.prepare import scratch
 from rljob.prepare.data_sources import load
 from rljob.prepare.download import shown
-from rljob.prepare.files import clear_folder, explained, filled_folder, require_space, write_atomically
-from rljob.prepare.model_folder import ModelFacts, check_parallel_sizes, check_tokenizer, inspect
-from rljob.prepare.model_sources import fetched_again_if_refused, locate
-from rljob.prepare.preferences import add_value_head, check_pair_lengths, pair_records, paired, replies
+from rljob.prepare.files import JOB_FOLDER, clear_folder, explained, filled_folder, require_space, write_atomically
+from rljob.prepare.model_folder import ModelFacts, check_parallel_sizes, check_tokenizer, disk_bytes, inspect
+from rljob.prepare.model_sources import alone_with, fetched_again_if_refused, locate
+from rljob.prepare.preferences import add_value_head, check_pair_length, pair_records, paired, replies
 from rljob.prepare.prompts import (
     PromptTokenizer,
-    check_lengths,
+    check_length,
     check_prepared,
     judged,
     only_shown,
@@ -79,7 +79,7 @@ def prepare_model(spec: RLJobSpec, folders: Folders, say: Say) -> ModelFacts:
         say(f"model: already in {folders.model}")
     else:
         clear_folder(folders.model)
-        with filled_folder(folders.model) as partial:
+        with alone_with(spec.model.source, folders.cache, say), filled_folder(folders.model) as partial:
             _write_model(spec, folders, partial, say)
             if not spec.generates:
                 with fetched_again_if_refused(spec.model.source, folders.cache):
@@ -105,7 +105,12 @@ def _write_model(spec: RLJobSpec, folders: Folders, out: Path, say: Say) -> None
         with fetched_again_if_refused(source, folders.cache):
             facts = inspect(found)
         _check_fit(facts, spec)
-        _copy(found, out, say)
+        files = [f for f in sorted(found.iterdir()) if f.is_file() and f.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model")]
+        size = sum(f.stat().st_size for f in files)
+        _require_disk(folders.model, facts, spec, size)
+        say(f"model: copying {found} ({size >> 20} MiB)")
+        for file in files:
+            shutil.copyfile(file, out / file.name)
     else:
         from rljob.prepare.gguf_model import convert
 
@@ -114,6 +119,7 @@ def _write_model(spec: RLJobSpec, folders: Folders, out: Path, say: Say) -> None
             convert(found, out)
             facts = inspect(out, found)
         _check_fit(facts, spec)
+        _require_disk(folders.model, facts, spec)
     with fetched_again_if_refused(source, folders.cache):
         _check_text(out, found, facts, spec)
 
@@ -145,20 +151,17 @@ def _check_text(folder: Path, name: Path, facts: ModelFacts, spec: RLJobSpec) ->
             raise
 
 
-def _copy(found: Path, out: Path, say: Say) -> None:
-    files = [f for f in sorted(found.iterdir()) if f.is_file() and f.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model")]
-    size = sum(f.stat().st_size for f in files)
-    require_space(out, size, f"copying {found}")
-    say(f"model: copying {found} ({size >> 20} MiB)")
-    for file in files:
-        shutil.copyfile(file, out / file.name)
+def _require_disk(folder: Path, facts: ModelFacts, spec: RLJobSpec, copied: int = 0) -> None:
+    """Refuse a disk that the job would fill after its warm start; of a model from elsewhere the size is known only now."""
+    what = f"a job with {facts.parameters:,} parameters and spec.checkpoint.keep ({spec.checkpoint.keep})"
+    elsewhere = f"lower spec.checkpoint.keep or {JOB_FOLDER} (in a cluster: name another volume in spec.checkpoint.volume)"
+    require_space(folder, copied + disk_bytes(facts.parameters, spec), what, elsewhere)
 
 
 def prepare_data(spec: RLJobSpec, folders: Folders, model: ModelFacts, read: dict[str, list[Located]], key: str, say: Say) -> Prepared:
     """Tokenized prompts in `folders.data`, `prepared.json` last. `key`: what they depend on."""
     tokens = open_tokenizer(folders.model, spec.data.system)
-    splits = make_splits(spec, read, tokens)
-    longest = _longest(spec, model, splits)
+    splits, longest = _fitting(spec, model, make_splits(spec, read, tokens), say)
     with filled_folder(folders.data) as partial:
         for name, records in splits.items():
             partial.joinpath(f"{name}.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
@@ -199,6 +202,8 @@ def read_splits(spec: RLJobSpec, folders: Folders, say: Say) -> dict[str, list[L
     if len(train) < len(read_train):
         pairs = f"dropped {len(read_train) - len(train)} training pairs whose question is held out"
         say(f"data: {dropped(len(read_train), len(train)) if spec.generates else pairs}")
+    if spec.generates and spec.algorithm.sampling.strategy == "curriculum":
+        _check_curriculum(train)
     splits = {"train": train, "heldout": heldout, "warmstart": []}
     if spec.warm_start is not None:
         own, records, field = spec.warm_start.data, train, "spec.data.train"
@@ -245,6 +250,16 @@ def _demonstrations(records: Sequence[Located], field: str) -> list[Located]:
     return shown
 
 
+def _check_curriculum(train: Sequence[Located]) -> None:
+    """Without an order of difficulty, the curriculum would be the order of the file: its first prompts alone, for a long time."""
+    difficulties = {located.record.difficulty for located in train}
+    if len(train) > 1 and len(difficulties) == 1:
+        raise ConfigurationError(
+            f"spec.algorithm.sampling.strategy is curriculum, but all prompts of spec.data.train have the difficulty "
+            f"{difficulties.pop():g}; give the records a `difficulty` (a generator's have none), or choose another strategy"
+        )
+
+
 def _refuse_duplicates(split: str, records: Sequence[PromptRecord]) -> None:
     """A record without an id is named by its place, which may be another's id."""
     seen: set[str] = set()
@@ -254,15 +269,39 @@ def _refuse_duplicates(split: str, records: Sequence[PromptRecord]) -> None:
         seen.add(record.id)
 
 
-def _longest(spec: RLJobSpec, model: ModelFacts, splits: dict[str, list[PromptRecord]]) -> int:
+Splits = dict[str, list[PromptRecord]]
+
+
+def _fitting(spec: RLJobSpec, model: ModelFacts, splits: Splits, say: Say) -> tuple[Splits, int]:
+    """The records that fit into the context, and the longest sequence that they can make. Others are refused, or left out if so asked."""
     if spec.model.max_length is not None and spec.model.max_length > model.context_length:
         raise ConfigurationError(
             f"spec.model.maxLength is {spec.model.max_length}, but the model's context is {model.context_length}; lower it or leave it out"
         )
     context, name = (spec.model.max_length, "model.maxLength") if spec.model.max_length else (model.context_length, "the model's context")
-    if not spec.generates:
-        return max(check_pair_lengths(records, context, name) for records in splits.values())
-    return max(check_lengths(records, context, spec.rollout.max_tokens, name) for records in splits.values())
+
+    def length(record: PromptRecord) -> int:
+        if not spec.generates:
+            return check_pair_length(record, context, name)
+        return check_length(record, context, spec.rollout.max_tokens, name)
+
+    longest, found = 0, Splits()
+    for split, records in splits.items():
+        found[split] = []
+        for record in records:
+            try:
+                longest = max(longest, length(record))
+            except ConfigurationError:
+                if spec.data.too_long == "refuse":
+                    raise
+            else:
+                found[split].append(record)
+        if len(found[split]) < len(records):
+            say(f"data: dropped {len(records) - len(found[split])} of {len(records)} {split} records, which are too long")
+        if records and not found[split]:
+            lower = ", or lower rollout.maxTokens" if spec.generates else ""
+            raise ConfigurationError(f"every {split} record is too long for {name} ({context}); shorten them{lower}")
+    return found, longest
 
 
 def _model_key(spec: RLJobSpec) -> str:
@@ -290,6 +329,8 @@ def _data_key(spec: RLJobSpec, folders: Folders) -> str:
         pairs=not spec.generates,
         verifier=spec.reward.verifier,
         options=spec.reward.options,
+        # Not at its default: what was prepared before there was this field counts.
+        **({"too_long": spec.data.too_long} if spec.data.too_long != "refuse" else {}),
     )
 
 

@@ -190,25 +190,21 @@ def _check_programs(spec: RLJobSpec, verifier: str, options: Mapping[str, Any]) 
     spec.check_programs(verifier, options)
 
 
-def check_lengths(records: Sequence[PromptRecord], context: int, max_tokens: int, context_name: str) -> int:
-    """Longest sequence that these records can make.
+def check_length(record: PromptRecord, context: int, max_tokens: int, context_name: str) -> int:
+    """Longest sequence that a record can make.
 
     Raises:
         ConfigurationError: it is more than `context`; the message names the record.
     """
-    longest = 0
-    for record in records:
-        prompt = len(record.tokens)
-        if prompt + max_tokens > context:
-            raise ConfigurationError(
-                f"prompt {record.id!r} has {prompt} tokens; with rollout.maxTokens ({max_tokens}) that is {prompt + max_tokens}, more than "
-                f"{context_name} ({context}): shorten it or lower maxTokens"
-            )
-        answer = len(record.demonstration or ())
-        if prompt + answer > context:
-            raise ConfigurationError(
-                f"demonstration of {record.id!r} has {answer} tokens after a prompt of {prompt}, more than {context_name} ({context}): "
-                "shorten it"
-            )
-        longest = max(longest, prompt + max(max_tokens, answer))
-    return longest
+    prompt, answer = len(record.tokens), len(record.demonstration or ())
+    if prompt + max_tokens > context:
+        raise ConfigurationError(
+            f"prompt {record.id!r} has {prompt} tokens; with rollout.maxTokens ({max_tokens}) that is {prompt + max_tokens}, more than "
+            f"{context_name} ({context}): shorten it, lower maxTokens, or set spec.data.tooLong: drop"
+        )
+    if prompt + answer > context:
+        raise ConfigurationError(
+            f"demonstration of {record.id!r} has {answer} tokens after a prompt of {prompt}, more than {context_name} ({context}): "
+            "shorten it, or set spec.data.tooLong: drop"
+        )
+    return prompt + max(max_tokens, answer)

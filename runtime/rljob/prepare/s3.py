@@ -9,7 +9,7 @@ finds: the role of a service account, of a container or of a cloud machine. Prof
 import configparser
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ _RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 _REMEDY = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
 
 
-def chunks(url: str, environment: Mapping[str, str] = os.environ) -> Iterator[bytes]:
-    """The object's bytes, a few MiB at a time.
+def chunks(
+    url: str, announced: Callable[[int], object] = lambda size: None, environment: Mapping[str, str] = os.environ
+) -> Iterator[bytes]:
+    """The object's bytes, a few MiB at a time. `announced` is told their number before.
 
     Raises:
         ConfigurationError: the address is incomplete, the object is not there or not for us, or the service cannot be reached.
@@ -37,7 +39,9 @@ def chunks(url: str, environment: Mapping[str, str] = os.environ) -> Iterator[by
     if not bucket or not key:
         raise ConfigurationError(f"{url} names no object; write s3://BUCKET/KEY")
     try:
-        for chunk in obstore.get(_store(bucket, environment), key).stream():
+        answer = obstore.get(_store(bucket, environment), key)
+        announced(answer.meta["size"])
+        for chunk in answer.stream():
             yield bytes(chunk)
     except ValueError as error:  # a key with `..` or an empty part
         raise ConfigurationError(f"{url} is no address of an object ({str(error).splitlines()[0]}); write s3://BUCKET/KEY") from error

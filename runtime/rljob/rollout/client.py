@@ -21,9 +21,8 @@ from rljob.api import InfrastructureError
 from rljob.wire.weights import Manifest, TensorEntry
 
 CONTROL_TIMEOUT = 30.0
-"""Seconds for a call that moves no weights and generates nothing."""
-LOAD_TIMEOUT = 300.0
-"""Seconds for loading weights."""
+"""Seconds for a call that moves no weights and generates nothing. One that moves weights takes as long as they are big: its caller ends it
+(`switch.deadlineSeconds`)."""
 NO_WEIGHTS = "none"
 """Weight version of an engine whose weights nobody vouches for: before the first load, during a load, and after one that failed."""
 FinishReason = Literal["stop", "length", "abort"]
@@ -145,12 +144,10 @@ class EngineClient:
         await self._post("/update_weight_version", {"new_version": NO_WEIGHTS})
         await self._post("/start_weight_update")
         update = update_info(manifest, arena_path, share, beside)
-        await self._post("/update_weights", {"update_info": update}, seconds=LOAD_TIMEOUT)
+        await self._post("/update_weights", {"update_info": update}, seconds=None)
         if paused:  # whoever paused it may have kept its keys and values, which are of the old weights
             await self._post("/reset_prefix_cache")
-        await self._post(
-            "/finish_weight_update", {"weight_version": weight_label(manifest.version, manifest.checksum)}, seconds=LOAD_TIMEOUT
-        )
+        await self._post("/finish_weight_update", {"weight_version": weight_label(manifest.version, manifest.checksum)}, seconds=None)
         if not paused:
             await self.resume()
 
@@ -180,11 +177,11 @@ class EngineClient:
 
     async def sleep(self, level: int = 2) -> None:
         """Give back accelerator memory; level 2 drops the weights, which are written anew at the next load. On CPU: memory is kept."""
-        await self._post("/sleep", params={"level": str(level)}, seconds=LOAD_TIMEOUT)
+        await self._post("/sleep", params={"level": str(level)}, seconds=None)
 
     async def wake(self) -> None:
         """Take accelerator memory again."""
-        await self._post("/wake_up", seconds=LOAD_TIMEOUT)
+        await self._post("/wake_up", seconds=None)
 
     async def _get(self, path: str) -> dict[str, Any]:
         return self._json(path, await self._send("GET", path))

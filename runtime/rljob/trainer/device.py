@@ -8,6 +8,7 @@ its communicator at once: 9.1 GB that no offload brings back, against 1-2.5 GB),
 import ctypes
 import ctypes.util
 import datetime
+import errno
 import mmap
 import os
 import tempfile
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from rljob.api import InfrastructureError
+from rljob.api import ConfigurationError, InfrastructureError
 from rljob.trainer import peak
 
 FOREVER = datetime.timedelta(days=365)
@@ -106,7 +107,13 @@ class Cpu:
             try:
                 os.posix_fallocate(file.fileno(), 0, nbytes)
             except OSError as error:
-                raise InfrastructureError(f"no {nbytes} bytes for the offloaded trainer in {folder}: {error.strerror}") from error
+                said = f"no {nbytes / (1 << 20):,.0f} MiB for the offloaded trainer in {folder}: {error.strerror}"
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise InfrastructureError(said) from error
+                raise ConfigurationError(
+                    f"{said}; free space there, or set XDG_CACHE_HOME to a folder on another disk (in a cluster: give the volume `cache` "
+                    "another source in spec.templates.worker)"
+                ) from error
             return torch.frombuffer(mmap.mmap(file.fileno(), nbytes), dtype=torch.uint8)
 
     def register(self, memory: Tensor) -> None:

@@ -127,13 +127,16 @@ def bins(parts: Sequence[Part], budget: int, ranks: int) -> list[list[Part]]:
     ranks) are given as empty lists.
     """
     pieces = sorted((piece for part in parts for piece in _within(part, budget)), key=lambda p: (-p.size, p.answers[0].index))
-    filled: list[list[Part]] = []
+    filled, sizes = list[list[Part]](), list[int]()
     for piece in pieces:
-        room = next((b for b in filled if sum(p.size for p in b) + piece.size <= budget), None)
+        size = piece.size
+        room = next((i for i, held in enumerate(sizes) if held + size <= budget), None)
         if room is None:
             filled.append([piece])
+            sizes.append(size)
         else:
-            room.append(piece)
+            filled[room].append(piece)
+            sizes[room] += size
     while len(filled) % ranks:
         _split_largest(filled)
     return filled
