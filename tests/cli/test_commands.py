@@ -191,6 +191,8 @@ def test_the_plan_for_people_fits_a_narrow_terminal(job_file: Path) -> None:
     assert "python -m rljob.checkpoint_engine.shim --payload trainer" in done.stdout
     assert "RLJOB_DIR_SHM" in done.stdout
     assert re.search(r"3 iterations in\s+\S+\s+min, after a\s+warm\s+start\s+of", done.stdout)
+    said = rljob("plan", job_file, "--set", "spec.rollout.replicas=12").stdout
+    assert re.findall(r"^((?:worker|rollout)-.*?)  waits", said, re.MULTILINE) == ["worker-0", "rollout-0 to 11"]
 
 
 def test_the_plan_says_what_has_no_effect_here(job_file: Path) -> None:

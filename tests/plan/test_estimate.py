@@ -188,7 +188,7 @@ def test_a_pipeline_divides_weights_but_not_the_activations_of_its_first_stage()
         asked = job({"path": "m"}, rollout={"maxTokens": 64}, **sizes)
         held = [rank_memory(asked, SMOL, stage) for stage in range(stages)]
         assert trainer_memory(asked, SMOL, 1000).parts[1:] == (
-            ("batch", 6 * 78 * 1000),
+            ("batch", 6 * 44 * 1000),
             ("weights and optimizer", 6 // stages * sum(state for state, _ in held)),
             ("activations", 6 // stages * sum(kept for _, kept in held)),
         )
@@ -342,7 +342,7 @@ def test_main_memory_beside_gpus_is_what_leaves_them_and_each_has_a_line_of_its_
     sizes = {"trainer": {"tensorParallel": 8}, "rollout": {"tensorParallel": 4, "maxTokens": 8192}}
     asked = job({"path": "m"}, accelerator={"type": "nvidia", "perNode": 8}, **sizes)
     found = estimate(asked, shape, TWO_CORES)
-    held = {"interpreter": 8 * 900 * MiB, "batch": 8 * 78 * found.trained_tokens}
+    held = {"interpreter": 8 * 900 * MiB, "batch": 8 * 44 * found.trained_tokens}
     assert dict(found.memory["megatron"].parts) == held | {"offloaded weights and optimizer": 4 * shape.parameters}
     assert [part for part, _ in found.memory["vllm"].parts] == ["zygote", "engine"]
     state, activations = rank_memory(asked, shape, 0)

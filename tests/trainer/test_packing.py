@@ -58,6 +58,15 @@ def test_what_is_out_of_the_loss_is_context_but_not_predicted_and_not_computed_a
     assert packed.targets.tolist() == [11, 12]
     assert packed.predictors.tolist() == [2, 3]
     assert packed.engine_logprobs.tolist() == [-1, -2]
+    assert (packed.tokens.dtype, packed.targets.dtype, packed.engine_logprobs.dtype) == (np.int64, np.int64, np.float64)
+
+
+def test_a_batch_is_not_copied_for_its_answers() -> None:
+    """Every rank has all of it."""
+    batch = Batch(1, (Group(np.arange(2, dtype=np.int32), (sample(5),)),))
+    ((answer,),) = (part.answers for part in answers_of(batch))
+    assert np.shares_memory(answer.tokens, batch.groups[0].samples[0].tokens)
+    assert np.shares_memory(answer.engine_logprobs, batch.groups[0].samples[0].logprobs)
 
 
 def test_samples_without_advantage_or_without_loss_tokens_are_left_out_unless_regularised() -> None:

@@ -205,3 +205,4 @@ def test_a_language_model_cannot_be_trained_on_pairs(llama: Path, replica: Any, 
 
 def test_a_batch_keeps_what_is_held_out() -> None:
     assert Batch.decode(pair_batch(held_out=2).encode()).held_out == 2
+    assert Batch.version_of(pair_batch(held_out=2).encode()) == pair_batch(held_out=2).version

@@ -1,6 +1,7 @@
 """`rljob plan`: a plan and its estimate as tables, YAML or JSON."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,17 +93,28 @@ def show(console: Console, job: RLJob, plan: Plan, sizes: Estimate, env: bool) -
 
 def _containers(console: Console, plan: Plan) -> None:
     console.print("Pods", style="italic")
-    for pod in plan.pods:
-        name = pod.name if pod.replicas == 1 else f"{pod.name} × {pod.replicas}"
-        waits = f"  waits for {', '.join(reference(w) for w in pod.waits)}" if pod.waits else ""
+    for (role, lines), alike in itertools.groupby(plan.pods, lambda pod: (pod.role, _lines(pod))):
+        first, *more = alike
+        name = first.name if first.replicas == 1 else f"{first.name} × {first.replicas}"
+        if more:
+            name = f"{first.name} to {more[-1].name.removeprefix(f'{role}-')}"
+        waits = f"  waits for {', '.join(reference(w) for w in first.waits)}" if first.waits else ""
         console.print(Text.assemble((name, "bold"), (waits, "dim")), soft_wrap=True)
-        for kind, container in _kinds(pod):
-            label = f"{container.name} ({kind})" if kind else container.name
-            console.print(f"  {label:<20} {' '.join(container.command)}", soft_wrap=True)
-            details = [f"port {p.name} {p.number}" for p in container.ports]
-            details += [f"probe {_probe(container.probe)}"] if container.probe else []
-            if details:
-                console.print(f"  {'':<20} {', '.join(details)}", style="dim", soft_wrap=True)
+        for line, dim in lines:
+            console.print(line, style="dim" if dim else "", soft_wrap=True)
+
+
+def _lines(pod: Pod) -> tuple[tuple[str, bool], ...]:
+    """Of its containers, each with whether it matters less."""
+    lines: list[tuple[str, bool]] = []
+    for kind, container in _kinds(pod):
+        label = f"{container.name} ({kind})" if kind else container.name
+        lines.append((f"  {label:<20} {' '.join(container.command)}", False))
+        details = [f"port {p.name} {p.number}" for p in container.ports]
+        details += [f"probe {_probe(container.probe)}"] if container.probe else []
+        if details:
+            lines.append((f"  {'':<20} {', '.join(details)}", True))
+    return tuple(lines)
 
 
 def _kinds(pod: Pod) -> list[tuple[str, Container]]:

@@ -33,7 +33,7 @@ _RECORD, _TEXT = 2048, 3
 _TOKEN, _TEXT_OF_TOKEN, _BATCH_TOKEN = 8, 5, 9
 """Bytes of an answer's token in the master's database: number and log-probability until it is trained on; its text, which stays for two
 versions more; in the batch for the trainer, which SQLite writes to its log first."""
-_HELD_TOKEN, _PASSED_TOKEN, _RANK_TOKEN = 52, 20, 78
+_HELD_TOKEN, _PASSED_TOKEN, _RANK_TOKEN = 52, 20, 44
 """Bytes of an answer's token in the master while it assembles the batch, in a node agent that passes the batch on, and in every rank of the
 trainer (all three measured, 4 to 34 million tokens)."""
 _WHOLE, _DIVIDED, _FFN = {2: 21, 4: 29}, {2: 8, 4: 10}, {2: 10, 4: 20}

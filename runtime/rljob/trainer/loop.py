@@ -103,8 +103,8 @@ class Trainer:
                 raise WrongState(f"holds version {held}; a task for version {task.version} needs version {task.version - 1}: load it first")
             case Train(task) if held == task.version and self._result(task.version) is None:
                 raise WrongState(f"holds version {held} but not the result of the task that made it: load version {task.version - 1}")
-            case Train(task, blob) if held != task.version and Batch.decode(blob).version != task.version:
-                raise WrongState(f"the batch is for version {Batch.decode(blob).version}, the task for version {task.version}")
+            case Train(task, blob) if held != task.version and (found := Batch.version_of(blob)) != task.version:
+                raise WrongState(f"the batch is for version {found}, the task for version {task.version}")
             case Export(body) | Checkpoint(body) if held != body.version:
                 raise WrongState(f"holds version {held}, not {body.version}: load it first")
         if isinstance(command, Train | Export) and not self.offloader.resident and self.fulfilled(command) is None:

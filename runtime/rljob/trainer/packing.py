@@ -27,13 +27,14 @@ SMALL = 1 << 15
 
 @dataclass(frozen=True)
 class Answer:
-    """One sample of the batch that takes part in a step."""
+    """One sample of the batch that takes part in a step. Its numbers are as the batch has them: every rank has all answers, and widens only
+    those of a row."""
 
     index: int
     """Place in the batch, counted over all groups."""
-    tokens: Ints
+    tokens: npt.NDArray[np.integer]
     mask: npt.NDArray[np.bool_]
-    engine_logprobs: Floats
+    engine_logprobs: npt.NDArray[np.floating]
     advantage: float
 
     @cached_property
@@ -88,8 +89,7 @@ def answers_of(batch: Batch) -> list[Part]:
     for group in batch.groups:
         members = []
         for s in group.samples:
-            tokens, mask = s.tokens.astype(np.int64), s.loss_mask.astype(bool)
-            members.append(Answer(index, tokens, mask, s.logprobs.astype(np.float64), s.advantage))
+            members.append(Answer(index, s.tokens, s.loss_mask.astype(bool), s.logprobs, s.advantage))
             index += 1
         parts.append(Part(group.prompt.astype(np.int64), tuple(members)))
     return parts
@@ -184,11 +184,11 @@ def share(filled: Sequence[list[Part]], rank: int, ranks: int) -> list[Row]:
 
 def row(parts: Sequence[Part]) -> Row:
     """Lay parts out one after the other."""
-    tokens: list[Ints] = []
+    tokens: list[npt.NDArray[np.integer]] = []
     positions: list[Ints] = []
     spans: list[tuple[int, int, int, int]] = []
     predictors: list[Ints] = []
-    targets: list[Ints] = []
+    targets: list[npt.NDArray[np.integer]] = []
     at = 0
     answers = [answer for part in parts for answer in part.answers]
     for part in parts:
@@ -208,13 +208,13 @@ def row(parts: Sequence[Part]) -> Row:
             targets.append(answer.tokens[where])
             at += inputs
     return Row(
-        tokens=np.concatenate(tokens),
+        tokens=np.concatenate(tokens, dtype=np.int64),
         positions=np.concatenate(positions),
         spans=tuple(spans),
         predictors=np.concatenate(predictors),
-        targets=np.concatenate(targets),
+        targets=np.concatenate(targets, dtype=np.int64),
         sample=np.repeat(np.arange(len(answers)), [int(a.mask.sum()) for a in answers]),
-        engine_logprobs=np.concatenate([a.engine_logprobs[a.mask] for a in answers]),
+        engine_logprobs=np.concatenate([a.engine_logprobs[a.mask] for a in answers], dtype=np.float64),
         indices=np.array([a.index for a in answers]),
         advantages=np.array([a.advantage for a in answers]),
     )

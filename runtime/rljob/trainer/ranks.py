@@ -61,7 +61,7 @@ class Ranks:
         payload = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(int(length), dtype=torch.uint8)
         if len(payload):
             dist.broadcast(payload, 0, group=self.control)
-        return payload.numpy().tobytes()
+        return data or payload.numpy().tobytes()
 
     def collect(self, data: bytes) -> list[bytes]:
         """Every rank's bytes, in order of rank, on all ranks. No pickle."""

@@ -5,6 +5,7 @@ Rows are grouped by prompt, because the answers of one prompt share the computat
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +70,6 @@ class Batch:
     def decode(blob: bytes) -> "Batch":
         """Inverse of `encode`."""
         a = load(blob)
-        header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
         ends = np.cumsum(a["lengths"])[:-1]
         tokens, masks, logprobs = (np.split(a[k], ends) for k in ("tokens", "loss_mask", "logprobs"))
         prompts = np.split(a["prompt_tokens"], np.cumsum(a["prompt_lengths"])[:-1])
@@ -78,5 +78,16 @@ class Batch:
             members = range(at, at + size)
             at += size
             groups.append(Group(prompt, tuple(Sample(tokens[i], masks[i], logprobs[i], float(a["advantages"][i])) for i in members)))
-        about = json.loads(header["__metadata__"]["rljob"])
+        about = _about(blob)
         return Batch(about["version"], tuple(groups), about.get("held_out", 0))
+
+    @staticmethod
+    def version_of(blob: bytes) -> int:
+        """The version of what `encode` made, without reading the rest."""
+        return int(_about(blob)["version"])
+
+
+def _about(blob: bytes) -> dict[str, Any]:
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    about: dict[str, Any] = json.loads(header["__metadata__"]["rljob"])
+    return about
