@@ -276,6 +276,23 @@ def test_a_finished_job_keeps_the_masters_pod_and_its_state() -> None:
     living(story)
 
 
+def test_a_master_that_is_done_is_kept_though_its_pod_says_so_a_moment_later() -> None:
+    """A kubelet tells of a container's end before it calls the pod Succeeded."""
+
+    async def story(world: World) -> None:
+        await started(world)
+        end = {"exitCode": 0, "message": json.dumps(report(10, "Succeeded", reward=0.9)), "finishedAt": iso(clock())}
+        said = {"containerStatuses": [{"name": "master", "restartCount": 0, "image": "i", "state": {"terminated": end}}]}
+        world.twin.set_status(Ref("Pod", "default", "x-master"), phase="Running", **said)
+        await asyncio.sleep(5)
+        world.twin.set_status(Ref("Pod", "default", "x-master"), phase="Succeeded", **said)
+        await until(lambda: world.holds("Succeeded") and world.pods() == {"x-master"})
+        await asyncio.sleep(60)
+        assert world.pods() == {"x-master"}
+
+    living(story)
+
+
 def test_a_job_ends_with_its_master_whatever_else_runs_on_in_its_pod() -> None:
     async def story(world: World) -> None:
         await started(world, templates={"master": {"spec": {"containers": [{"name": "shipper", "image": "i"}]}}})

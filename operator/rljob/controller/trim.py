@@ -166,7 +166,7 @@ def _pod(raw: Manifest) -> PodState:
         begun=begun,
         pending_since=_pending_since(raw, unix(placed.get("lastTransitionTime") or meta.get("creationTimestamp"))) if silent else None,
         unseen=_unseen(raw) if silent and not placed else None,
-        done=end is not None,
+        done=end is not None and any("running" in c.get("state", {}) for c in status.get("containerStatuses", ())),
         last_words=end.get("message", "") if end else "",
     )
 

@@ -66,7 +66,8 @@ class PodState:
     unseen: Unseen | None = None
     """It waits for a node."""
     done: bool = False
-    """The master has ended without an error, whatever other containers of its pod do."""
+    """The master has ended without an error, and other containers of its pod run on, so that the pod does not end by itself. (One whose
+    containers have all ended is Succeeded a moment later.)"""
     last_words: str = ""
     """What a master that has succeeded left behind (`rljob.master.lastwords`): a JobStatus in JSON."""
 
