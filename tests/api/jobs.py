@@ -45,6 +45,7 @@ data:
   train: {path: train.jsonl, columns: {prompt: question}, limit: 100}
   system: Answer with the number only.
   order: file
+  tooLong: drop
 iterations: 20
 seed: 7
 warmStart: {data: {path: warm.jsonl}, steps: 8, batchSize: 8, learningRate: 0.001, warmupSteps: 2}

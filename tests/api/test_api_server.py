@@ -254,7 +254,8 @@ OTHER: dict[str, Any] = {"string": "other", "integer": 3, "number": 0.25}
 ALTERNATIVES: dict[str, Any] = {
     "model.maxLength": 700, "model.source.scratch.heads": 2, "model.source.scratch.hiddenSize": 256, "model.source.scratch.kvHeads": 4,
     "model.source.scratch.ffnSize": 512, "model.source.scratch.contextLength": 300, "model.source.scratch.extraTokens": ["a"],
-    "data.order": "shuffled", "evaluation.data.reasoningGym.parameters": {"min_terms": 3}, "algorithm.sampling.strategy": "uniform",
+    "data.order": "shuffled", "data.tooLong": "refuse", "evaluation.data.reasoningGym.parameters": {"min_terms": 3},
+    "algorithm.sampling.strategy": "uniform",
     "trainer.precision": "fp32", "trainer.tensorParallel": 1, "trainer.nodes": 4, "trainer.pipelineParallel": 1,
     "trainer.microBatchTokens": 1024, "rollout.tensorParallel": 1, "rollout.engine.dtype": "float32", "rollout.engine.kvCacheMemory": "1Gi",
     "rollout.repetition.times": 4, "rollout.engine.extraArgs": {"x": "y"}, "rollout.maxTokens": 500, "switch.policy": "restart",
