@@ -181,7 +181,7 @@ def _prompt_longer_than_the_context(begun: Begun) -> str:
     begun.train(RECORD, json.dumps({"id": "long", "prompt": "x" * 80, "reference": "y", "demonstration": "y"}))
     return (
         "error: prompt 'long' has 84 tokens; with rollout.maxTokens (8) that is 92, more than the model's context (64): "
-        "shorten it or lower maxTokens"
+        "shorten it, lower maxTokens, or set spec.data.tooLong: drop"
     )
 
 
