@@ -58,7 +58,7 @@ def test_what_is_out_of_the_loss_is_context_but_not_predicted_and_not_computed_a
     assert packed.targets.tolist() == [11, 12]
     assert packed.predictors.tolist() == [2, 3]
     assert packed.engine_logprobs.tolist() == [-1, -2]
-    assert (packed.tokens.dtype, packed.targets.dtype, packed.engine_logprobs.dtype) == (np.int64, np.int64, np.float64)
+    assert [array.dtype.name for array in (packed.tokens, packed.targets, packed.engine_logprobs)] == ["int64", "int64", "float64"]
 
 
 def test_a_batch_is_not_copied_for_its_answers() -> None:
