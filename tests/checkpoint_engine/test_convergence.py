@@ -289,6 +289,10 @@ def test_it_converges_after_any_faults(faults: list[Fault], policy: str, acceler
     check_end(play(iterations=3, policy=policy, accelerator=accelerator, faults=faults))
 
 
+def test_a_sidecar_that_hangs_when_all_is_over_is_asked_again() -> None:
+    check_end(play(iterations=1, policy="sleep", faults=[Fault("engine.stop", nth, "hang") for nth in range(1, 7)]))
+
+
 def test_a_dead_engine_is_reported_and_replaced_without_the_trainer() -> None:
     world = play(iterations=1, faults=[Fault("rollout", 1, "kill")])
     check_end(world)

@@ -53,6 +53,8 @@ STOP_GRACE = 5.0
 """Seconds that a payload gets between SIGTERM and SIGKILL."""
 STOP_DEADLINE = STOP_GRACE + KILL_DEADLINE + 5.0
 """Seconds after which a shim that was asked to stop its payload has either done so or failed."""
+LAST_TRIES = 7
+"""So often at least is a shim asked to stop its payload when all is over, however short `switch.deadlineSeconds` is: nobody asks later."""
 HAND_BACK = 5.0
 """Seconds that an engine which is about to end gets to answer what it is writing."""
 PROGRESS_POLL = 1.0
@@ -310,11 +312,12 @@ class Actor:
             self._saving.cancel()
         site, parts = self.plan.site, self.parts
         shims = [*([parts.engine_shim] if site.serves else []), *([parts.trainer_shim] if site.kind == "worker" else [])]
+        limit = max(self.plan.deadline, LAST_TRIES * STOP_DEADLINE)
         try:
-            async with asyncio.timeout(self.plan.deadline):
+            async with asyncio.timeout(limit):
                 await asyncio.gather(*(self._end(shim) for shim in shims))
         except TimeoutError:
-            log.warning("the sidecars did not end their processes within %.0f s", self.plan.deadline)
+            log.warning("the sidecars did not end their processes within %.0f s", limit)
         finally:
             self.parts.weights.remove()
 
