@@ -25,7 +25,7 @@ from rljob.checkpoint_engine.arena import TensorFile, TensorSpec, manifest_check
 from rljob.checkpoint_engine.clients import HttpEngine
 from rljob.checkpoint_engine.outcome import AttestationFailed
 from rljob.checkpoint_engine.state import EngineState
-from rljob.rollout.client import NO_WEIGHTS, EngineClient, EngineMetrics, SamplingParams, weight_label
+from rljob.rollout.client import NO_WEIGHTS, Completion, EngineClient, EngineMetrics, SamplingParams, weight_label
 from rljob.rollout.zygote import session_members
 from rljob.wire.weights import Canary, Manifest
 
@@ -339,14 +339,13 @@ def test_an_aborted_answer_comes_back_with_what_there_is(engine: str, policy: Po
     manifest = policy.export()
     ask(engine, lambda e: e.load_weights(manifest, policy.arena))
 
-    async def scenario(client: EngineClient) -> tuple[Any, Any, Any]:
+    async def scenario(client: EngineClient) -> tuple[Completion, tuple[int, bool], Completion]:
         params = SamplingParams(max_tokens=900)
         first, second = (asyncio.create_task(client.generate(name, PROMPT, params)) for name in ("first", "second"))
 
         async def until(done: Callable[[EngineMetrics], bool]) -> None:
-            while not done(await client.metrics()):
-                for task in (first, second):
-                    assert not task.done(), f"ended early: {task.exception() or task.result()}"
+            while not (done(await client.metrics()) or first.done() or second.done()):
+                pass
 
         await until(lambda seen: seen.running == 2)
         start = (await client.metrics()).generation_tokens
@@ -360,7 +359,11 @@ def test_an_aborted_answer_comes_back_with_what_there_is(engine: str, policy: Po
         await client.abort(["second"])
         return aborted, frozen, await second
 
-    aborted, frozen, second = ask(engine, scenario)
+    # On a busy machine an answer may be whole before we come to have it aborted.
+    for _ in range(5):
+        aborted, frozen, second = ask(engine, scenario)
+        if "length" not in (aborted.finish_reason, second.finish_reason):
+            break
     assert (aborted.finish_reason, second.finish_reason) == ("abort", "abort")
     assert 0 < len(aborted.tokens) == len(aborted.logprobs) < 900
     assert frozen == (1, False)
