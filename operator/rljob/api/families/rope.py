@@ -26,9 +26,9 @@ def read_rope(config: Mapping[str, Any], where: object) -> Rope:
     if kinds not in ({"default"}, {"llama3"}):
         kind = " and ".join(map(repr, sorted(kinds)))
         raise ConfigurationError(f"{where}: rotary positions of type {kind} are not supported by the trainer; choose default or llama3")
-    unknown = {key: value for key, value in said.items() if key not in _KNOWN or (key == "partial_rotary_factor" and value != 1)}
-    for key, value in unknown.items():
-        raise ConfigurationError(f"{where}: {field}.{key} is {value!r}, which is not supported by the trainer; choose another model")
+    for key, value in said.items():
+        if key not in _KNOWN or (key == "partial_rotary_factor" and value != 1):
+            raise ConfigurationError(f"{where}: {field}.{key} is {value!r}, which is not supported by the trainer; choose another model")
     if kinds == {"default"}:
         return Rope(positive(said, "rope_theta"))
     # vLLM takes a number beside them for the one in them, transformers does not.
